@@ -1,0 +1,98 @@
+"""The analysis contract: from recordings, models or other results to a labelled result."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol
+
+import xarray as xr
+
+from retinakit.model import Model
+from retinakit.plugin import Plugin
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+
+class _Source(Protocol):
+    def model(self) -> Model: ...
+    def recording(self) -> xr.DataTree: ...
+
+
+@dataclass(frozen=True)
+class FittedModel:
+    """One member of a family: a recording and, if the family is of models, a fitted model.
+
+    Attributes:
+        name: the step's name.
+        coords: where in the sweep it stands, such as {"filters": 4}.
+        source: reads it, when it is asked for.
+    """
+
+    name: str
+    coords: Mapping[str, Any]
+    source: _Source
+
+    @cached_property
+    def model(self) -> Model:
+        """The fitted model."""
+        return self.source.model()
+
+    @property
+    def data(self) -> xr.DataTree:
+        """The recording that it was fitted on, or is."""
+        return self.source.recording()
+
+
+class Analysis(Plugin, ABC):
+    """Computes a result, and draws it.
+
+    What `run` is given follows from the names of its parameters:
+
+    - `data`: one recording. The analysis is run once for every point of the sweep.
+    - `model`: one fitted model (a `Model`). Run once for every model and point of its sweep; `data`
+      beside it is the recording that the model was fitted on, or the one the step's `data:` names.
+    - `recordings`, `models`: all of them, as a list of `FittedModel`. For an analysis that wants
+      the whole family, such as a transfer matrix.
+    - `results`: the results of the analyses that the step's `results:` names, by name.
+
+    The pipeline puts what one-by-one runs return into one DataTree: a group for each model or
+    dataset, in which every sweep is a dimension.
+    """
+
+    @abstractmethod
+    def run(self, *args: Any, **kwargs: Any) -> xr.Dataset:
+        """The result, with labelled dimensions."""
+
+    @abstractmethod
+    def plot(self, result: xr.DataTree) -> "Figure":
+        """A figure made from the result alone, so that a report can be drawn again from disk.
+
+        Args:
+            result: as the pipeline combines it. `self` has the step's options, nothing else.
+        """
+
+    def caption(self, result: xr.DataTree) -> str:
+        """What the figure shows, in a sentence or two. By default the class's first line."""
+        return (type(self).__doc__ or "").strip().splitlines()[0] if type(self).__doc__ else ""
+
+    def table(self, result: xr.DataTree) -> "pd.DataFrame | None":
+        """The numbers that belong in the report as a table, or None."""
+        return None
+
+
+def groups(result: xr.DataTree) -> dict[str, xr.Dataset]:
+    """The Datasets of a combined result by the name of the model or dataset they are about.
+
+    A result that is about no single step (of an analysis of a whole family) has the name "".
+    """
+    if result.children:
+        return {name: child.to_dataset() for name, child in result.children.items()}
+    return {"": result.to_dataset()}
+
+
+def sweep_dims(group: xr.Dataset) -> list[str]:
+    """The dimensions of a combined result that came from a sweep, in the order of the sweep."""
+    return [name for name in str(group.attrs.get("sweep", "")).split(",") if name]

@@ -1,0 +1,105 @@
+"""Scores of a prediction, against a known rate, repeated trials, or single spikes.
+
+All take DataArrays with the dimension `frame` and give one number for each of the other
+coordinates (`cell`, sweeps). Frames where either is NaN are left out; nothing is clipped.
+"""
+
+import numpy as np
+import xarray as xr
+
+
+def _pair(predicted: xr.DataArray, observed: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
+    both = predicted.notnull() & observed.notnull()
+    return predicted.where(both), observed.where(both)
+
+
+def correlation(predicted: xr.DataArray, observed: xr.DataArray) -> xr.DataArray:
+    """Pearson correlation over frames; NaN where either is constant."""
+    predicted, observed = _pair(predicted, observed)
+    a, b = predicted - predicted.mean("frame"), observed - observed.mean("frame")
+    variance = (a**2).mean("frame") * (b**2).mean("frame")
+    # A constant trace keeps a variance of rounding errors, far below its own square.
+    floor = 1e-24 * (predicted**2).mean("frame") * (observed**2).mean("frame")
+    return (a * b).mean("frame") / np.sqrt(variance.where(variance > floor))
+
+
+def fraction_of_explained_variance(predicted: xr.DataArray, rate: xr.DataArray) -> xr.DataArray:
+    """FEV = 1 - mean (predicted - rate)² / Var(rate), against a rate without noise."""
+    predicted, rate = _pair(predicted, rate)
+    return 1 - ((predicted - rate) ** 2).mean("frame") / rate.var("frame")
+
+
+def explainable_variance(response: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
+    """The variance that a stimulus can explain, and that of the noise.
+
+    total = variance over frames and repeats, noise = mean over frames of the variance across
+    repeats (both with ddof 1), explainable = total - noise.
+
+    Args:
+        response: (repeat, frame, ...).
+
+    Returns:
+        explainable variance, noise variance.
+    """
+    total = response.var(("repeat", "frame"), ddof=1)
+    noise = response.var("repeat", ddof=1).mean("frame")
+    return total - noise, noise
+
+
+def feve(predicted: xr.DataArray, response: xr.DataArray) -> xr.DataArray:
+    """Fraction of the explainable variance explained: 1 - (mse - noise) / explainable.
+
+    Negative for a model worse than the mean response.
+
+    Args:
+        predicted: (frame, ...).
+        response: (repeat, frame, ...); the mse is over frames and repeats.
+    """
+    response = response.where(predicted.notnull())
+    explainable, noise = explainable_variance(response)
+    mse = ((response - predicted) ** 2).mean(("repeat", "frame"))
+    return 1 - (mse - noise) / explainable.where(explainable > 0)
+
+
+def correlation_ceiling(response: xr.DataArray) -> xr.DataArray:
+    """The correlation that a perfect model would have with the mean over repeats.
+
+    CCmax = sqrt(SP / Var(mean response)), with the signal power SP of Sahani & Linden (2003) as
+    in Schoppe et al. (2016), eqs 5 and 7. NaN where the signal power is not positive.
+
+    Args:
+        response: (repeat, frame, ...), complete.
+    """
+    repeats = response.sizes["repeat"]
+    if repeats < 2:
+        return xr.full_like(response.isel(repeat=0, frame=0, drop=True), np.nan, dtype=float)
+    power_of_sum = response.sum("repeat").var("frame", ddof=1)
+    sum_of_powers = response.var("frame", ddof=1).sum("repeat")
+    signal = (power_of_sum - sum_of_powers) / (repeats * (repeats - 1))
+    variance = response.mean("repeat").var("frame", ddof=1)
+    return np.sqrt((signal / variance.where(variance > 0)).where(signal > 0))
+
+
+def poisson_deviance(predicted: xr.DataArray, response: xr.DataArray) -> xr.DataArray:
+    """Mean Poisson deviance per bin: 2 (y log(y / p) - y + p); 0 for a perfect prediction."""
+    predicted, response = _pair(predicted, response)
+    positive = response > 0
+    ratio = xr.where(positive, response, 1.0) / predicted.where(positive, 1.0)
+    terms = 2 * (xr.where(positive, response * np.log(ratio), 0.0) - response + predicted)
+    dims = [dim for dim in ("repeat", "frame") if dim in terms.dims]
+    return terms.where(response.notnull() & predicted.notnull()).mean(dims)
+
+
+def bits_per_spike(predicted: xr.DataArray, response: xr.DataArray) -> xr.DataArray:
+    """Poisson log-likelihood gained over a constant rate, in bits for each spike.
+
+    (LL(predicted) - LL(mean response)) / (spikes · ln 2), over the same frames.
+    """
+    response = response.where(predicted.notnull())
+    predicted = predicted.where(response.notnull())
+    dims = [dim for dim in ("repeat", "frame") if dim in response.dims]
+    spikes, bins = response.sum(dims), response.notnull().sum(dims)
+    constant = spikes / bins
+    likelihood = (response * np.log(predicted.where(response != 0, 1.0)) - predicted).sum(dims)
+    null = spikes * np.log(constant.where(spikes > 0)) - spikes
+    return (likelihood - null) / (spikes.where(spikes > 0) * np.log(2))

@@ -1,0 +1,154 @@
+"""What a spatiotemporal receptive field looks like: space and time, significance, outline."""
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+from scipy.optimize import least_squares
+
+
+def separate(field: xr.DataArray) -> xr.Dataset:
+    """The best product of a spatial map and a temporal filter (singular value decomposition).
+
+    The temporal filter has unit norm, and the sign is such that the spatial map is positive where
+    it is strongest: an OFF cell has a negative temporal filter at short lags.
+
+    Args:
+        field: (..., lag, y, x).
+
+    Returns:
+        `temporal (..., lag)`, `spatial (..., y, x)`, whose product approximates the field, and
+        `separability (...)`, the part of the power that it holds.
+    """
+
+    def decompose(matrix: NDArray[Any]) -> tuple[Any, ...]:
+        lags = matrix.shape[-3]
+        flat = np.nan_to_num(matrix.reshape(*matrix.shape[:-2], -1))
+        u, s, v = np.linalg.svd(flat, full_matrices=False)
+        temporal, spatial = u[..., 0], s[..., :1] * v[..., 0, :]
+        peak = np.take_along_axis(spatial, np.abs(spatial).argmax(-1)[..., None], -1)
+        sign = np.where(peak < 0, -1.0, 1.0)
+        power = (s**2).sum(-1)
+        part = np.divide(s[..., 0] ** 2, power, out=np.full(power.shape, np.nan), where=power > 0)
+        assert temporal.shape[-1] == lags
+        return temporal * sign, (spatial * sign).reshape(*matrix.shape[:-3], *matrix.shape[-2:]), part
+
+    temporal, spatial, separability = xr.apply_ufunc(
+        decompose,
+        field.transpose(..., "lag", "y", "x"),
+        input_core_dims=[["lag", "y", "x"]],
+        output_core_dims=[["lag"], ["y", "x"], []],
+    )
+    result: xr.Dataset = xr.Dataset(
+        {"temporal": temporal, "spatial": spatial, "separability": separability}
+    )
+    return result
+
+
+def z_score(field: xr.DataArray) -> xr.DataArray:
+    """Each value's distance from the field's mean in robust standard deviations (1.4826 MAD).
+
+    The receptive field covers few of the values, so median and MAD describe its background.
+    """
+    dims = ("lag", "y", "x") if "lag" in field.dims else ("y", "x")
+    centre = field.median(dims)
+    spread = 1.4826 * np.abs(field - centre).median(dims)
+    result: xr.DataArray = (field - centre) / spread.where(spread > 0)
+    return result
+
+
+def gaussian(
+    y: NDArray[Any], x: NDArray[Any], parameters: NDArray[Any] | list[float]
+) -> NDArray[Any]:
+    """A 2-D Gaussian on the grid y × x; parameters are amplitude, y0, x0, sd1, sd2, angle."""
+    amplitude, y0, x0, sd1, sd2, angle = parameters
+    dy, dx = np.meshgrid(y - y0, x - x0, indexing="ij")
+    along = np.cos(angle) * dx + np.sin(angle) * dy
+    across = -np.sin(angle) * dx + np.cos(angle) * dy
+    result: NDArray[Any] = amplitude * np.exp(-0.5 * ((along / sd1) ** 2 + (across / sd2) ** 2))
+    return result
+
+
+ELLIPSE = ("amplitude", "centre_y", "centre_x", "sd_major", "sd_minor", "angle")
+
+
+def fit_ellipse(spatial: xr.DataArray) -> xr.Dataset:
+    """The 2-D Gaussian that describes a spatial map, fitted to its values by least squares.
+
+    The map is divided by its peak and negative values are set to 0, as Zheng et al. (2021) do; the
+    fit starts at the peak of the map after smoothing, so that a broad weak field is found.
+
+    Args:
+        spatial: (..., y, x), with coordinates y and x.
+
+    Returns:
+        `amplitude`, `centre_y`, `centre_x`, `sd_major`, `sd_minor` (in the units of y and x),
+        `angle` (radians from x towards y) over the leading dimensions; NaN where no Gaussian fits.
+    """
+    y, x = (np.asarray(spatial[dim], float) for dim in ("y", "x"))
+
+    def fit(image: NDArray[Any]) -> tuple[Any, ...]:
+        flat = image.reshape(-1, *image.shape[-2:])
+        fitted = np.array([_fit_gaussian(one, y, x) for one in flat])
+        return tuple(fitted[:, i].reshape(image.shape[:-2]) for i in range(len(ELLIPSE)))
+
+    fitted = xr.apply_ufunc(
+        fit, spatial, input_core_dims=[["y", "x"]], output_core_dims=[[] for _ in ELLIPSE]
+    )
+    return xr.Dataset(dict(zip(ELLIPSE, fitted, strict=True)))
+
+
+def _fit_gaussian(image: NDArray[Any], y: NDArray[Any], x: NDArray[Any]) -> NDArray[Any]:
+    from scipy.ndimage import gaussian_filter
+
+    nothing = np.full(len(ELLIPSE), np.nan)
+    image = np.nan_to_num(image)
+    if image.max() <= 0 or min(image.shape) < 3:
+        return nothing
+    image = np.clip(image / image.max(), 0, None)
+    row, column = np.unravel_index(gaussian_filter(image, 1.0).argmax(), image.shape)
+    step = float(np.abs(np.diff(x)).mean())
+    span = max(np.ptp(y), np.ptp(x))
+    lower = [0, y.min(), x.min(), 0.3 * step, 0.3 * step, -np.inf]
+    upper = [3, y.max(), x.max(), span, span, np.inf]
+    best = None
+    for width in (1.0, 3.0):
+        start = [0.8, y[row], x[column], min(width * step, 0.9 * span), min(width * step, 0.9 * span), 0.1]
+        start[1] = np.clip(start[1], y.min() + 1e-6 * step, y.max() - 1e-6 * step)
+        start[2] = np.clip(start[2], x.min() + 1e-6 * step, x.max() - 1e-6 * step)
+        solution = least_squares(
+            lambda p: (gaussian(y, x, p) - image).ravel(), start, bounds=(lower, upper)
+        )
+        if best is None or solution.cost < best.cost:
+            best = solution
+    assert best is not None
+    amplitude, y0, x0, sd1, sd2, angle = best.x
+    if not best.success or amplitude < 1e-3:
+        return nothing
+    if sd1 < sd2:
+        sd1, sd2, angle = sd2, sd1, angle + np.pi / 2
+    return np.array([amplitude, y0, x0, sd1, sd2, angle % np.pi])
+
+
+def morans_i(image: xr.DataArray) -> xr.DataArray:
+    """Moran's I, the spatial autocorrelation of a map over its 4-neighbours.
+
+    I = (N / n) · Σ_neighbours b_i b_j / Σ b², b the map less its mean, n the ordered neighbour
+    pairs (Yan et al. 2020, II-C). About -1/(N-1) for noise, near 1 for a smooth map.
+
+    Args:
+        image: (..., y, x).
+    """
+    b = image - image.mean(("y", "x"))
+    height, width = image.sizes["y"], image.sizes["x"]
+    pairs = 2 * (height * (width - 1) + width * (height - 1))
+    power = (b**2).sum(("y", "x"))
+    vertical = (b.isel(y=slice(1, None)).drop_vars("y", errors="ignore")
+                * b.isel(y=slice(None, -1)).drop_vars("y", errors="ignore")).sum(("y", "x"))
+    horizontal = (b.isel(x=slice(1, None)).drop_vars("x", errors="ignore")
+                  * b.isel(x=slice(None, -1)).drop_vars("x", errors="ignore")).sum(("y", "x"))
+    result: xr.DataArray = (
+        height * width / pairs * 2 * (vertical + horizontal) / power.where(power > 0)
+    )
+    return result

@@ -1,0 +1,228 @@
+"""The base of torch models: a subclass says what to build and what to penalise."""
+
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import xarray as xr
+from lightning_fabric import Fabric
+from pydantic import Field
+from torch import Tensor, nn
+
+from retinakit.config import Config
+from retinakit.errors import UserError
+from retinakit.model import Model, check_stimulus, coordinates_of
+from retinakit.progress import Progress, silent
+from retinakit.recording import SPIKES_PER_BIN, full_history
+from retinakit.training import Fit, Frames, Schedule, train
+
+PREDICTION_BLOCK = 4096
+
+
+class TorchConfig(Config):
+    """Options of every torch model."""
+
+    lags: int = Field(20, ge=1, description="Frames of history, the present one included.")
+    target: Literal["response", "rate"] = Field(
+        "response", description="What to fit: the recorded response, or the known rate."
+    )
+    loss: Literal["poisson", "mse"] = Field("poisson", description="What to minimise.")
+    steps: int = Field(5000, ge=1, description="Training steps at most.")
+    batch: int = Field(2000, ge=1, description="Frames in a batch, contiguous in time.")
+    learning_rate: float = Field(1e-3, gt=0, description="Of Adam, at the start.")
+    decay: Literal["drop", "cosine"] = Field(
+        "drop",
+        description="'drop': lower the learning rate when the validation loss stalls; "
+        "'cosine': lower it smoothly to 0 at the last step.",
+    )
+    check_every: int = Field(200, ge=1, description="Steps between validations.")
+    patience: int = Field(
+        5, ge=0, description="Validations without a better loss before a drop; 0: never stop."
+    )
+    drops: int = Field(1, ge=0, description="Drops of the learning rate before the end.")
+    drop_factor: float = Field(0.1, gt=0, lt=1, description="Learning rate after a drop.")
+    starts: int = Field(
+        1, ge=1, description="Fits from different starting weights; validation chooses."
+    )
+    accelerator: str = Field("auto", description="Lightning Fabric's accelerator: cpu, gpu, auto.")
+    devices: int = Field(1, ge=1, description="Devices to train on together (DDP if several).")
+    precision: str = Field("32-true", description="Lightning Fabric's precision, such as bf16-mixed.")
+
+
+class TorchModel(Model):
+    """A model whose prediction is a torch module, trained by `retinakit.training`.
+
+    A subclass says `build`, and what else differs: `penalty`, `initialise`, and `parameters`.
+    """
+
+    Config = TorchConfig
+
+    module: nn.Module
+    field: xr.Dataset
+
+    @abstractmethod
+    def build(self, field: xr.Dataset) -> nn.Module:
+        """The module, with random weights.
+
+        Args:
+            field: the coordinates `lag`, `y`, `x`, `cell` and perhaps `channel` of the recording.
+
+        Returns:
+            A module from frames (n + lags - 1, [channel,] y, x), oldest first, to the expected
+            spikes per bin (n, cell).
+        """
+
+    def penalty(self, module: nn.Module) -> Tensor:
+        """Added to the mean loss per frame and cell. Nothing by default."""
+        return torch.zeros((), device=next(module.parameters()).device)
+
+    def initialise(self, module: nn.Module, recording: xr.DataTree) -> None:
+        """Sets weights from the training data before the first step. Does nothing by default."""
+
+    @property
+    def lags(self) -> int:
+        lags: int = self.config.lags
+        return lags
+
+    def fit(
+        self,
+        recording: xr.DataTree,
+        *,
+        checkpoint: Path | None = None,
+        progress: Progress = silent,
+    ) -> xr.Dataset:
+        config = self.config
+        self.field = coordinates_of(recording["train"].to_dataset(), config.lags)
+        several = config.devices > 1
+        fabric = Fabric(
+            accelerator=config.accelerator,
+            devices=config.devices,
+            precision=config.precision,
+            strategy="ddp_spawn" if several else "auto",
+        )
+        # A progress callback does not travel to the processes of DDP.
+        watch = silent if several else progress
+        fits, best_state = fabric.launch(self._fit_starts, recording, checkpoint, watch)
+        self.module = self.build(self.field)
+        self.module.load_state_dict(best_state)
+        self.module.eval()
+        return _curves(fits)
+
+    def _fit_starts(
+        self, fabric: Fabric, recording: xr.DataTree, checkpoint: Path | None, progress: Progress
+    ) -> tuple[list[Fit], dict[str, Tensor]]:
+        """Fits from every start, and returns the states of the fits and the best weights."""
+        config = self.config
+        training, validation = (
+            Frames.of(recording[name].to_dataset(), config.target, config.lags, fabric.device)
+            for name in ("train", "validation")
+        )
+        schedule = Schedule(
+            **{name: getattr(config, name) for name in Schedule.__dataclass_fields__}
+        )
+        fits: list[Fit] = []
+        best_state: dict[str, Tensor] = {}
+        for start in range(config.starts):
+            with torch.random.fork_rng(devices=[]):
+                seed = self.seed * 1000 + start
+                torch.manual_seed(seed)
+                module = self.build(self.field)
+                self.initialise(module, recording)
+                module.to(fabric.device)
+                fit = train(
+                    fabric,
+                    module,
+                    self.penalty,
+                    config.loss,
+                    training,
+                    validation,
+                    schedule,
+                    seed,
+                    checkpoint and checkpoint.with_suffix(f".{start}.pt"),
+                    lambda done, total, message="", start=start: progress(
+                        start * total + done, config.starts * total, message
+                    ),
+                )
+            if not fits or fit.best_loss < min(other.best_loss for other in fits):
+                best_state = {k: v.detach().cpu().clone() for k, v in module.state_dict().items()}
+            fits.append(fit)
+        return fits, best_state
+
+    def predict(self, stimulus: xr.DataArray) -> xr.DataArray:
+        self._check_fitted()
+        check_stimulus(stimulus, self.field)
+        frames, lags = stimulus.sizes["frame"], self.lags
+        rate = np.full((frames, self.field.sizes["cell"]), np.nan, dtype=np.float32)
+        with torch.no_grad():
+            for end in range(lags, frames + PREDICTION_BLOCK, PREDICTION_BLOCK):
+                first, last = end - lags, min(end - 1 + PREDICTION_BLOCK, frames)
+                if last - first < lags:
+                    break
+                block = np.ascontiguousarray(stimulus[first:last].values, dtype=np.float32)
+                rate[first + lags - 1 : last] = self.module(torch.from_numpy(block)).numpy()
+        coords = {"cell": self.field["cell"].variable}
+        for name in ("frame", "time", "segment"):
+            if name in stimulus.coords:
+                coords[name] = stimulus[name].variable
+        if "segment" in stimulus.coords:
+            rate[~full_history(stimulus["segment"], lags)] = np.nan
+        return xr.DataArray(
+            rate, dims=("frame", "cell"), coords=coords, name="prediction",
+            attrs={"units": SPIKES_PER_BIN},
+        )
+
+    def state(self) -> xr.Dataset:
+        self._check_fitted()
+        arrays = {
+            f"module.{name}": ([f"{name}_{i}" for i in range(value.ndim)], value.numpy())
+            for name, value in self.module.state_dict().items()
+        }
+        return self.field.assign(arrays)
+
+    def restore(self, state: xr.Dataset) -> None:
+        weights: dict[str, Any] = {
+            str(name).removeprefix("module."): torch.from_numpy(np.array(value.values))
+            for name, value in state.data_vars.items()
+        }
+        self.field = state[list(state.coords)]
+        self.field.attrs = dict(state.attrs)
+        self.module = self.build(self.field)
+        self.module.load_state_dict(weights)
+        self.module.eval()
+
+    def _check_fitted(self) -> None:
+        if not hasattr(self, "module"):
+            raise UserError(f"the {type(self).__name__} is not fitted; call fit or load first")
+
+
+def _curves(fits: list[Fit]) -> xr.Dataset:
+    """The curves of all starts, over `start` and `check`; NaN after a start's end."""
+    curves = [
+        xr.Dataset(
+            {name: ("check", np.array(values, float)) for name, values in fit.curves.items()},
+            coords={"check": np.arange(len(fit.curves["step"]))},
+        )
+        for fit in fits
+    ]
+    combined: xr.Dataset = xr.concat(curves, "start", join="outer")
+    combined["best_validation_loss"] = ("start", [fit.best_loss for fit in fits])
+    combined["best_step"] = ("start", [fit.best_step for fit in fits])
+    return combined.assign_coords(start=np.arange(len(fits)))
+
+
+def sum_over_lags(shifted: Tensor, lags: int) -> Tensor:
+    """Σ over lags of a product that was taken frame by frame.
+
+    Args:
+        shifted: (n + lags - 1, lags, ...), the product of frame t with the kernel at each lag.
+
+    Returns:
+        (n, ...): out[t] = Σ_lag shifted[t + lags - 1 - lag, lag].
+    """
+    n = len(shifted) - lags + 1
+    total = shifted[lags - 1 :, 0]
+    for lag in range(1, lags):
+        total = total + shifted[lags - 1 - lag : lags - 1 - lag + n, lag]
+    return total

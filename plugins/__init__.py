@@ -1,0 +1,1 @@
+"""The datasets, models and analyses that come with retinakit."""

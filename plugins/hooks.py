@@ -1,0 +1,74 @@
+"""What retinakit itself offers to the registry. Imports nothing heavy."""
+
+from retinakit.hookspecs import AnalysisSpec, DatasetSpec, ModelSpec, hookimpl
+
+
+@hookimpl
+def retinakit_datasets() -> list[DatasetSpec]:
+    folder = "retinakit_plugins.datasets"
+    return [
+        DatasetSpec(
+            name="subunit_rgc",
+            target=f"{folder}.subunit_rgc:SubunitRGC",
+            summary="Simulated ganglion cells made of subunits, with their truth (Yan 2020).",
+        ),
+        DatasetSpec(
+            name="liu2017",
+            target=f"{folder}.liu2017:Liu2017",
+            summary="Salamander ganglion cells under white noise (Liu 2017), from its files.",
+        ),
+        DatasetSpec(
+            name="hdf5",
+            target=f"{folder}.hdf5:HDF5",
+            summary="Your own arrays in an HDF5 or NetCDF file.",
+        ),
+        DatasetSpec(
+            name="temporal_collapse",
+            target=f"{folder}.temporal_collapse:TemporalCollapse",
+            summary="Another dataset, filtered in time with the cell's filter (Yan's Version I).",
+        ),
+    ]
+
+
+@hookimpl
+def retinakit_models() -> list[ModelSpec]:
+    folder = "retinakit_plugins.models"
+    return [
+        ModelSpec(
+            name="ln",
+            target=f"{folder}.ln:LN",
+            summary="Linear filter and nonlinearity, fitted by Poisson likelihood.",
+        ),
+        ModelSpec(
+            name="cnn",
+            target=f"{folder}.cnn:CNN",
+            summary="Convolutional network of one to three layers (Yan 2020).",
+        ),
+    ]
+
+
+@hookimpl
+def retinakit_analyses() -> list[AnalysisSpec]:
+    folder = "retinakit_plugins.analyses"
+    return [
+        AnalysisSpec(
+            name="sta",
+            target=f"{folder}.sta:STA",
+            summary="Spike-triggered average, its space and time, and its outline.",
+        ),
+        AnalysisSpec(
+            name="score",
+            target=f"{folder}.score:Score",
+            summary="How well a model predicts, against the noise ceiling.",
+        ),
+        AnalysisSpec(
+            name="subunits",
+            target=f"{folder}.subunits:Subunits",
+            summary="A model's filters, matched to the true subunits where they are known.",
+        ),
+        AnalysisSpec(
+            name="raster",
+            target=f"{folder}.raster:Raster",
+            summary="Spikes of the cell and of the model in the test frames, and their rates.",
+        ),
+    ]
