@@ -71,13 +71,12 @@ setup(
     packages=[
         "retinakit",
         "retinakit.pipeline",
-        "retinakit.report",
         "retinakit_plugins",
         "retinakit_plugins.datasets",
         "retinakit_plugins.models",
         "retinakit_plugins.analyses",
     ],
-    package_data={"retinakit": ["py.typed", "report/*.j2", "report/*.css"]},
+    package_data={"retinakit": ["py.typed", "report.html.j2"]},
     ext_modules=[
         Pybind11Extension(
             "retinakit._kernels",

@@ -1,0 +1,388 @@
+"""Runs the tasks of a graph: here one after another, or on dask."""
+
+import json
+import logging
+import time
+import traceback
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import h5py
+import xarray as xr
+
+from retinakit.analysis import FittedModel
+from retinakit.errors import UserError
+from retinakit.model import ENGINE, Model
+from retinakit.pipeline.combine import combine
+from retinakit.pipeline.graph import Coords, Graph, Task
+from retinakit.pipeline.store import Store
+from retinakit.progress import Progress, silent
+from retinakit.recording import validate
+from retinakit.registry import Registry
+
+RECORDINGS_AT_HAND = 2
+logger = logging.getLogger("retinakit")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a task ended.
+
+    `status`: "done", "stored" (it was there already), "failed" (the plugin raised), "invalid" (a
+    mistake of the user's), or "skipped" (an input is missing). `message` explains the last three.
+    """
+
+    key: str
+    label: str
+    status: str
+    seconds: float = 0.0
+    message: str = ""
+    traceback: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is a result."""
+        return self.status in ("done", "stored")
+
+
+class Watcher(Protocol):
+    """Is told what happens in a run."""
+
+    def started(self, task: Task) -> None: ...
+    def progressed(self, key: str, done: float, total: float, message: str) -> None: ...
+    def ended(self, task: Task, outcome: Outcome) -> None: ...
+
+
+class Workbench:
+    """Makes and reads the results of tasks in one process.
+
+    Args:
+        tasks: by key, the tasks to run and everything they depend on.
+    """
+
+    def __init__(self, store: Store, tasks: Mapping[str, Task], registry: Registry):
+        self.store, self.tasks, self.registry = store, dict(tasks), registry
+        self._at_hand: OrderedDict[str, xr.DataTree] = OrderedDict()
+
+    def run(self, task: Task, progress: Progress = silent) -> Outcome:
+        """Makes the result of a task, unless the store has it. Never raises an Exception."""
+        begun = time.monotonic()
+        try:
+            with self.store.lock(task.key):
+                if self.store.has(task.key):
+                    return Outcome(task.key, task.label, "stored")
+                {"dataset": self._load, "model": self._fit, "analysis": self._analyse}[task.kind](
+                    task, progress
+                )
+            return Outcome(task.key, task.label, "done", time.monotonic() - begun)
+        except UserError as error:
+            return Outcome(
+                task.key, task.label, "invalid", time.monotonic() - begun, str(error)
+            )
+        except Exception as error:
+            message = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+            return Outcome(
+                task.key, task.label, "failed", time.monotonic() - begun, message,
+                traceback.format_exc(),
+            )
+
+    def recording(self, key: str) -> xr.DataTree:
+        """The recording of a dataset task: at hand, from the store, or made again if volatile."""
+        if key not in self._at_hand:
+            task = self.tasks[key]
+            self._keep(
+                key,
+                self._make_recording(task)
+                if task.volatile
+                else xr.open_datatree(self.store.path(key), engine=ENGINE),
+            )
+        self._at_hand.move_to_end(key)
+        return self._at_hand[key].copy()
+
+    def _keep(self, key: str, recording: xr.DataTree) -> None:
+        self._at_hand[key] = recording
+        while len(self._at_hand) > RECORDINGS_AT_HAND:
+            self._at_hand.popitem(last=False)
+
+    def model(self, key: str) -> Model:
+        """The fitted model of a model task."""
+        model: Model = self._plugin_class(self.tasks[key]).load(self.store.path(key))
+        return model
+
+    def _plugin_class(self, task: Task) -> Any:
+        return self.registry.load(task.kind, task.plugin)
+
+    def _plugin(self, task: Task) -> Any:
+        return self._plugin_class(task)(json.loads(task.config), seed=task.seed)
+
+    def _make_recording(self, task: Task) -> xr.DataTree:
+        inputs = {role: self.recording(keys[0]) for role, keys in task.inputs.items()}
+        recording: xr.DataTree = self._plugin(task).load(**inputs)
+        validate(recording)
+        return recording
+
+    def _load(self, task: Task, progress: Progress) -> None:
+        recording = self._make_recording(task)
+        self._keep(task.key, recording)
+        stored = without_stimulus(recording) if task.volatile else recording
+        self._write(task, lambda path: write_tree(stored, path))
+
+    def _fit(self, task: Task, progress: Progress) -> None:
+        model: Model = self._plugin(task)
+        curves = model.fit(
+            self.recording(task.inputs["data"][0]),
+            checkpoint=self.store.checkpoint(task.key),
+            progress=progress,
+        )
+
+        def write(path: Path) -> None:
+            model.save(path, curves)
+            with h5py.File(path, "a") as file:
+                file.attrs["retinakit_plugin"] = task.plugin
+
+        self._write(task, write)
+
+    def _analyse(self, task: Task, progress: Progress) -> None:
+        arguments: dict[str, Any] = {}
+        for role, keys in task.inputs.items():
+            if role == "data":
+                arguments[role] = self.recording(keys[0])
+            elif role == "model":
+                arguments[role] = self.model(keys[0])
+            elif role == "results":
+                arguments[role] = self._results(keys)
+            else:
+                arguments[role] = [
+                    FittedModel(step, dict(coords), _Member(self, key))
+                    for key, (step, coords) in zip(keys, task.members[role], strict=True)
+                ]
+        result = self._plugin(task).run(**arguments)
+        self._write(task, lambda path: result.to_netcdf(path, engine=ENGINE))
+
+    def _results(self, keys: Sequence[str]) -> dict[str, xr.DataTree]:
+        by_step: dict[str, list[Task]] = {}
+        for key in keys:
+            by_step.setdefault(self.tasks[key].step, []).append(self.tasks[key])
+        return {step: combined_result(tasks, self.store) for step, tasks in by_step.items()}
+
+    def _write(self, task: Task, write: Callable[[Path], None]) -> None:
+        meta = {"step": task.step, "label": task.label, "plugin": task.plugin,
+                "config": json.loads(task.config), "seed": task.seed}
+        self.store.write(task.key, write, meta)
+
+
+@dataclass(frozen=True)
+class _Member:
+    """Reads a member of a family when it is asked for."""
+
+    bench: Workbench
+    key: str
+
+    def model(self) -> Model:
+        return self.bench.model(self.key)
+
+    def recording(self) -> xr.DataTree:
+        task = self.bench.tasks[self.key]
+        return self.bench.recording(task.inputs["data"][0] if task.kind == "model" else self.key)
+
+
+def combined_result(tasks: Sequence[Task], store: Store) -> xr.DataTree:
+    """The result of an analysis step as one DataTree: a group for each step that it is about."""
+    by_about: dict[str, list[tuple[Coords, xr.Dataset]]] = {}
+    for task in tasks:
+        with xr.open_dataset(store.path(task.key), engine=ENGINE) as result:
+            by_about.setdefault(task.about, []).append((task.coords, result.load()))
+    return xr.DataTree.from_dict(
+        {f"/{about}": combine(points) for about, points in by_about.items()}
+    )
+
+
+def without_stimulus(recording: xr.DataTree) -> xr.DataTree:
+    """What the store keeps of a volatile recording."""
+    kept: xr.DataTree = recording.map_over_datasets(
+        lambda split: split.drop_vars("stimulus", errors="ignore")
+    )
+    kept.attrs = {**recording.attrs, "stimulus": "left out; made again from its source when needed"}
+    return kept
+
+
+def write_tree(tree: xr.DataTree, path: Path) -> None:
+    """Writes a recording, with movies of small integers compressed."""
+    encoding: dict[str, Any] = {}
+    for node in tree.subtree:
+        packed = {
+            name: {"zlib": True, "complevel": 1}
+            for name, variable in node.data_vars.items()
+            if variable.dtype.kind in "iub" and variable.size > 2**16
+        }
+        if packed:
+            encoding[node.path] = packed
+    tree.to_netcdf(path, engine=ENGINE, encoding=encoding)
+
+
+def run_here(graph: Graph, store: Store, registry: Registry, watcher: Watcher) -> dict[str, Outcome]:
+    """Runs everything in this process, and stops at a mistake of the user's."""
+    bench = Workbench(store, graph.tasks, registry)
+    outcomes: dict[str, Outcome] = {}
+    for task in graph.in_order():
+        outcome = _missing_input(task, [outcomes[key] for key in task.dependencies])
+        if outcome is None:
+            watcher.started(task)
+
+            def progress(
+                done: float, total: float, message: str = "", key: str = task.key
+            ) -> None:
+                watcher.progressed(key, done, total, message)
+
+            outcome = bench.run(task, progress)
+        outcomes[task.key] = outcome
+        watcher.ended(task, outcome)
+        if outcome.status == "invalid":
+            break
+    return outcomes
+
+
+def _missing_input(task: Task, inputs: Sequence[Outcome]) -> Outcome | None:
+    lost = [outcome.label for outcome in inputs if not outcome.ok]
+    if not lost:
+        return None
+    return Outcome(task.key, task.label, "skipped", message=f"it needs {', '.join(lost)}")
+
+
+_BENCHES: dict[Path, Workbench] = {}
+
+
+def _run_remotely(
+    key: str,
+    tasks: dict[str, Task],
+    root: Path,
+    builtin_only: bool,
+    threads: int | None,
+    *inputs: Outcome,
+) -> Outcome:
+    """Runs a task in a worker process, which keeps its recordings at hand for the next."""
+    from distributed import get_worker
+
+    outcome = _missing_input(tasks[key], inputs)
+    if outcome is not None:
+        return outcome
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+    bench = _BENCHES.setdefault(
+        root, Workbench(Store(root), {}, Registry(builtin_only=builtin_only))
+    )
+    bench.tasks |= tasks
+    worker, last = get_worker(), 0.0
+    worker.log_event("retinakit", {"key": key, "started": True})
+
+    def progress(done: float, total: float, message: str = "") -> None:
+        nonlocal last
+        if time.monotonic() - last > 0.5 or done >= total:
+            last = time.monotonic()
+            event = {"key": key, "done": float(done), "total": float(total), "message": message}
+            worker.log_event("retinakit", event)
+
+    return bench.run(tasks[key], progress)
+
+
+def run_on_dask(
+    graph: Graph,
+    store: Store,
+    registry: Registry,
+    watcher: Watcher,
+    *,
+    workers: int | None = None,
+    scheduler: str | None = None,
+) -> dict[str, Outcome]:
+    """Runs independent tasks in parallel on dask.distributed.
+
+    Args:
+        workers: start this many processes here, or
+        scheduler: use the cluster at this address; its workers must see the same store.
+
+    Raises:
+        UserError: if dask is not installed or the scheduler does not answer.
+    """
+    try:
+        import dask
+        from distributed import Client, LocalCluster, as_completed
+    except ImportError:
+        raise UserError(
+            "running in parallel needs dask; install retinakit[distributed], or leave out "
+            "--workers and --scheduler"
+        ) from None
+    import os
+
+    threads = max(1, (os.cpu_count() or 1) // workers) if workers else None
+    outcomes: dict[str, Outcome] = {}
+    with dask.config.set({"distributed.worker.daemon": False, "distributed.admin.log-length": 0}):
+        cluster = None
+        try:
+            if scheduler is None:
+                cluster = LocalCluster(
+                    n_workers=workers, threads_per_worker=1, processes=True, memory_limit=0,
+                    dashboard_address=None, silence_logs=logging.ERROR,
+                )
+            client = Client(cluster if cluster is not None else scheduler, timeout="20s")
+        except (OSError, TimeoutError) as error:
+            raise UserError(f"the dask scheduler {scheduler} does not answer ({error})") from None
+        try:
+
+            def watch(event: tuple[float, dict[str, Any]]) -> None:
+                news = event[1]
+                if "started" in news:
+                    watcher.started(graph.tasks[news["key"]])
+                else:
+                    watcher.progressed(
+                        news["key"], news["done"], news["total"], news["message"]
+                    )
+
+            client.subscribe_topic("retinakit", watch)
+            futures: dict[str, Any] = {}
+            for task in graph.in_order():
+                futures[task.key] = client.submit(
+                    _run_remotely,
+                    task.key,
+                    _ancestry(graph, task),
+                    store.root.resolve(),
+                    registry.builtin_only,
+                    threads,
+                    *(futures[key] for key in task.dependencies),
+                    key=f"{task.label}-{task.key}",
+                    pure=False,
+                    retries=0,
+                )
+            by_future = {future.key: key for key, future in futures.items()}
+            for future in as_completed(list(futures.values()), raise_errors=False):
+                key = by_future[future.key]
+                if future.status == "finished":
+                    outcome = future.result()
+                else:
+                    outcome = Outcome(
+                        key, graph.tasks[key].label, "failed",
+                        message=f"the worker was lost ({future.status})",
+                    )
+                outcomes[key] = outcome
+                watcher.ended(graph.tasks[key], outcome)
+                if outcome.status == "invalid":
+                    client.cancel(list(futures.values()))
+                    break
+        finally:
+            client.close()
+            if cluster is not None:
+                cluster.close()
+    return outcomes
+
+
+def _ancestry(graph: Graph, task: Task) -> dict[str, Task]:
+    found = {task.key: task}
+    for key in task.dependencies:
+        found |= _ancestry(graph, graph.tasks[key])
+    return found
+
+

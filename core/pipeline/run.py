@@ -1,0 +1,296 @@
+"""A run: from a pipeline file to a folder with a report, the arrays, and where they came from."""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+from ruamel.yaml import YAML
+
+from retinakit.errors import UserError
+from retinakit.model import ENGINE
+from retinakit.pipeline.combine import combine
+from retinakit.pipeline.execute import (
+    Outcome,
+    Watcher,
+    combined_result,
+    run_here,
+    run_on_dask,
+)
+from retinakit.pipeline.graph import Graph, Step, Task
+from retinakit.pipeline.store import Store, writing_to
+from retinakit.registry import Registry
+
+LIBRARIES = ("retinakit", "torch", "numpy", "scipy", "xarray", "h5py", "numba", "lightning-fabric")
+FOLDERS = {"dataset": "datasets", "model": "models", "analysis": "analyses"}
+
+
+class Log:
+    """Passes on what happens, and writes it down in `log.jsonl`, a line an event."""
+
+    def __init__(self, path: Path, watcher: Watcher):
+        self.file = path.open("a", encoding="utf-8")
+        self.watcher = watcher
+
+    def write(self, event: str, **details: Any) -> None:
+        line = {"time": datetime.now().astimezone().isoformat(), "event": event, **details}
+        self.file.write(json.dumps(line) + "\n")
+        self.file.flush()
+
+    def started(self, task: Task) -> None:
+        self.write("started", task=task.label, key=task.key)
+        self.watcher.started(task)
+
+    def progressed(self, key: str, done: float, total: float, message: str) -> None:
+        self.watcher.progressed(key, done, total, message)
+
+    def ended(self, task: Task, outcome: Outcome) -> None:
+        self.write("ended", **{k: v for k, v in asdict(outcome).items() if v})
+        self.watcher.ended(task, outcome)
+
+
+def run_pipeline(
+    graph: Graph,
+    *,
+    store: Store,
+    out: Path,
+    registry: Registry,
+    watcher: Watcher,
+    workers: int = 1,
+    scheduler: str | None = None,
+) -> tuple[Path, int]:
+    """Runs a pipeline and writes its folder.
+
+    Args:
+        out: the folder of runs; this one is `out/name/date-time`.
+        workers: processes; 1 runs everything in this one.
+        scheduler: the address of a dask cluster to run on instead.
+
+    Returns:
+        The folder, and how many tasks failed or were skipped.
+
+    Raises:
+        UserError: for a mistake of the user's; nothing but finished steps in the store is left.
+    """
+    started = datetime.now().astimezone()
+    folder = out / graph.document.name / started.strftime("%Y-%m-%dT%H-%M-%S")
+    while folder.exists():
+        folder = folder.with_name(folder.name + "x")
+    partial = folder.with_name(folder.name + ".partial")
+    begun = time.monotonic()
+    with writing_to(out):
+        partial.mkdir(parents=True)
+        log = Log(partial / "log.jsonl", watcher)
+    try:
+        log.write("run", name=graph.document.name, tasks=len(graph.tasks))
+        if workers > 1 or scheduler:
+            outcomes = run_on_dask(
+                graph, store, registry, log, workers=workers, scheduler=scheduler
+            )
+        else:
+            outcomes = run_here(graph, store, registry, log)
+        for key, outcome in outcomes.items():
+            if outcome.status == "invalid":
+                task = graph.tasks[key]
+                section = FOLDERS[task.kind]
+                raise UserError(f"{task.place}: {section}.{outcome.label}: {outcome.message}")
+        with writing_to(out):
+            write_folder(partial, graph, outcomes, store, started, time.monotonic() - begun)
+            from retinakit.report import write_report
+
+            write_report(partial, registry)
+            lost = sum(not outcome.ok for outcome in outcomes.values())
+            log.write("finished", seconds=time.monotonic() - begun, failed=lost)
+            log.file.close()
+            partial.rename(folder)
+    except BaseException:
+        log.file.close()
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return folder, lost
+
+
+def write_folder(
+    folder: Path,
+    graph: Graph,
+    outcomes: Mapping[str, Outcome],
+    store: Store,
+    started: datetime,
+    seconds: float,
+) -> None:
+    """Writes the arrays of every step, `resolved.yaml` and `provenance.json`."""
+    steps = []
+    for step in graph.steps:
+        done = [task for task in step.tasks if outcomes[task.key].ok]
+        files, problem = {}, ""
+        if done:
+            try:
+                files = _write_step(folder, step, done, store)
+            except UserError as error:
+                problem = str(error)
+        steps.append(_describe(step, outcomes, files, problem))
+    provenance = {
+        "name": graph.document.name,
+        "description": graph.document.description,
+        "started": started.isoformat(),
+        "seconds": round(seconds, 2),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "versions": {"python": platform.python_version(), **_versions()},
+        "platform": platform.platform(),
+        "processors": os.cpu_count(),
+        "git": _git_commit(),
+        "seed": graph.document.seed,
+        "steps": steps,
+    }
+    (folder / "provenance.json").write_text(json.dumps(provenance, indent=1), encoding="utf-8")
+    with (folder / "resolved.yaml").open("w", encoding="utf-8") as file:
+        YAML(typ="safe").dump(resolved(graph), file)
+
+
+def _write_step(folder: Path, step: Step, done: list[Task], store: Store) -> dict[str, str]:
+    """Writes the files of a step; returns what each holds by its path in the run's folder."""
+    section = FOLDERS[step.kind]
+    main = folder / section / f"{step.name}.nc"
+    main.parent.mkdir(exist_ok=True)
+    files: dict[str, str] = {}
+    if step.kind == "analysis":
+        tree = combined_result(done, store)
+        tree.to_netcdf(main, engine=ENGINE)
+        return {f"{section}/{main.name}": "result"}
+    if len(step.tasks) == 1:
+        _link(store.path(done[0].key), main)
+        return {f"{section}/{main.name}": "recording" if step.kind == "dataset" else "model"}
+    if step.kind == "model":
+        parts: dict[str, list[Any]] = {"parameters": [], "curves": []}
+        for task in done:
+            with xr.open_datatree(store.path(task.key), engine=ENGINE) as tree:
+                for group, points in parts.items():
+                    points.append((task.coords, tree[group].to_dataset().load()))
+        combined = {group: combine(points) for group, points in parts.items()}
+        xr.DataTree.from_dict(combined).to_netcdf(main, engine=ENGINE)
+        files[f"{section}/{main.name}"] = "parameters and curves of all fits"
+    for task in done:
+        point = ",".join(f"{name}={value}" for name, value in task.coords)
+        path = folder / section / step.name / f"{_file_name(point)}.nc"
+        path.parent.mkdir(exist_ok=True)
+        _link(store.path(task.key), path)
+        what = "recording" if step.kind == "dataset" else "model"
+        files[f"{section}/{step.name}/{path.name}"] = what
+    return files
+
+
+def _file_name(text: str) -> str:
+    safe = "".join(c if c.isalnum() or c in "=,._-" else "-" for c in text)
+    return safe[:150]
+
+
+def _link(source: Path, target: Path) -> None:
+    """A second name for a stored file, or a copy where the file system has none."""
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _describe(
+    step: Step, outcomes: Mapping[str, Outcome], files: dict[str, str], problem: str
+) -> dict[str, Any]:
+    document = step.document
+    references = {
+        role: value
+        for role in ("data", "models", "results")
+        if (value := getattr(document, role, None))
+    }
+    tasks = []
+    for task in step.tasks:
+        outcome = outcomes[task.key]
+        tasks.append(
+            {
+                "label": task.label,
+                "key": task.key,
+                "coords": dict(task.coords),
+                "about": task.about,
+                "seed": task.seed,
+                "config": json.loads(task.config),
+                "status": outcome.status,
+                "seconds": round(outcome.seconds, 3),
+                "message": outcome.message,
+                "traceback": outcome.traceback,
+            }
+        )
+    return {
+        "name": step.name,
+        "kind": step.kind,
+        "plugin": step.entry.full_name,
+        "version": step.entry.version,
+        "summary": step.entry.spec.summary if step.entry.spec else "",
+        "options": document.with_,
+        "sweep": document.sweep,
+        "references": references,
+        "dims": list(step.dims),
+        "files": files,
+        "problem": problem,
+        "tasks": tasks,
+    }
+
+
+def resolved(graph: Graph) -> dict[str, Any]:
+    """The pipeline with every option written out, which runs to the same result.
+
+    The folder of the pipeline file is resolved into the paths.
+    """
+    sections: dict[str, Any] = {
+        "name": graph.document.name,
+        "description": graph.document.description,
+        "seed": graph.document.seed,
+    }
+    for step in graph.steps:
+        config = json.loads(step.tasks[0].config)
+        document = step.document
+        entry: dict[str, Any] = {"plugin": step.entry.full_name}
+        for role in ("data", "models", "results"):
+            if getattr(document, role, None):
+                entry[role] = getattr(document, role)
+        entry["with"] = {k: v for k, v in config.items() if k not in document.sweep}
+        if document.seed is not None:
+            entry["seed"] = document.seed
+        if document.sweep:
+            entry["sweep"] = document.sweep
+        sections.setdefault(FOLDERS[step.kind], {})[step.name] = entry
+    return sections
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _git_commit() -> str | None:
+    """The commit of the working folder, if it is under git, and whether it was changed."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + (" (changed)" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+

@@ -1,0 +1,50 @@
+"""The JSON Schema of a pipeline, with the options of every installed plugin."""
+
+from typing import Any
+
+from retinakit.errors import UserError
+from retinakit.pipeline.document import SECTIONS, PipelineDocument
+from retinakit.registry import Registry
+
+
+def pipeline_schema(registry: Registry) -> dict[str, Any]:
+    """A schema that an editor can check and complete a pipeline with.
+
+    Plugins that cannot be imported are left out.
+    """
+    schema = PipelineDocument.model_json_schema(by_alias=True)
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    definitions = schema["$defs"]
+    for kind, section in SECTIONS.items():
+        step = definitions[f"{kind.capitalize()}Document"]
+        names, branches = [], []
+        for name in registry.names(kind):
+            entry = registry.find(kind, name)
+            try:
+                cls = registry.load(kind, name)
+            except UserError:
+                continue
+            options = cls.Config.model_json_schema()  # type: ignore[attr-defined]
+            for shared, definition in options.pop("$defs", {}).items():
+                definitions[shared] = definition
+            definitions[f"{kind}:{name}"] = options
+            names.append({"const": name, "description": entry.spec.summary if entry.spec else ""})
+            sweepable = {option: {"type": "array"} for option in (*options["properties"], "seed")}
+            branches.append(
+                {
+                    "if": {"properties": {"plugin": {"enum": [name, entry.full_name]}},
+                           "required": ["plugin"]},
+                    "then": {
+                        "properties": {
+                            "with": {"$ref": f"#/$defs/{kind}:{name}"},
+                            "sweep": {"properties": sweepable, "additionalProperties": False},
+                        }
+                    },
+                }
+            )
+        step["properties"]["plugin"]["anyOf"] = [*names, {"pattern": ":"}]
+        step["properties"]["plugin"].pop("default", None)
+        step["required"] = sorted({*step.get("required", []), "plugin"})
+        step["allOf"] = branches
+        schema["properties"][section]["description"] += f" ({len(names)} plugins are installed)"
+    return schema

@@ -1,0 +1,135 @@
+"""The content-addressed store of results, which any number of runs may share.
+
+A result is a folder named by its key, with `result.nc` and `meta.json`. It is written under a
+temporary name and renamed when it is whole, so that a reader never sees a part of one.
+"""
+
+import errno
+import hashlib
+import json
+import logging
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from retinakit.errors import UserError
+
+RESULT, META = "result.nc", "meta.json"
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+logger = logging.getLogger("retinakit")
+
+
+class Store:
+    """Results by key, in a folder.
+
+    Raises:
+        UserError: if the folder cannot be written to.
+    """
+
+    def __init__(self, root: Path):
+        self.root = root
+        with writing_to(root):
+            for folder in (root, root / "locks", root / "unfinished"):
+                folder.mkdir(parents=True, exist_ok=True)
+            probe = root / "unfinished" / uuid.uuid4().hex
+            probe.touch()
+            probe.unlink()
+
+    def folder(self, key: str) -> Path:
+        """Where a result is, or would be."""
+        return self.root / key[:2] / key
+
+    def path(self, key: str) -> Path:
+        """The file of a result."""
+        return self.folder(key) / RESULT
+
+    def meta(self, key: str) -> dict[str, Any] | None:
+        """What is known of a result, or None if it is not there."""
+        try:
+            meta: dict[str, Any] = json.loads((self.folder(key) / META).read_text())
+        except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+            return None
+        return meta
+
+    def has(self, key: str) -> bool:
+        """Whether a result is there and verifies; one that does not is set aside, with a warning."""
+        folder = self.folder(key)
+        if not folder.exists():
+            return False
+        meta, path = self.meta(key), folder / RESULT
+        if meta is not None and path.exists() and meta.get("sha256") == _digest(path):
+            return True
+        logger.warning("the stored result %s does not verify; it is computed again", folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        return False
+
+    def forget(self, key: str) -> None:
+        """Removes a result and the state of an unfinished fit, if they are there."""
+        shutil.rmtree(self.folder(key), ignore_errors=True)
+        shutil.rmtree(self.checkpoint(key).parent, ignore_errors=True)
+
+    def lock(self, key: str) -> FileLock:
+        """Held while a result is made, so that two runs do not make it twice."""
+        return FileLock(self.root / "locks" / f"{key}.lock")
+
+    def checkpoint(self, key: str) -> Path:
+        """Where an unfinished fit keeps its state."""
+        return self.root / "unfinished" / key / "checkpoint"
+
+    def write(self, key: str, write: Callable[[Path], None], meta: dict[str, Any]) -> None:
+        """Stores a result.
+
+        Args:
+            write: writes the result to the path it is given.
+            meta: whatever JSON holds.
+
+        Raises:
+            UserError: if there is no room, or no permission; nothing is kept then.
+        """
+        work = self.root / "unfinished" / f"{key}-{uuid.uuid4().hex}"
+        try:
+            with writing_to(self.root):
+                work.mkdir(parents=True)
+                write(work / RESULT)
+                meta = {**meta, "sha256": _digest(work / RESULT)}
+                (work / META).write_text(json.dumps(meta, indent=1))
+                (work / RESULT).chmod(0o444)  # it may be hard-linked into run folders
+                self.folder(key).parent.mkdir(exist_ok=True)
+                work.rename(self.folder(key))
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(self.checkpoint(key).parent, ignore_errors=True)
+
+
+@contextmanager
+def writing_to(place: Path) -> Iterator[None]:
+    """Turns an operating system's refusal to write into a sentence."""
+    try:
+        yield
+    except OSError as error:
+        # HDF5 reports a refused write as an OSError whose errno may stand in its text alone.
+        text = str(error)
+        if error.errno in _FULL or any(f"errno = {code}," in text for code in _FULL):
+            raise UserError(
+                f"{place}: the disk is full; free some space and run again (finished steps are "
+                "kept, the unfinished one is not)"
+            ) from error
+        if isinstance(error, (PermissionError, FileExistsError, NotADirectoryError)) or (
+            error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT)
+        ):
+            raise UserError(
+                f"{place}: cannot be written to ({error.strerror or text}); "
+                "choose another folder with --store or --out"
+            ) from error
+        raise
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
