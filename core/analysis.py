@@ -76,7 +76,8 @@ class Analysis(Plugin, ABC):
 
     def caption(self, result: xr.DataTree) -> str:
         """What the figure shows, in a sentence or two. By default the class's first line."""
-        return (type(self).__doc__ or "").strip().splitlines()[0] if type(self).__doc__ else ""
+        documented = (cls.__doc__ for cls in type(self).__mro__ if cls.__doc__)
+        return next(documented).strip().splitlines()[0]
 
     def table(self, result: xr.DataTree) -> "pd.DataFrame | None":
         """The numbers that belong in the report as a table, or None."""

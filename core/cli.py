@@ -36,7 +36,9 @@ def run(
     scheduler: Annotated[
         str | None, Parameter(help="Address of a dask cluster that sees the same store.")
     ] = None,
-    dry_run: Annotated[bool, Flag, Parameter(help="Only show the steps and what is stored.")] = False,
+    dry_run: Annotated[
+        bool, Flag, Parameter(help="Only show the steps and what is stored.")
+    ] = False,
     force: Annotated[
         list[str] | None, Parameter(help="A step to compute again although it is stored.")
     ] = None,
@@ -58,8 +60,13 @@ def run(
 
     with watcher(len(graph.tasks)) as watching:
         folder, failed = run_pipeline(
-            graph, store=opened, out=out, registry=registry, watcher=watching,
-            workers=workers, scheduler=scheduler,
+            graph,
+            store=opened,
+            out=out,
+            registry=registry,
+            watcher=watching,
+            workers=workers,
+            scheduler=scheduler,
         )
     print(f"report: {folder / 'report.html'}")
     if failed:

@@ -3,7 +3,7 @@
 import json
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import numpy as np
 import xarray as xr
@@ -13,7 +13,7 @@ from retinakit.plugin import Plugin
 from retinakit.progress import Progress, silent
 from retinakit.recording import STIMULUS_DIMS, lag_coordinate
 
-ENGINE = "h5netcdf"
+ENGINE: Final = "h5netcdf"
 
 
 class Model(Plugin, ABC):
@@ -67,7 +67,12 @@ class Model(Plugin, ABC):
 
     @abstractmethod
     def parameters(self) -> xr.Dataset:
-        """What was learned, as arrays with dimensions and coordinates that say what they are."""
+        """What was learned, as arrays with dimensions and coordinates that say what they are.
+
+        Filters on the stimulus are called `kernel`: `(cell, lag, y, x)` where each cell has one,
+        `(filter, lag, kernel_y, kernel_x)` where they are convolved, with `output_weight (cell,
+        filter, map_y, map_x)`.
+        """
 
     @abstractmethod
     def state(self) -> xr.Dataset:
@@ -124,7 +129,8 @@ def load_model(path: Path | str) -> Model:
         raise UserError(
             f"{path} does not name the plugin that made it; read it with that class's own load()"
         )
-    model: Model = Registry().load("model", plugin).load(path)
+    cls: Any = Registry().load("model", plugin)
+    model: Model = cls.load(path)
     return model
 
 
@@ -138,7 +144,9 @@ def coordinates_of(split: xr.Dataset, lags: int) -> xr.Dataset:
     for dim in ("channel", "y", "x"):
         if dim in stimulus.dims:
             has_coordinate = dim in split.coords
-            coords[dim] = split[dim].variable if has_coordinate else (dim, np.arange(split.sizes[dim]))
+            coords[dim] = (
+                split[dim].variable if has_coordinate else (dim, np.arange(split.sizes[dim]))
+            )
     coords["cell"] = split["cell"].variable
     return xr.Dataset(coords=coords, attrs={"frame_interval": split.attrs["frame_interval"]})
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
-from retinakit.config import Config
+from retinakit.config import Config as BaseConfig
 
 
 class Plugin:
@@ -17,9 +17,9 @@ class Plugin:
         pydantic.ValidationError: if an option is unknown or of the wrong type.
     """
 
-    Config: ClassVar[type[Config]] = Config
+    Config: ClassVar[type[BaseConfig]] = BaseConfig
 
-    def __init__(self, config: Config | Mapping[str, Any] | None = None, *, seed: int = 0):
+    def __init__(self, config: BaseConfig | Mapping[str, Any] | None = None, *, seed: int = 0):
         self.config: Any = self.Config.model_validate({} if config is None else config)
         self.seed = seed
 

@@ -32,7 +32,11 @@ def separate(field: xr.DataArray) -> xr.Dataset:
         power = (s**2).sum(-1)
         part = np.divide(s[..., 0] ** 2, power, out=np.full(power.shape, np.nan), where=power > 0)
         assert temporal.shape[-1] == lags
-        return temporal * sign, (spatial * sign).reshape(*matrix.shape[:-3], *matrix.shape[-2:]), part
+        return (
+            temporal * sign,
+            (spatial * sign).reshape(*matrix.shape[:-3], *matrix.shape[-2:]),
+            part,
+        )
 
     temporal, spatial, separability = xr.apply_ufunc(
         decompose,
@@ -114,7 +118,14 @@ def _fit_gaussian(image: NDArray[Any], y: NDArray[Any], x: NDArray[Any]) -> NDAr
     upper = [3, y.max(), x.max(), span, span, np.inf]
     best = None
     for width in (1.0, 3.0):
-        start = [0.8, y[row], x[column], min(width * step, 0.9 * span), min(width * step, 0.9 * span), 0.1]
+        start = [
+            0.8,
+            y[row],
+            x[column],
+            min(width * step, 0.9 * span),
+            min(width * step, 0.9 * span),
+            0.1,
+        ]
         start[1] = np.clip(start[1], y.min() + 1e-6 * step, y.max() - 1e-6 * step)
         start[2] = np.clip(start[2], x.min() + 1e-6 * step, x.max() - 1e-6 * step)
         solution = least_squares(
@@ -144,10 +155,14 @@ def morans_i(image: xr.DataArray) -> xr.DataArray:
     height, width = image.sizes["y"], image.sizes["x"]
     pairs = 2 * (height * (width - 1) + width * (height - 1))
     power = (b**2).sum(("y", "x"))
-    vertical = (b.isel(y=slice(1, None)).drop_vars("y", errors="ignore")
-                * b.isel(y=slice(None, -1)).drop_vars("y", errors="ignore")).sum(("y", "x"))
-    horizontal = (b.isel(x=slice(1, None)).drop_vars("x", errors="ignore")
-                  * b.isel(x=slice(None, -1)).drop_vars("x", errors="ignore")).sum(("y", "x"))
+    vertical = (
+        b.isel(y=slice(1, None)).drop_vars("y", errors="ignore")
+        * b.isel(y=slice(None, -1)).drop_vars("y", errors="ignore")
+    ).sum(("y", "x"))
+    horizontal = (
+        b.isel(x=slice(1, None)).drop_vars("x", errors="ignore")
+        * b.isel(x=slice(None, -1)).drop_vars("x", errors="ignore")
+    ).sum(("y", "x"))
     result: xr.DataArray = (
         height * width / pairs * 2 * (vertical + horizontal) / power.where(power > 0)
     )

@@ -6,6 +6,7 @@ and harms only the pipelines that name it.
 
 import importlib
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -53,7 +54,7 @@ class Registry:
     def __init__(self, *, builtin_only: bool = False, disabled: Iterable[str] | None = None):
         if disabled is None:
             disabled = os.environ.get(DISABLED_VARIABLE, "").split(",")
-        self.disabled = frozenset(item.strip() for item in disabled if item.strip())
+        self.disabled = frozenset(_normal(item) for item in disabled if item.strip())
         self.builtin_only = builtin_only
 
     @cached_property
@@ -82,7 +83,7 @@ class Registry:
         self, manager: pluggy.PluginManager, point: EntryPoint, distribution: str
     ) -> list[Entry]:
         version = point.dist.version if point.dist else "?"
-        if distribution in self.disabled:
+        if _normal(distribution) in self.disabled:
             reason = f"disabled by {DISABLED_VARIABLE}"
             return [Entry(None, distribution, version, "disabled", reason)]
         entries: list[Entry] = []
@@ -96,6 +97,9 @@ class Registry:
                     if implementation.plugin_name == name:
                         for spec in implementation.function():
                             entries.append(self._entry(spec, spec_type, distribution, version))
+            names = [(e.spec.kind, e.spec.name) for e in entries if e.spec]
+            if len(set(names)) < len(names):
+                raise ValueError("it offers the same name twice")
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             entries = [Entry(None, distribution, version, "failed", reason)]
@@ -111,7 +115,7 @@ class Registry:
         if spec.api != API_VERSION:
             reason = f"written for plugin contract {spec.api}, this is {API_VERSION}"
             return Entry(spec, distribution, version, "failed", reason)
-        if self.disabled & {spec.name, f"{distribution}:{spec.name}"}:
+        if self.disabled & {_normal(spec.name), _normal(f"{distribution}:{spec.name}")}:
             reason = f"disabled by {DISABLED_VARIABLE}"
             return Entry(spec, distribution, version, "disabled", reason)
         return Entry(spec, distribution, version)
@@ -128,16 +132,18 @@ class Registry:
             if entry in same and len(same) > 1:
                 others = ", ".join(e.full_name for e in same if e is not entry)
                 reason = f"also offered as {others}"
-                entry = Entry(
-                    entry.spec, entry.distribution, entry.version, "conflict", reason
-                )
+                entry = Entry(entry.spec, entry.distribution, entry.version, "conflict", reason)
             marked.append(entry)
         return marked
 
     def names(self, kind: str) -> list[str]:
         """The names of the usable plugins of a kind."""
         return sorted(
-            {e.spec.name for e in self.entries if e.spec and e.spec.kind == kind and e.status == "ok"}
+            {
+                e.spec.name
+                for e in self.entries
+                if e.spec and e.spec.kind == kind and e.status == "ok"
+            }
         )
 
     def find(self, kind: str, name: str) -> Entry:
@@ -157,12 +163,17 @@ class Registry:
         if usable:
             choices = " or ".join(f"'{e.full_name}'" for e in usable)
             raise UserError(
-                f"{kind} plugin {name!r} is offered by {len(usable)} distributions; "
-                f"write {choices}"
+                f"{kind} plugin {name!r} is offered by {len(usable)} distributions; write {choices}"
             )
         if same:
             raise UserError(f"{kind} plugin {name!r} cannot be used: {same[0].reason}")
-        message = f"there is no {kind} plugin {name!r}; {nearest(name, self.names(kind))}"
+        known = self.names(kind)
+        known += [
+            e.full_name
+            for e in self.entries
+            if e.spec and e.spec.kind == kind and e.status == "conflict"
+        ]
+        message = f"there is no {kind} plugin {name!r}; {nearest(name, known)}"
         failed = [f"{e.distribution} ({e.reason})" for e in self.entries if e.spec is None]
         if failed:
             message += "; not listed: " + ", ".join(failed)
@@ -175,6 +186,11 @@ class Registry:
             UserError: as `find`, and if the class cannot be imported.
         """
         return load_entry(self.find(kind, name))
+
+
+def _normal(name: str) -> str:
+    """A name as the package index compares it: case and the kind of dash do not matter."""
+    return re.sub(r"[-_.]+", "-", name.strip()).lower()
 
 
 def load_entry(entry: Entry) -> type:

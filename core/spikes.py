@@ -64,9 +64,7 @@ def sta(
     reach = first_lag + lags
     counted = full_history(split["segment"], reach)
     if not counted.any():
-        raise RecordingError(
-            f"no segment is as long as {reach} frames of history; use fewer lags"
-        )
+        raise RecordingError(f"no segment is as long as {reach} frames of history; use fewer lags")
     weight = np.where(counted[:, None] & np.isfinite(response), response, 0)
     integer = (
         stimulus.dtype.kind in "iub"

@@ -48,7 +48,9 @@ class TorchConfig(Config):
     )
     accelerator: str = Field("auto", description="Lightning Fabric's accelerator: cpu, gpu, auto.")
     devices: int = Field(1, ge=1, description="Devices to train on together (DDP if several).")
-    precision: str = Field("32-true", description="Lightning Fabric's precision, such as bf16-mixed.")
+    precision: str = Field(
+        "32-true", description="Lightning Fabric's precision, such as bf16-mixed."
+    )
 
 
 class TorchModel(Model):
@@ -169,7 +171,10 @@ class TorchModel(Model):
         if "segment" in stimulus.coords:
             rate[~full_history(stimulus["segment"], lags)] = np.nan
         return xr.DataArray(
-            rate, dims=("frame", "cell"), coords=coords, name="prediction",
+            rate,
+            dims=("frame", "cell"),
+            coords=coords,
+            name="prediction",
             attrs={"units": SPIKES_PER_BIN},
         )
 

@@ -135,7 +135,10 @@ class Fit:
     best_step: int = 0
     curves: dict[str, list[float]] = field(
         default_factory=lambda: {
-            "step": [], "train_loss": [], "validation_loss": [], "learning_rate": []
+            "step": [],
+            "train_loss": [],
+            "validation_loss": [],
+            "learning_rate": [],
         }
     )
 

@@ -62,7 +62,12 @@ def _along(points: list[tuple[dict[str, Any], xr.Dataset]], dims: list[str]) -> 
             )
         parts.append(part)
     joined: xr.Dataset = xr.concat(
-        parts, dim, data_vars="all", coords="different", compat="equals", join="outer",
+        parts,
+        dim,
+        data_vars="all",
+        coords="different",
+        compat="equals",
+        join="outer",
         combine_attrs="drop_conflicts",
     )
     return joined

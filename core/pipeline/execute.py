@@ -79,13 +79,15 @@ class Workbench:
                 )
             return Outcome(task.key, task.label, "done", time.monotonic() - begun)
         except UserError as error:
-            return Outcome(
-                task.key, task.label, "invalid", time.monotonic() - begun, str(error)
-            )
+            return Outcome(task.key, task.label, "invalid", time.monotonic() - begun, str(error))
         except Exception as error:
             message = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
             return Outcome(
-                task.key, task.label, "failed", time.monotonic() - begun, message,
+                task.key,
+                task.label,
+                "failed",
+                time.monotonic() - begun,
+                message,
                 traceback.format_exc(),
             )
 
@@ -169,8 +171,13 @@ class Workbench:
         return {step: combined_result(tasks, self.store) for step, tasks in by_step.items()}
 
     def _write(self, task: Task, write: Callable[[Path], None]) -> None:
-        meta = {"step": task.step, "label": task.label, "plugin": task.plugin,
-                "config": json.loads(task.config), "seed": task.seed}
+        meta = {
+            "step": task.step,
+            "label": task.label,
+            "plugin": task.plugin,
+            "config": json.loads(task.config),
+            "seed": task.seed,
+        }
         self.store.write(task.key, write, meta)
 
 
@@ -223,7 +230,9 @@ def write_tree(tree: xr.DataTree, path: Path) -> None:
     tree.to_netcdf(path, engine=ENGINE, encoding=encoding)
 
 
-def run_here(graph: Graph, store: Store, registry: Registry, watcher: Watcher) -> dict[str, Outcome]:
+def run_here(
+    graph: Graph, store: Store, registry: Registry, watcher: Watcher
+) -> dict[str, Outcome]:
     """Runs everything in this process, and stops at a mistake of the user's."""
     bench = Workbench(store, graph.tasks, registry)
     outcomes: dict[str, Outcome] = {}
@@ -232,9 +241,7 @@ def run_here(graph: Graph, store: Store, registry: Registry, watcher: Watcher) -
         if outcome is None:
             watcher.started(task)
 
-            def progress(
-                done: float, total: float, message: str = "", key: str = task.key
-            ) -> None:
+            def progress(done: float, total: float, message: str = "", key: str = task.key) -> None:
                 watcher.progressed(key, done, total, message)
 
             outcome = bench.run(task, progress)
@@ -325,8 +332,12 @@ def run_on_dask(
         try:
             if scheduler is None:
                 cluster = LocalCluster(
-                    n_workers=workers, threads_per_worker=1, processes=True, memory_limit=0,
-                    dashboard_address=None, silence_logs=logging.ERROR,
+                    n_workers=workers,
+                    threads_per_worker=1,
+                    processes=True,
+                    memory_limit=0,
+                    dashboard_address=None,
+                    silence_logs=logging.ERROR,
                 )
             client = Client(cluster if cluster is not None else scheduler, timeout="20s")
         except (OSError, TimeoutError) as error:
@@ -338,9 +349,7 @@ def run_on_dask(
                 if "started" in news:
                     watcher.started(graph.tasks[news["key"]])
                 else:
-                    watcher.progressed(
-                        news["key"], news["done"], news["total"], news["message"]
-                    )
+                    watcher.progressed(news["key"], news["done"], news["total"], news["message"])
 
             client.subscribe_topic("retinakit", watch)
             futures: dict[str, Any] = {}
@@ -364,7 +373,9 @@ def run_on_dask(
                     outcome = future.result()
                 else:
                     outcome = Outcome(
-                        key, graph.tasks[key].label, "failed",
+                        key,
+                        graph.tasks[key].label,
+                        "failed",
                         message=f"the worker was lost ({future.status})",
                     )
                 outcomes[key] = outcome
@@ -384,5 +395,3 @@ def _ancestry(graph: Graph, task: Task) -> dict[str, Task]:
     for key in task.dependencies:
         found |= _ancestry(graph, graph.tasks[key])
     return found
-
-

@@ -31,6 +31,12 @@ from retinakit.plugin import Plugin
 from retinakit.registry import Entry, Registry, load_entry
 
 Coords = tuple[tuple[str, Any], ...]
+GIVEN = {
+    "dataset": {"data"},
+    "model": {"data"},
+    "analysis": {"data", "model", "recordings", "models", "results"},
+}
+"""What a plugin of each kind may ask for, by the names of parameters."""
 
 
 @dataclass(frozen=True)
@@ -203,6 +209,13 @@ class _Builder:
             raise self.source.error((*place, "plugin"), str(error)) from None
         step = Step(kind, name, document, entry, cls)
         wants = _parameters(cls, kind)
+        strange = wants - GIVEN[kind]
+        if strange:
+            raise self.source.error(
+                (*place, "plugin"),
+                f"'{document.plugin}' asks for '{min(strange)}', which no pipeline gives "
+                f"(a {kind} is given {', '.join(sorted(GIVEN[kind]))}); tell its author",
+            )
         for point, inputs in self._points(step, place, wants):
             step.tasks.append(self._task(step, place, dict(point), inputs))
         self.steps[name] = step
@@ -251,7 +264,7 @@ class _Builder:
             ("results", results, "results" in wants),
         ):
             # A model's own recording serves where an analysis wants `data` beside a model.
-            needed = wanted and not (role == "data" and wants & {"model", "models"})
+            needed = wanted and not (role == "data" and "model" in wants)
             if needed and not given:
                 raise self.source.error(
                     place, f"'{document.plugin}' needs {role}; add {role}: and the name of a step"
@@ -262,7 +275,9 @@ class _Builder:
                 )
         shared = _Inputs()
         if "results" in wants:
-            shared = shared.with_members("results", [t for n in results for t in self.steps[n].tasks])
+            shared = shared.with_members(
+                "results", [t for n in results for t in self.steps[n].tasks]
+            )
         if "models" in wants:
             members = [t for n in models for t in self.steps[n].tasks]
             shared = shared.with_members("models", members)
@@ -298,14 +313,14 @@ class _Builder:
         else:
             yield shared
 
-    def _task(
-        self, step: Step, place: Location, point: dict[str, Any], inputs: "_Inputs"
-    ) -> Task:
+    def _task(self, step: Step, place: Location, point: dict[str, Any], inputs: "_Inputs") -> Task:
         own = {dim: point[dim] for dim in step.document.sweep}
         seed = own.pop("seed", step.document.seed)
         seed = self.document.seed if seed is None else seed
         if not isinstance(seed, int):
-            raise self.source.error((*place, "sweep", "seed"), f"a seed is an integer (got {seed!r})")
+            raise self.source.error(
+                (*place, "sweep", "seed"), f"a seed is an integer (got {seed!r})"
+            )
         options = {**step.document.with_, **own}
         context = {"folder": str(self.source.path.resolve().parent)}
         try:
@@ -313,9 +328,7 @@ class _Builder:
         except ValidationError as error:
             first = error.errors()[0]["loc"]
             section = "sweep" if first and first[0] in own else "with"
-            raise validation_error(
-                self.source, (*place, section), error, step.cls.Config
-            ) from None
+            raise validation_error(self.source, (*place, section), error, step.cls.Config) from None
         plugin = step.cls(config, seed=seed)
         contents = {}
         if step.kind == "dataset":
@@ -331,7 +344,9 @@ class _Builder:
             "files": contents,
             "inputs": {role: list(keys) for role, keys in inputs.keys.items()},
             # A family's result is labelled with the names and points of its members.
-            "members": {role: [list(map(str, m)) for m in ms] for role, ms in inputs.members.items()},
+            "members": {
+                role: [list(map(str, m)) for m in ms] for role, ms in inputs.members.items()
+            },
         }
         text = json.dumps(identity, sort_keys=True)
         return Task(

@@ -32,8 +32,10 @@ def pipeline_schema(registry: Registry) -> dict[str, Any]:
             sweepable = {option: {"type": "array"} for option in (*options["properties"], "seed")}
             branches.append(
                 {
-                    "if": {"properties": {"plugin": {"enum": [name, entry.full_name]}},
-                           "required": ["plugin"]},
+                    "if": {
+                        "properties": {"plugin": {"enum": [name, entry.full_name]}},
+                        "required": ["plugin"],
+                    },
                     "then": {
                         "properties": {
                             "with": {"$ref": f"#/$defs/{kind}:{name}"},

@@ -6,8 +6,13 @@ from typing import Any
 from retinakit.pipeline.execute import Outcome
 from retinakit.pipeline.graph import Task
 
-WORDS = {"done": "done", "stored": "already there", "failed": "FAILED", "skipped": "skipped",
-         "invalid": "stopped"}
+WORDS = {
+    "done": "done",
+    "stored": "already there",
+    "failed": "FAILED",
+    "skipped": "skipped",
+    "invalid": "stopped",
+}
 
 
 def _line(task: Task, outcome: Outcome) -> str:
@@ -43,8 +48,11 @@ class Bars:
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
         self.progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
-            TimeElapsedColumn(), TextColumn("{task.fields[message]}", style="dim"),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[message]}", style="dim"),
             console=Console(stderr=True),
         )
         self.whole = self.progress.add_task("all steps", total=tasks, message="")

@@ -1,0 +1,217 @@
+"""How well a model predicts the test frames, against the truth and the noise ceiling."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from pydantic import Field
+
+from retinakit import metrics
+from retinakit.analysis import Analysis, groups, sweep_dims
+from retinakit.config import Config
+from retinakit.model import Model
+from retinakit.recording import mean_response
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LABELS = {
+    "correlation_rate": "correlation with the true rate",
+    "correlation": "correlation with the response",
+    "ceiling": "noise ceiling",
+    "normalised_correlation": "correlation / ceiling",
+    "feve": "FEVE",
+    "fev": "FEV",
+    "bits_per_spike": "bits per spike",
+}
+
+
+class ScoreConfig(Config):
+    """Options of the scores."""
+
+    draws: int = Field(
+        500, ge=0, description="Bootstrap draws for the interval of the correlation; 0: none."
+    )
+    block: int = Field(10, ge=1, description="Frames that a bootstrap draw keeps together.")
+
+
+class Score(Analysis):
+    """Scores of each cell's prediction on the test frames, which no model has seen.
+
+    Frames without a full history are left out. Against the response averaged over repeats:
+    `correlation` with the 95 % interval of a bootstrap over blocks of frames, its noise `ceiling`
+    and `normalised_correlation` = correlation / ceiling (Schoppe et al. 2016), `explainable`, the
+    part of the variance that a stimulus can explain, and `feve`, the part of that explained (not
+    clipped). Against a known rate: `correlation_rate` and `fev`. Against single spikes: `deviance`
+    and `bits_per_spike`, and the latter on the validation frames too. `reliability` is the
+    correlation between odd and even repeats, `stability` that between the first and the last third.
+    """
+
+    Config = ScoreConfig
+
+    def run(self, model: Model, data: xr.DataTree) -> xr.Dataset:
+        test, validation = data["test"].to_dataset(), data["validation"].to_dataset()
+        predicted = model.predict(test["stimulus"])
+        response = test["response"].astype(float).where(predicted.notnull())
+        mean = mean_response(test).astype(float)
+        scores: dict[str, Any] = {
+            "correlation": metrics.correlation(predicted, mean),
+            "deviance": metrics.poisson_deviance(predicted, response),
+            "bits_per_spike": metrics.bits_per_spike(predicted, response),
+            "bits_per_spike_validation": metrics.bits_per_spike(
+                model.predict(validation["stimulus"]), validation["response"].astype(float)
+            ),
+            "spikes": response.sum([d for d in response.dims if d != "cell"]),
+        }
+        if "repeat" in response.dims and response.sizes["repeat"] > 1:
+            known = predicted.notnull().any("cell").values
+            scored = response.isel(frame=known)
+            explainable, noise = metrics.explainable_variance(scored)
+            scores["explainable"] = explainable / (explainable + noise)
+            scores["feve"] = metrics.feve(predicted.isel(frame=known), scored)
+            scores["ceiling"] = metrics.correlation_ceiling(scored)
+            scores["normalised_correlation"] = scores["correlation"] / scores["ceiling"]
+            scores["reliability"] = metrics.correlation(
+                scored.isel(repeat=slice(0, None, 2)).mean("repeat"),
+                scored.isel(repeat=slice(1, None, 2)).mean("repeat"),
+            )
+            third = scored.sizes["repeat"] // 3
+            if third:
+                scores["stability"] = metrics.correlation(
+                    scored.isel(repeat=slice(0, third)).mean("repeat"),
+                    scored.isel(repeat=slice(-third, None)).mean("repeat"),
+                )
+        if "rate" in test:
+            scores["correlation_rate"] = metrics.correlation(predicted, test["rate"])
+            scores["fev"] = metrics.fraction_of_explained_variance(predicted, test["rate"])
+        if self.config.draws:
+            low, high = self._interval(predicted, mean)
+            scores |= {"correlation_low": low, "correlation_high": high}
+        result = xr.Dataset(scores).drop_vars(["time", "segment", "frame"], errors="ignore")
+        for name, label in LABELS.items():
+            if name in result:
+                result[name].attrs["long_name"] = label
+        return result
+
+    def _interval(
+        self, predicted: xr.DataArray, mean: xr.DataArray
+    ) -> tuple[xr.DataArray, xr.DataArray]:
+        """The 2.5 and 97.5 percentiles of the correlation over draws of blocks of frames."""
+        known = np.flatnonzero(predicted.notnull().any("cell"))
+        length = min(self.config.block, len(known))
+        random = np.random.default_rng(self.seed)
+        p, r = (a.transpose("frame", "cell").values[known] for a in (predicted, mean))
+        blocks = -(-len(known) // length)
+        values = []
+        for _ in range(self.config.draws):
+            starts = random.integers(0, len(known) - length + 1, blocks)
+            frames = (starts[:, None] + np.arange(length)).ravel()
+            a, b = p[frames] - p[frames].mean(0), r[frames] - r[frames].mean(0)
+            power = (a**2).sum(0) * (b**2).sum(0)
+            values.append(
+                np.divide(
+                    (a * b).sum(0), np.sqrt(power), out=np.full(len(power), np.nan), where=power > 0
+                )
+            )
+        with np.errstate(all="ignore"):
+            low, high = np.nanpercentile(np.array(values), [2.5, 97.5], axis=0)
+        coords = {"cell": predicted["cell"]}
+        return xr.DataArray(low, coords, ("cell",)), xr.DataArray(high, coords, ("cell",))
+
+    def plot(self, result: xr.DataTree) -> "Figure":
+        from matplotlib.figure import Figure
+
+        by_model = groups(result)
+        swept = _numeric_sweep(by_model)
+        figure = Figure(figsize=(7.5, 3.6), layout="constrained")
+        for ax, name in zip(
+            figure.subplots(1, 2), (_headline(by_model), "bits_per_spike"), strict=True
+        ):
+            for index, (model, group) in enumerate(by_model.items()):
+                _draw(ax, index, model, group[name], swept)
+            ax.set_ylabel(LABELS[name])
+            if swept:
+                ax.set_xlabel(swept)
+            else:
+                ax.set_xticks(range(len(by_model)), list(by_model))
+        if swept:
+            figure.axes[0].legend(frameon=False)
+        return figure
+
+    def caption(self, result: xr.DataTree) -> str:
+        by_model = groups(result)
+        name = _headline(by_model)
+        parts = []
+        for model, group in by_model.items():
+            values = group[name]
+            best = f", {float(values.max()):.3f} at best" if values.size > 1 else ""
+            parts.append(f"{model} {float(values.mean()):.3f}{best}")
+        return (
+            f"Scores on the test frames: {LABELS[name]} ({'; '.join(parts)}), and the likelihood "
+            "gained over a constant rate. A dot is a cell or a fit, a line or bar the mean."
+        )
+
+    def table(self, result: xr.DataTree) -> pd.DataFrame:
+        order = [
+            "correlation",
+            "correlation_low",
+            "correlation_high",
+            "ceiling",
+            "normalised_correlation",
+            "correlation_rate",
+            "fev",
+            "feve",
+            "explainable",
+            "bits_per_spike",
+            "bits_per_spike_validation",
+            "deviance",
+            "reliability",
+            "stability",
+            "spikes",
+        ]
+        frames = []
+        for model, group in groups(result).items():
+            columns = [name for name in order if name in group]
+            keys = [*sweep_dims(group), *(["cell"] if "cell" not in sweep_dims(group) else [])]
+            frame = group[columns].to_dataframe().reset_index()[[*keys, *columns]]
+            frame.insert(0, "model", model)
+            frames.append(frame.dropna(how="all", subset=columns))
+        table = pd.concat(frames, ignore_index=True)
+        first = ["model", *[c for c in table if c not in order and c != "model"]]
+        return table[[*first, *[c for c in order if c in table]]]
+
+
+def _headline(by_model: dict[str, xr.Dataset]) -> str:
+    known = all("correlation_rate" in group for group in by_model.values())
+    return "correlation_rate" if known else "correlation"
+
+
+def _numeric_sweep(by_model: dict[str, xr.Dataset]) -> str | None:
+    """The swept option that makes a sensible axis, if one model has such."""
+    for group in by_model.values():
+        for dim in sweep_dims(group):
+            if dim not in ("cell", "seed") and group[dim].dtype.kind in "if":
+                return dim
+    return None
+
+
+def _draw(ax: Any, index: int, model: str, values: xr.DataArray, swept: str | None) -> None:
+    """One model's scores: over the swept option, as a level across it, or beside the others."""
+    color = f"C{index}"
+    if swept and swept in values.dims:
+        flat = values.transpose(swept, ...).values.reshape(values.sizes[swept], -1)
+        x = values[swept].values
+        ax.plot(x, flat, "o", ms=4, color=color, alpha=0.6)
+        ax.plot(x, np.nanmean(flat, 1), "-", color=color, label=model)
+        if x.dtype.kind == "i" and len(x) < 12:
+            ax.set_xticks(x)
+        return
+    flat = values.values.ravel()
+    mean = float(np.nanmean(flat)) if np.isfinite(flat).any() else np.nan
+    if swept:
+        ax.axhline(mean, color=color, ls="--", label=model)
+        return
+    ax.bar(index, mean, width=0.6, color=color, alpha=0.35)
+    spread = np.linspace(-0.2, 0.2, len(flat)) if len(flat) > 1 else np.zeros(1)
+    ax.plot(index + spread, flat, "o", ms=4, color=color)

@@ -1,0 +1,122 @@
+"""The spike-triggered average of each cell: space, time, significance, outline."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from pydantic import Field
+
+from retinakit.analysis import Analysis, groups
+from retinakit.config import Config
+from retinakit.receptive_field import ELLIPSE, fit_ellipse, separate, z_score
+from retinakit.spikes import sta
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class STAConfig(Config):
+    """Options of the average."""
+
+    lags: int = Field(20, ge=1, description="How many lags.")
+    first_lag: int = Field(0, ge=0, description="The first; 0 is the frame of the response's bin.")
+    threshold: float = Field(
+        5.0, gt=0, description="Peak z-score from which a receptive field counts as found."
+    )
+
+
+class STA(Analysis):
+    """Spike-triggered average with its space and time (SVD), z-scores, and Gaussian outline.
+
+    Works on the training frames. The result has `sta`, `z (cell, lag, y, x)` in robust standard
+    deviations of the background, `spatial` and `temporal` (the first singular vectors),
+    `separability`, `peak_z`, the ellipse of the fitted Gaussian (one standard deviation, in the
+    units of y and x; NaN where no field was found), and the spikes counted.
+    """
+
+    Config = STAConfig
+
+    def run(self, data: xr.DataTree) -> xr.Dataset:
+        result = sta(data["train"].to_dataset(), self.config.lags, first_lag=self.config.first_lag)
+        field = result["sta"]
+        if "channel" in field.dims:
+            # Space and time of the channel that drives the cell most.
+            power = (field**2).sum(("lag", "y", "x"))
+            field = field.isel(channel=power.argmax("channel")).drop_vars(
+                "channel", errors="ignore"
+            )
+        parts = separate(field)
+        z = z_score(field)
+        result = result.merge(parts).assign(z=z, peak_z=np.abs(z).max(("lag", "y", "x")))
+        found = result["peak_z"] >= self.config.threshold
+        return result.merge(fit_ellipse(result["spatial"].where(found)), join="exact")
+
+    def plot(self, result: xr.DataTree) -> "Figure":
+        from matplotlib.figure import Figure
+        from matplotlib.patches import Ellipse
+
+        cells = [
+            (f"{name} {cell}" if len(groups(result)) > 1 else str(cell), group.isel(cell=i))
+            for name, group in groups(result).items()
+            for i, cell in enumerate(group["cell"].values)
+        ]
+        cells = [(label, _one_point(cell)) for label, cell in cells][:20]
+        columns = min(5, len(cells))
+        rows = -(-len(cells) // columns)
+        figure = Figure(figsize=(2.1 * columns, 3.0 * rows), layout="constrained")
+        axes = figure.subplots(2 * rows, columns, squeeze=False, height_ratios=[3, 1.3] * rows)
+        for axis in axes.flat:
+            axis.set_axis_off()
+        for index, (label, cell) in enumerate(cells):
+            row, column = divmod(index, columns)
+            image, course = axes[2 * row, column], axes[2 * row + 1, column]
+            image.set_axis_on()
+            course.set_axis_on()
+            y, x = cell["y"].values, cell["x"].values
+            limit = float(np.abs(cell["spatial"]).max()) or 1.0
+            image.pcolormesh(x, y, cell["spatial"], cmap="RdBu_r", vmin=-limit, vmax=limit)
+            image.set_aspect("equal")
+            image.invert_yaxis()
+            image.set(xticks=[], yticks=[], title=f"cell {label}")
+            if np.isfinite(cell["sd_major"]):
+                image.add_patch(
+                    Ellipse(
+                        (float(cell["centre_x"]), float(cell["centre_y"])),
+                        3 * float(cell["sd_major"]),
+                        3 * float(cell["sd_minor"]),
+                        angle=float(np.degrees(cell["angle"])),
+                        fill=False,
+                        lw=1.2,
+                        color="k",
+                    )
+                )
+            course.plot(-1000 * cell["lag_time"], cell["temporal"], color="0.2")
+            course.axhline(0, color="0.8", lw=0.8, zorder=0)
+            course.set(yticks=[], xlabel="time before spike (ms)" if row == rows - 1 else "")
+        return figure
+
+    def caption(self, result: xr.DataTree) -> str:
+        many = sum(group.sizes["cell"] for group in groups(result).values())
+        first = f" (the first 20 of {many} cells)" if many > 20 else ""
+        return (
+            f"Receptive fields from the spike-triggered average{first}: the spatial map with the "
+            "1.5-sd outline of its Gaussian (none where the peak is below "
+            f"z = {self.config.threshold:g}), and the temporal filter below. Red drives the cell "
+            "where the temporal filter is positive."
+        )
+
+    def table(self, result: xr.DataTree) -> pd.DataFrame:
+        columns = ["spikes", "peak_z", "separability", *ELLIPSE[1:5]]
+        frames = []
+        for name, group in groups(result).items():
+            frame = group[columns].to_dataframe().reset_index()
+            frame.insert(0, "dataset", name)
+            frames.append(frame[[c for c in frame if c not in group.coords or c in group.dims]])
+        return pd.concat(frames, ignore_index=True)
+
+
+def _one_point(cell: xr.Dataset) -> xr.Dataset:
+    """The first point of whatever else was swept."""
+    extra = [d for d in cell["spatial"].dims if d not in ("y", "x")]
+    return cell.isel(dict.fromkeys(extra, 0))

@@ -1,0 +1,247 @@
+"""The filters that a model learned, beside the true subunits where they are known."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+
+from retinakit.analysis import Analysis, groups, sweep_dims
+from retinakit.config import Config
+from retinakit.errors import UserError
+from retinakit.model import Model
+from retinakit.receptive_field import morans_i, separate
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class SubunitsConfig(Config):
+    """Nothing to choose."""
+
+
+class Subunits(Analysis):
+    """A model's filters where they act in the field, matched to the true subunits.
+
+    Each filter is shown as it acts on a cell: at the position of the map with the largest output
+    weight, times the sign of that weight; of a filter in space and time, the spatial part of its
+    singular value decomposition. The result has `filter (cell, filter, y, x)` of unit norm,
+    `temporal` for filters in time, `strength` (norm of the filter times its output weight, relative
+    to the strongest), and `morans_i`. Where the recording knows the truth: `match (cell, subunit)`,
+    the cosine of each true subunit with the filter that is assigned to it (Hungarian method on all
+    cosines), `matched_filter`, and `receptive_field_match (cell, filter)`, the cosine with the sum
+    of the subunits.
+    """
+
+    Config = SubunitsConfig
+
+    def run(self, model: Model, data: xr.DataTree) -> xr.Dataset:
+        parameters = model.parameters()
+        if "kernel" not in parameters:
+            raise UserError(
+                f"a {type(model).__name__} has no parameter 'kernel', so it has no filters to show"
+            )
+        filters = parameters["kernel"]
+        if "channel" in filters.dims:
+            raise UserError("the model's filters have channels; subunits shows filters without")
+        if "filter" not in filters.dims:  # one filter for each cell, as in an LN model
+            filters = filters.expand_dims({"filter": [0]}, axis=1)
+        result = xr.Dataset()
+        if "lag" in filters.dims:
+            own = [d for d in filters.dims if d in ("kernel_y", "kernel_x")]
+            parts = separate(
+                filters.rename(dict(zip(own, ("y", "x"), strict=True))) if own else filters
+            )
+            spatial = parts["spatial"]
+            filters = spatial.rename({"y": "kernel_y", "x": "kernel_x"}) if own else spatial
+            if parameters.sizes["lag"] > 1:
+                result["temporal"] = parts["temporal"]
+            else:  # a single lag has no course; its sign belongs to the filter
+                filters = filters * parts["temporal"].isel(lag=0, drop=True)
+        field = data["test"]["stimulus"].isel(frame=0, drop=True)
+        if "output_weight" in parameters:
+            acting, strength = _in_field(filters, parameters["output_weight"], field)
+        else:
+            acting, strength = filters, np.sqrt((filters**2).sum(("y", "x")))
+        norm = np.sqrt((acting**2).sum(("y", "x")))
+        acting = acting / norm.where(norm > 0)
+        strongest = strength.max("filter")
+        result["filter_image"] = acting.transpose("cell", "filter", "y", "x")
+        result["strength"] = strength / strongest.where(strongest > 0)
+        result["morans_i"] = morans_i(
+            filters if "y" in filters.dims else filters.rename({"kernel_y": "y", "kernel_x": "x"})
+        )
+        if "truth" in data.children and "subunit_weight" in data["truth"].to_dataset():
+            result = result.merge(_match(result["filter_image"], data["truth"]["subunit_weight"]))
+        return result
+
+    def plot(self, result: xr.DataTree) -> "Figure":
+        from matplotlib.figure import Figure
+
+        rows = list(_rows(result))[:12]
+        columns = max(row["filter_image"].sizes["filter"] for _, row in rows)
+        columns = min(columns, 16)
+        truth = next(
+            (
+                g["truth_image"].isel(
+                    {d: 0 for d in g["truth_image"].dims if d not in ("subunit", "y", "x")}
+                )
+                for g in groups(result).values()
+                if "truth_image" in g
+            ),
+            None,
+        )
+        extra = 0 if truth is None else 1
+        if truth is not None:
+            columns = max(columns, min(truth.sizes["subunit"], 16))
+        figure = Figure(
+            figsize=(max(1.15 * columns + 1.3, 4), 1.3 * (len(rows) + extra)), layout="constrained"
+        )
+        axes = figure.subplots(len(rows) + extra, columns, squeeze=False)
+        for axis in axes.flat:
+            axis.set(xticks=[], yticks=[], frame_on=False)
+        if truth is not None:
+            for axis, image in zip(axes[0], truth.values, strict=False):
+                _show(axis, image / np.linalg.norm(image))
+            axes[0, 0].set_ylabel("true", rotation=0, ha="right", va="center")
+        for row_axes, (label, row) in zip(axes[extra:], rows, strict=True):
+            shown = row["filter_image"].transpose("filter", "y", "x").values
+            order = _order(row)
+            for axis, index in zip(row_axes, order, strict=False):
+                _show(axis, shown[index])
+                if "best_match" in row:
+                    axis.set_title(f"{float(row['best_match'][index]):.2f}", fontsize=8, pad=2)
+                else:
+                    axis.set_title(f"I = {float(row['morans_i'][index]):.2f}", fontsize=8, pad=2)
+            row_axes[0].set_ylabel(label, rotation=0, ha="right", va="center")
+        return figure
+
+    def caption(self, result: xr.DataTree) -> str:
+        known = any("match" in group for group in groups(result).values())
+        number = (
+            "Numbers are the cosine with the closest true subunit."
+            if known
+            else "Numbers are Moran's I, the spatial autocorrelation."
+        )
+        return (
+            "Filters where they act in the field of the (first) cell, the strongest first or in the "
+            f"order of the true subunits. {number}"
+        )
+
+    def table(self, result: xr.DataTree) -> pd.DataFrame | None:
+        lines = []
+        for name, group in groups(result).items():
+            if "match" not in group:
+                continue
+            dims = [*sweep_dims(group), *(["cell"] if "cell" not in sweep_dims(group) else [])]
+            frame = group["match"].to_dataframe()["match"].unstack("subunit")
+            frame.columns = [f"subunit {column}" for column in frame.columns]
+            frame["found (≥ 0.85)"] = (frame >= 0.85).sum(axis=1)
+            frame["best receptive field"] = (
+                group["receptive_field_match"].max("filter").to_dataframe()["receptive_field_match"]
+            )
+            frame = frame.reset_index()
+            frame.insert(0, "model", name)
+            lines.append(frame[["model", *dims, *[c for c in frame if c not in ("model", *dims)]]])
+        return pd.concat(lines, ignore_index=True) if lines else None
+
+
+def _in_field(
+    kernels: xr.DataArray, weights: xr.DataArray, field: xr.DataArray
+) -> tuple[xr.DataArray, xr.DataArray]:
+    """Convolution kernels at the position of their largest output weight, with its sign.
+
+    Returns:
+        (cell, filter, y, x), and the strength (cell, filter).
+    """
+    kernel = kernels.transpose("filter", "kernel_y", "kernel_x").values
+    weight = weights.transpose("cell", "filter", "map_y", "map_x").values
+    images = np.zeros((*weight.shape[:2], field.sizes["y"], field.sizes["x"]))
+    strength = np.zeros(weight.shape[:2])
+    height, width = kernel.shape[1:]
+    for cell, filters in enumerate(weight):
+        for index, positions in enumerate(filters):
+            row, column = np.unravel_index(np.abs(positions).argmax(), positions.shape)
+            peak = positions[row, column]
+            images[cell, index, row : row + height, column : column + width] = (
+                np.sign(peak) * kernel[index]
+            )
+            strength[cell, index] = np.linalg.norm(kernel[index]) * np.linalg.norm(positions)
+    coords = {"cell": weights["cell"], "filter": kernels["filter"]}
+    space = {dim: field[dim] for dim in ("y", "x") if dim in field.coords}
+    return (
+        xr.DataArray(images, coords | space, ("cell", "filter", "y", "x")),
+        xr.DataArray(strength, coords, ("cell", "filter")),
+    )
+
+
+def _match(images: xr.DataArray, truth: xr.DataArray) -> xr.Dataset:
+    """Cosines with the true subunits (cell, subunit, y, x), assigned one to one."""
+    shown = images.transpose("cell", "filter", "y", "x").fillna(0).values
+    known = truth.transpose("cell", "subunit", "y", "x").values
+    cosines = np.einsum("cfyx,csyx->csf", shown, _unit(known))
+    match = np.full(cosines.shape[:2], np.nan)
+    chosen = np.full(cosines.shape[:2], -1)
+    for cell, table in enumerate(cosines):
+        subunits, filters = linear_sum_assignment(-table)
+        match[cell, subunits] = table[subunits, filters]
+        chosen[cell, subunits] = filters
+    # With fewer filters than subunits, the rest are compared with their closest filter.
+    match = np.where(chosen < 0, cosines.max(-1), match)
+    field = np.einsum("cfyx,cyx->cf", shown, _unit(known.sum(1)))
+    coords: dict[str, Any] = {
+        **{name: images[name] for name in ("cell", "filter", "y", "x") if name in images.coords},
+        "subunit": truth["subunit"],
+    }
+    return xr.Dataset(
+        {
+            "match": (("cell", "subunit"), match),
+            "matched_filter": (("cell", "subunit"), chosen),
+            "best_match": (("cell", "filter"), cosines.max(1)),
+            "receptive_field_match": (("cell", "filter"), field),
+            "truth_image": (("cell", "subunit", "y", "x"), known),
+        },
+        coords=coords,
+    )
+
+
+def _unit(images: NDArray[Any]) -> NDArray[Any]:
+    norm = np.linalg.norm(images, axis=(-2, -1), keepdims=True)
+    return np.divide(images, norm, out=np.zeros(images.shape), where=norm > 0)
+
+
+def _rows(result: xr.DataTree) -> Any:
+    """The first cell of each model and point of its sweep, with a label."""
+    for name, group in groups(result).items():
+        dims = [d for d in sweep_dims(group) if d != "cell"]
+        stacked = group.stack(point=dims) if dims else group.expand_dims("point")
+        for index in range(stacked.sizes["point"]):
+            row = stacked.isel(point=index)
+            values = ", ".join(f"{d}={row[d].item()}" for d in dims)
+            cells = row.sizes["cell"] if "cell" in sweep_dims(group) else 1
+            for cell in range(cells):
+                one = row.isel(cell=cell)
+                about = [values] if values else []
+                if cells > 1:
+                    about.append(f"cell {one['cell'].item()}")
+                image = one["filter_image"]
+                there = image.notnull().any(("y", "x")).values
+                yield "\n".join([name, *about]), one.isel(filter=there)
+
+
+def _order(row: xr.Dataset) -> NDArray[Any]:
+    """Filters in the order of the subunits that they match, then by strength."""
+    strength = row["strength"].values
+    order = np.argsort(-np.nan_to_num(strength))
+    if "matched_filter" not in row:
+        return order
+    labels = row["filter"].values.tolist()
+    first = [labels.index(f) for f in row["matched_filter"].values if f >= 0 and f in labels]
+    return np.array([*first, *[i for i in order if i not in first]])
+
+
+def _show(axis: Any, image: NDArray[Any]) -> None:
+    limit = float(np.nanmax(np.abs(image))) or 1.0
+    axis.imshow(image, cmap="RdBu_r", vmin=-limit, vmax=limit)

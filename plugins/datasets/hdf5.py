@@ -1,0 +1,182 @@
+"""Your own recording, from arrays in one HDF5 or NetCDF-4 file."""
+
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+from pydantic import Field
+
+from retinakit.config import Config, InputPath
+from retinakit.dataset import Dataset
+from retinakit.errors import UserError, nearest
+from retinakit.recording import make_recording, make_split
+
+
+class HDF5Config(Config):
+    """Where the arrays are in the file, and how they are split."""
+
+    path: InputPath = Field(Path("recording.h5"), description="The file, HDF5 or NetCDF-4.")
+    stimulus: str = Field("stimulus", description="Path of the stimulus in the file.")
+    response: str = Field("response", description="Path of the spike counts (or rates).")
+    stimulus_dims: list[str] = Field(
+        ["frame", "y", "x"], description="Order of its dimensions: frame, channel, y, x."
+    )
+    response_dims: list[str] = Field(
+        ["frame", "cell"], description="Order of its dimensions: repeat, frame, cell."
+    )
+    response_units: str = Field("spikes per bin", description="What the response is.")
+    frame_rate: float = Field(30.0, gt=0, description="Frames per second.")
+    segment: str | None = Field(
+        None, description="Path of an integer for each frame that changes between trials."
+    )
+    segment_frames: int | None = Field(
+        None, ge=1, description="Or: the length of every trial, in frames."
+    )
+    validation: float = Field(
+        0.1, gt=0, lt=1, description="Part of the frames (or trials) for validation."
+    )
+    test: float = Field(
+        0.1, ge=0, lt=1, description="Part for the test; not used if there is a test_stimulus."
+    )
+    test_stimulus: str | None = Field(
+        None, description="Path of the test stimulus, such as frozen noise."
+    )
+    test_response: str | None = Field(None, description="Path of the response to it.")
+    test_response_dims: list[str] = Field(
+        ["repeat", "frame", "cell"], description="Order of its dimensions."
+    )
+    cells: list[int] | None = Field(None, description="Which cells to keep, counted from 0.")
+    check_size: float | None = Field(None, gt=0, description="Side of a check or pixel, in µm.")
+
+
+class HDF5(Dataset):
+    """Arrays of a user's file as a recording.
+
+    The training frames come first, then those for validation, then those for the test; where there
+    are trials (`segment`), whole trials go to each.
+    """
+
+    Config = HDF5Config
+
+    def files(self) -> list[Path]:
+        return [self.config.path]
+
+    def load(self) -> xr.DataTree:
+        c = self.config
+        try:
+            with h5py.File(c.path, "r") as file:
+                return self._read(file)
+        except FileNotFoundError:
+            raise UserError(f"there is no file {c.path}; check the path") from None
+        except OSError as error:
+            reason = str(error).rpartition("(")[2].rstrip(")")
+            raise UserError(
+                f"{c.path} cannot be read as HDF5 ({reason}); it may be truncated or of another "
+                "format: copy or export it again"
+            ) from None
+
+    def _read(self, file: h5py.File) -> xr.DataTree:
+        c = self.config
+        stimulus = self._array(file, c.stimulus, c.stimulus_dims, ("frame", "channel", "y", "x"))
+        response = self._array(file, c.response, c.response_dims, ("repeat", "frame", "cell"))
+        segment = self._segments(file, len(stimulus))
+        frames = response.shape[-2]
+        if frames != len(stimulus):
+            raise UserError(
+                f"{c.path}: '{c.response}' has {frames} frames and '{c.stimulus}' has "
+                f"{len(stimulus)} (dimension 'frame'); cut them to the same frames, one bin of the "
+                "response for each frame shown"
+            )
+        if (c.test_stimulus is None) != (c.test_response is None):
+            raise UserError("give both test_stimulus and test_response, or neither")
+        own_test = c.test_stimulus is not None
+        ends = self._ends(segment, 0.0 if own_test else c.test)
+        splits = {}
+        start = 0
+        for name, end in zip(("train", "validation", "test"), ends, strict=True):
+            if end > start:
+                splits[name] = self._split(
+                    stimulus[start:end], response[..., start:end, :], segment[start:end]
+                )
+            start = end
+        if own_test:
+            test = self._array(
+                file, c.test_stimulus, c.stimulus_dims, ("frame", "channel", "y", "x")
+            )
+            answer = self._array(
+                file, c.test_response, c.test_response_dims, ("repeat", "frame", "cell")
+            )
+            splits["test"] = self._split(test, answer, np.zeros(len(test), np.int32))
+        return make_recording(splits, {"title": c.path.stem, "source": c.path.name})
+
+    def _array(
+        self, file: h5py.File, name: str, given: list[str], order: tuple[str, ...]
+    ) -> NDArray[Any]:
+        """The array at a path, with its dimensions in the contract's order."""
+        if name not in file or not isinstance(file[name], h5py.Dataset):
+            known: list[str] = []
+            file.visititems(
+                lambda path, item: known.append(path) if isinstance(item, h5py.Dataset) else None
+            )
+            raise UserError(
+                f"{self.config.path}: there is no array '{name}'; {nearest(name, known)}"
+            )
+        array = file[name]
+        if (
+            array.ndim != len(given)
+            or not set(given) <= set(order)
+            or len(set(given)) != len(given)
+        ):
+            raise UserError(
+                f"{self.config.path}: '{name}' is of shape {array.shape} and its dimensions are "
+                f"given as {given}; give one of {list(order)} for each"
+            )
+        wanted = [dim for dim in order if dim in given]
+        values: NDArray[Any] = array[()].transpose([given.index(dim) for dim in wanted])
+        return np.ascontiguousarray(values)
+
+    def _segments(self, file: h5py.File, frames: int) -> NDArray[Any]:
+        c = self.config
+        if c.segment is not None:
+            return self._array(file, c.segment, ["frame"], ("frame",))
+        return np.arange(frames) // (c.segment_frames or frames)
+
+    def _ends(self, segment: NDArray[Any], test: float) -> tuple[int, int, int]:
+        """Where train, validation and test end; between trials, if there are several."""
+        frames = len(segment)
+        starts = np.r_[np.flatnonzero(segment[1:] != segment[:-1]) + 1, frames]
+
+        def cut(part: float) -> int:
+            wanted = round(frames * part)
+            return int(starts[np.abs(starts - wanted).argmin()]) if len(starts) > 2 else wanted
+
+        return cut(1 - self.config.validation - test), cut(1 - test), frames
+
+    def _split(
+        self, stimulus: NDArray[Any], response: NDArray[Any], segment: NDArray[Any]
+    ) -> xr.Dataset:
+        c = self.config
+        cell = np.arange(response.shape[-1])
+        if c.cells is not None:
+            unknown = set(c.cells) - set(cell.tolist())
+            if unknown:
+                raise UserError(f"cells: there is no cell {min(unknown)}; there are {len(cell)}")
+            cell, response = np.array(c.cells), response[..., c.cells]
+        space = {}
+        if c.check_size is not None:
+            space = {
+                dim: np.arange(size) * c.check_size
+                for dim, size in zip(("y", "x"), stimulus.shape[-2:], strict=True)
+            }
+        return make_split(
+            stimulus,
+            response,
+            frame_interval=1 / c.frame_rate,
+            segment=segment,
+            cell=cell,
+            units=c.response_units,
+            **space,
+        )

@@ -1,0 +1,89 @@
+"""A dataset whose stimulus is filtered in time beforehand (Yan et al. 2020, II-C, Version I)."""
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from pydantic import Field
+
+from retinakit.config import Config
+from retinakit.dataset import Dataset
+from retinakit.errors import UserError
+from retinakit.receptive_field import separate
+from retinakit.recording import SPLITS, full_history, make_recording, segments
+from retinakit.spikes import sta
+from retinakit.temporal import filter_in_time
+
+
+class TemporalCollapseConfig(Config):
+    """Options of the temporal filter."""
+
+    lags: int = Field(20, ge=1, description="Length of the temporal filter, in frames.")
+    cell: Any = Field(
+        None, description="The cell whose filter is used and which is kept, if there are several."
+    )
+
+
+class TemporalCollapse(Dataset):
+    """The stimulus as a cell's temporal filter sees it.
+
+    Every check is convolved with the temporal filter of the cell's spike-triggered average (of the
+    training frames; first singular vector, unit norm), so that a model of single frames, `lags: 1`,
+    sees what matters in time. Frames without a full history are left out. The group `collapse` has
+    the filter. The filter is one cell's: with several, choose `cell`, or sweep over it.
+    """
+
+    Config = TemporalCollapseConfig
+    volatile = True
+
+    def load(self, data: xr.DataTree) -> xr.DataTree:
+        data = self._one_cell(data)
+        train = data["train"].to_dataset()
+        average = sta(train, self.config.lags)
+        if "channel" in average.dims:
+            raise UserError("the stimulus has channels; temporal_collapse takes one without")
+        temporal = separate(average["sta"])["temporal"].isel(cell=0, drop=True)
+        if not np.isfinite(temporal).all():
+            raise UserError(
+                f"cell {data['train']['cell'].item()} has no spike with {self.config.lags} frames "
+                "of history, so it has no temporal filter; leave it out"
+            )
+        splits = {}
+        for name in SPLITS:
+            split = data[name].to_dataset()
+            stimulus = split["stimulus"]
+            filtered = filter_in_time(stimulus.values, temporal.values, segments(split))
+            whole = full_history(split["segment"], self.config.lags)
+            if not whole.any():
+                raise UserError(
+                    f"{name}: no segment is as long as {self.config.lags} frames; use fewer lags"
+                )
+            splits[name] = split.assign(stimulus=(stimulus.dims, filtered, stimulus.attrs)).isel(
+                frame=whole
+            )
+        for name in data.children:
+            if name not in splits:
+                splits[name] = data[name].to_dataset()
+        splits["collapse"] = xr.Dataset({"temporal": temporal})
+        return make_recording(splits, data.attrs)
+
+    def _one_cell(self, data: xr.DataTree) -> xr.DataTree:
+        cells = data["train"]["cell"].values
+        chosen = self.config.cell
+        if chosen is None:
+            if len(cells) > 1:
+                raise UserError(
+                    f"the recording has {len(cells)} cells and the filter is one cell's; choose "
+                    f"one with cell: {cells[0]}, or each in turn with sweep: {{cell: [...]}}"
+                )
+            return data
+        if chosen not in cells:
+            raise UserError(
+                f"cell {chosen!r} is not among the cells of the recording: {list(cells)}"
+            )
+
+        def keep(split: xr.Dataset) -> xr.Dataset:
+            return split.sel(cell=[chosen]) if "cell" in split.dims else split
+
+        kept: xr.DataTree = data.map_over_datasets(keep)
+        return kept

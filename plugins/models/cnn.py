@@ -1,0 +1,271 @@
+"""The convolutional network of Yan et al. (2020), II-C: Versions I and II, one to three layers."""
+
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import xarray as xr
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.functional import conv2d, softplus
+
+from retinakit.errors import UserError
+from retinakit.spikes import sta
+from retinakit.torch_model import TorchConfig, TorchModel, sum_over_lags
+
+DENSE_ADVANTAGE = 2.0
+"""A convolution on a field up to this many times the filter's area is taken as one matrix product."""
+
+
+class CNNConfig(TorchConfig):
+    """Options of the network.
+
+    The penalties of Yan et al.'s public code are kernel_l1 5.5e-4, kernel_l2 1e-3, dense_l2 1e-3
+    and activity_l1 1e-3, its start is `normal` with dense weights of either sign, its learning rate
+    1e-3. For a cell that fires in one bin of eighty those penalties outweigh the likelihood and the
+    subunits are not found; the defaults here find them.
+    """
+
+    filters: int = Field(4, ge=1, description="Convolution filters in each layer.")
+    kernel: int = Field(7, ge=1, description="Side of the first layer's filters, in checks.")
+    layers: int = Field(1, ge=1, le=3, description="Convolution layers.")
+    deeper_kernel: int = Field(3, ge=1, description="Side of the later layers' filters.")
+    deeper_padding: Literal["same", "valid"] = Field(
+        "same", description="Whether the later layers keep the size of the map."
+    )
+    start: Literal["patch", "normal"] = Field(
+        "patch",
+        description="'patch': filters start as pieces of the receptive field, at random places; "
+        "'normal': as normal random numbers.",
+    )
+    patch_size: float = Field(
+        1.2, gt=0, description="Standard deviation of a starting patch, in checks."
+    )
+    dense_sign: Literal["positive", "any"] = Field(
+        "positive", description="Sign of the output weights: excitation only, or either."
+    )
+    noise: float = Field(
+        0.1, ge=0, description="Standard deviation of the noise before the ReLU, in training."
+    )
+    output: Literal["parametric_softplus", "softplus"] = Field(
+        "parametric_softplus", description="a · log(1 + exp(b x)) with a, b learned, or fixed at 1."
+    )
+    kernel_l1: float = Field(0.0, ge=0, description="Weight of the filters' absolute values.")
+    kernel_l2: float = Field(0.0, ge=0, description="Weight of the filters' squares.")
+    dense_l1: float = Field(0.0, ge=0, description="Weight of the absolute output weights.")
+    dense_l2: float = Field(1e-6, ge=0, description="Weight of the squared output weights.")
+    activity_l1: float = Field(
+        0.0, ge=0, description="Weight of the mean absolute input of the output nonlinearity."
+    )
+    steps: int = Field(4000, ge=1, description="Training steps at most.")
+    learning_rate: float = Field(1e-2, gt=0, description="Of Adam, at the start.")
+    decay: Literal["drop", "cosine"] = Field(
+        "cosine",
+        description="'cosine': lower the learning rate smoothly to 0 at the last step; "
+        "'drop': lower it when the validation loss stalls.",
+    )
+    patience: int = Field(
+        0, ge=0, description="Validations without a better loss before a drop; 0: never stop."
+    )
+
+
+class CNNModule(nn.Module):
+    """Convolution, noise, ReLU (once or more); one weighted sum for each cell; softplus."""
+
+    activity: Tensor
+
+    def __init__(self, config: CNNConfig, cells: int, channels: int, height: int, width: int):
+        super().__init__()
+        self.lags, self.noise, self.padding = config.lags, config.noise, config.deeper_padding
+        self.positive = config.dense_sign == "positive"
+        scale, filters, k = 0.05, config.filters, config.kernel
+        self.kernel = nn.Parameter(torch.randn(config.lags, filters, channels, k, k) * scale)
+        self.bias = nn.Parameter(torch.zeros(filters))
+        self.deeper = nn.ParameterList()
+        self.deeper_bias = nn.ParameterList()
+        height, width = height - k + 1, width - k + 1
+        for _ in range(config.layers - 1):
+            d = config.deeper_kernel
+            self.deeper.append(nn.Parameter(torch.randn(filters, filters, d, d) * scale))
+            self.deeper_bias.append(nn.Parameter(torch.zeros(filters)))
+            if self.padding == "valid":
+                height, width = height - d + 1, width - d + 1
+        self.map = (height, width)
+        dense = torch.randn(cells, filters, height, width) * scale
+        self.dense = nn.Parameter(dense.abs() if self.positive else dense)
+        self.dense_bias = nn.Parameter(torch.zeros(cells))
+        learned = config.output == "parametric_softplus"
+        # Logarithms, so that a rate stays positive.
+        a, b = (0.2, 5.0) if learned else (1.0, 1.0)
+        self.log_a = nn.Parameter(torch.full((cells,), a).log(), requires_grad=learned)
+        self.log_b = nn.Parameter(torch.full((cells,), b).log(), requires_grad=learned)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        if frames.ndim == 3:
+            frames = frames[:, None]
+        lags, filters = self.kernel.shape[:2]
+        drive = correlate(frames, self.kernel.flatten(0, 1))
+        drive = sum_over_lags(drive.unflatten(1, (lags, filters)), lags)
+        hidden = self._rectify(drive + self.bias[:, None, None])
+        for kernel, bias in zip(self.deeper, self.deeper_bias, strict=True):
+            hidden = self._rectify(conv2d(hidden, kernel, bias, padding=self.padding))
+        x = hidden.flatten(1) @ self.dense_weight().flatten(1).T + self.dense_bias
+        self.activity = x
+        return self.log_a.exp() * softplus(self.log_b.exp() * x)
+
+    def dense_weight(self) -> Tensor:
+        """(cell, filter, map_y, map_x): the output weights as they act."""
+        return self.dense.abs() if self.positive else self.dense
+
+    def _rectify(self, drive: Tensor) -> Tensor:
+        if self.training and self.noise:
+            drive = drive + self.noise * torch.randn_like(drive)
+        return drive.relu()
+
+
+def correlate(frames: Tensor, kernels: Tensor) -> Tensor:
+    """Convolution of frames (n, channel, y, x) with kernels (k, channel, y, x), "valid".
+
+    On a field not much larger than the kernels it is one product with the kernels written into a
+    matrix (field × map): torch's convolution takes several times as long there.
+    """
+    n, channels, height, width = frames.shape
+    k, _, size_y, size_x = kernels.shape
+    out_y, out_x = height - size_y + 1, width - size_x + 1
+    if frames.is_cuda or height * width > DENSE_ADVANTAGE * size_y * size_x:
+        return conv2d(frames, kernels)
+    matrix = kernels.new_zeros(out_y, out_x, k, channels, height, width)
+    for y in range(out_y):
+        for x in range(out_x):
+            matrix[y, x, :, :, y : y + size_y, x : x + size_x] = kernels
+    product = frames.flatten(1) @ matrix.view(out_y * out_x * k, -1).T
+    return product.view(n, out_y, out_x, k).permute(0, 3, 1, 2)
+
+
+class CNN(TorchModel):
+    """Convolution layers and one weighted sum for each cell, fitted to spikes.
+
+    Version II learns filters in space and time (`lags: 20`). Version I learns spatial filters only
+    (`lags: 1`), on a dataset that `temporal_collapse` made. The loss is the Poisson likelihood, with
+    the penalties of Yan et al.'s public code.
+    """
+
+    Config = CNNConfig
+
+    def build(self, field: xr.Dataset) -> nn.Module:
+        c = self.config
+        height, width = field.sizes["y"], field.sizes["x"]
+        lost = c.kernel - 1
+        if c.deeper_padding == "valid":
+            lost += (c.layers - 1) * (c.deeper_kernel - 1)
+        if min(height, width) <= lost:
+            raise UserError(
+                f"filters of {c.kernel} checks in {c.layers} layers need a field larger than "
+                f"{lost} checks and it has {height} x {width}; make kernel smaller"
+            )
+        return CNNModule(c, field.sizes["cell"], field.sizes.get("channel", 1), height, width)
+
+    def initialise(self, module: nn.Module, recording: xr.DataTree) -> None:
+        """Starts each filter as a piece of the receptive field around a random place in it."""
+        assert isinstance(module, CNNModule)
+        c = self.config
+        if c.start != "patch":
+            return
+        split = recording["train"].to_dataset()
+        if c.target == "rate":
+            split = split.assign(response=split["rate"])
+        field = sta(split, c.lags)["sta"].sum("cell")
+        if "channel" not in field.dims:
+            field = field.expand_dims("channel", 1)
+        stacked = field.transpose("lag", "channel", "y", "x").values
+        parts = np.linalg.svd(stacked.reshape(-1, stacked[0, 0].size), full_matrices=False)
+        sign = np.sign(parts[2][0].sum()) or 1.0
+        course, image = parts[0][:, 0] * sign, np.clip(parts[2][0] * sign, 0, None)
+        scale = float(np.asarray(split["stimulus"][:10_000], np.float32).std()) or 1.0
+        image = torch.from_numpy(image.astype(np.float32)).view(*stacked.shape[-2:])
+        course = torch.from_numpy(course.astype(np.float32)).view(*stacked.shape[:2])
+        height, width = module.map
+        rows, columns = torch.meshgrid(*map(torch.arange, image.shape), indexing="ij")
+        with torch.no_grad():
+            for index in range(c.filters):
+                centre = int(torch.multinomial((image**2).flatten(), 1))
+                y, x = divmod(centre, image.shape[1])
+                distance = (rows - y) ** 2 + (columns - x) ** 2
+                patch = image * torch.exp(-distance / (2 * c.patch_size**2))
+                patch = patch * 2 / patch.norm() / scale
+                # A place of the map whose window holds the centre.
+                lost = c.kernel - 1
+                first = (max(0, y - lost), max(0, x - lost))
+                last = (min(y, image.shape[0] - c.kernel), min(x, image.shape[1] - c.kernel))
+                top, left = (
+                    int(torch.randint(a, b + 1, ())) for a, b in zip(first, last, strict=True)
+                )
+                window = patch[top : top + c.kernel, left : left + c.kernel]
+                module.kernel[:, index] += course[:, :, None, None] * window
+                if c.layers == 1:
+                    module.dense[:, index, top, left] += 1
+            if c.layers > 1:
+                for deeper in module.deeper:
+                    centre = deeper.shape[-1] // 2
+                    deeper[:, :, centre, centre] += torch.eye(c.filters)
+                module.dense += 1 / (height * width)
+            if module.log_a.requires_grad:
+                module.log_a.fill_(-3.0)
+                module.log_b.fill_(0.0)
+            module.dense_bias.fill_(-2.0)
+
+    def penalty(self, module: nn.Module) -> Tensor:
+        assert isinstance(module, CNNModule)
+        c = self.config
+        kernels = [module.kernel, *module.deeper]
+        return (
+            c.kernel_l1 * sum(k.abs().sum() for k in kernels)
+            + c.kernel_l2 * sum((k**2).sum() for k in kernels)
+            + c.dense_l1 * module.dense.abs().sum() / len(module.dense)
+            + c.dense_l2 * (module.dense**2).sum() / len(module.dense)
+            + c.activity_l1 * module.activity.abs().mean()
+        )
+
+    def parameters(self) -> xr.Dataset:
+        self._check_fitted()
+        module: Any = self.module
+        kernel = module.kernel.detach().numpy()
+        channels = "channel" in self.field.sizes
+        dims = ("lag", "filter", "channel", "kernel_y", "kernel_x")
+        filters = xr.DataArray(kernel, dims=dims)
+        if not channels:
+            filters = filters.isel(channel=0)
+        filters = filters.transpose("filter", "lag", ...)
+        sizes = {
+            "filter": kernel.shape[1],
+            "kernel_y": kernel.shape[3],
+            "kernel_x": kernel.shape[4],
+            "map_y": module.map[0],
+            "map_x": module.map[1],
+        }
+        parameters = self.field.assign(
+            kernel=filters,
+            kernel_bias=("filter", module.bias.detach().numpy()),
+            output_weight=(
+                ("cell", "filter", "map_y", "map_x"),
+                module.dense_weight().detach().numpy(),
+            ),
+            output_bias=("cell", module.dense_bias.detach().numpy()),
+            output_a=("cell", np.exp(module.log_a.detach().numpy())),
+            output_b=("cell", np.exp(module.log_b.detach().numpy())),
+        ).assign_coords({name: np.arange(size) for name, size in sizes.items()})
+        for layer, (deeper, bias) in enumerate(
+            zip(module.deeper, module.deeper_bias, strict=True), start=2
+        ):
+            parameters[f"kernel_{layer}"] = (
+                ("filter", "filter_in", "deeper_y", "deeper_x"),
+                deeper.detach().numpy(),
+            )
+            parameters[f"kernel_bias_{layer}"] = ("filter", bias.detach().numpy())
+            size = deeper.shape[-1]
+            parameters = parameters.assign_coords(
+                filter_in=np.arange(sizes["filter"]),
+                deeper_y=np.arange(size),
+                deeper_x=np.arange(size),
+            )
+        return parameters.drop_vars([d for d in ("y", "x") if d in parameters.coords])

@@ -1,0 +1,159 @@
+"""The linear-nonlinear model, fitted by Poisson likelihood."""
+
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import xarray as xr
+from pydantic import Field
+from torch import Tensor, nn
+
+from retinakit.spikes import sta
+from retinakit.torch_model import TorchConfig, TorchModel, sum_over_lags
+
+
+class LNConfig(TorchConfig):
+    """Options of the LN model."""
+
+    rank: int = Field(
+        1, ge=0, description="Products of a spatial map and a temporal filter; 0: a full filter."
+    )
+    nonlinearity: Literal["softplus", "exponential"] = Field(
+        "softplus", description="gain · log(1 + exp(drive)), or exp(drive)."
+    )
+    smoothness: float = Field(
+        1e-4, ge=0, description="Weight of the squared second differences of the filter."
+    )
+    sparsity: float = Field(1e-5, ge=0, description="Weight of the absolute values of the filter.")
+    steps: int = Field(2000, ge=1, description="Training steps at most.")
+    learning_rate: float = Field(3e-2, gt=0, description="Of Adam, at the start.")
+    decay: Literal["drop", "cosine"] = Field(
+        "cosine",
+        description="'cosine': lower the learning rate smoothly to 0 at the last step; "
+        "'drop': lower it when the validation loss stalls.",
+    )
+    patience: int = Field(
+        0, ge=0, description="Validations without a better loss before a drop; 0: never stop."
+    )
+
+
+class LNModule(nn.Module):
+    """rate = gain · f(Σ filter · stimulus + offset), one filter for each cell."""
+
+    def __init__(self, cells: int, lags: int, pixels: int, rank: int, nonlinearity: str):
+        super().__init__()
+        self.lags, self.nonlinearity, self.rank = lags, nonlinearity, rank
+        if rank:
+            self.temporal = nn.Parameter(torch.randn(cells, rank, lags) * 0.1)
+            self.spatial = nn.Parameter(torch.randn(cells, rank, pixels) * 0.01)
+        else:
+            self.filter = nn.Parameter(torch.randn(cells, lags, pixels) * 0.01)
+        self.offset = nn.Parameter(torch.full((cells,), -2.0))
+        self.log_gain = nn.Parameter(torch.zeros(cells))
+
+    def full_filter(self) -> Tensor:
+        """(cell, lag, pixel)."""
+        if not self.rank:
+            return self.filter
+        return torch.einsum("crl,crp->clp", self.temporal, self.spatial)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        flat = frames.flatten(1)
+        if self.rank:
+            cells, rank, lags = self.temporal.shape
+            seen = (flat @ self.spatial.flatten(0, 1).T).view(-1, cells, rank)
+            windows = seen.unfold(0, lags, 1).flip(-1)
+            drive = torch.einsum("ncrl,crl->nc", windows, self.temporal)
+        else:
+            cells, lags, _ = self.filter.shape
+            by_lag = flat @ self.filter.transpose(0, 1).flatten(0, 1).T
+            drive = sum_over_lags(by_lag.view(-1, lags, cells), lags)
+        drive = drive + self.offset
+        if self.nonlinearity == "exponential":
+            return torch.exp(drive)
+        return torch.exp(self.log_gain) * nn.functional.softplus(drive)
+
+
+class LN(TorchModel):
+    """A linear filter for each cell, a static nonlinearity, and Poisson spikes.
+
+    rate = gain · log(1 + exp(Σ_{lag,y,x} filter · stimulus + offset)). The filter starts at the
+    spike-triggered average, of full rank or as a sum of `rank` separable products, and is held
+    smooth in space and time and sparse. Works for any crop, any number of lags, and many cells.
+    """
+
+    Config = LNConfig
+
+    def build(self, field: xr.Dataset) -> nn.Module:
+        pixels = int(np.prod([field.sizes[d] for d in ("channel", "y", "x") if d in field.sizes]))
+        c = self.config
+        return LNModule(field.sizes["cell"], c.lags, pixels, c.rank, c.nonlinearity)
+
+    def initialise(self, module: nn.Module, recording: xr.DataTree) -> None:
+        assert isinstance(module, LNModule)
+        split = recording["train"].to_dataset()
+        if self.config.target == "rate" and "rate" in split:
+            split = split.assign(response=split["rate"])
+        average = np.nan_to_num(sta(split, self.config.lags)["sta"].values)
+        first = torch.from_numpy(average.astype(np.float32)).flatten(2)
+        power = float((split["stimulus"][:10_000].astype(float) ** 2).mean())
+        response = np.nan_to_num(np.asarray(split["response"], float))
+        mean = torch.from_numpy(response.reshape(-1, response.shape[-1]).mean(0)).float() + 1e-6
+        with torch.no_grad():
+            if module.rank:
+                u, s, v = torch.linalg.svd(first, full_matrices=False)
+                rank = min(module.rank, s.shape[1])
+                module.temporal[:, :rank] = u[:, :, :rank].transpose(1, 2)
+                module.spatial[:, :rank] = s[:, :rank, None] * v[:, :rank]
+                first = torch.einsum("clr,cr,crp->clp", u[..., :rank], s[:, :rank], v[:, :rank])
+            if self.config.nonlinearity == "exponential":
+                # For white noise the most likely filter is the average over the variance.
+                scale = torch.full_like(mean, 1 / max(power, 1e-12))
+                module.offset.copy_(mean.log())
+            else:
+                # A drive of standard deviation 2 around -3, with the gain that gives the mean.
+                scale = 2 / (power**0.5 * first.flatten(1).norm(dim=1) + 1e-12)
+                drive = 2 * torch.randn(10_000) - 3
+                module.offset.fill_(-3.0)
+                module.log_gain.copy_((mean / nn.functional.softplus(drive).mean()).log())
+            if module.rank:
+                module.spatial.mul_(scale[:, None, None])
+            else:
+                module.filter.copy_(first * scale[:, None, None])
+
+    def penalty(self, module: nn.Module) -> Tensor:
+        assert isinstance(module, LNModule)
+        c, shape = self.config, tuple(self.field.sizes[d] for d in ("y", "x"))
+        if module.rank:
+            maps, courses = module.spatial, module.temporal
+        else:
+            maps, courses = module.filter, module.filter.transpose(1, 2)
+        images = maps.reshape(*maps.shape[:2], -1, *shape)
+        rough = (
+            _second_difference(images, -1)
+            + _second_difference(images, -2)
+            + _second_difference(courses, -1)
+        )
+        cells = maps.shape[0]
+        return (c.smoothness * rough + c.sparsity * maps.abs().sum()) / cells
+
+    def parameters(self) -> xr.Dataset:
+        self._check_fitted()
+        module: Any = self.module
+        field = self.field
+        space = [d for d in ("channel", "y", "x") if d in field.sizes]
+        sizes = [field.sizes[d] for d in space]
+        full = module.full_filter().detach().numpy()
+        variables: dict[str, Any] = {
+            "kernel": (("cell", "lag", *space), full.reshape(*full.shape[:2], *sizes)),
+            "offset": ("cell", module.offset.detach().numpy()),
+            "gain": ("cell", np.exp(module.log_gain.detach().numpy())),
+        }
+        return field.assign(variables)
+
+
+def _second_difference(values: Tensor, dim: int) -> Tensor:
+    """Sum of squared second differences along a dimension; 0 where it is too short."""
+    if values.shape[dim] < 3:
+        return values.new_zeros(())
+    return (values.diff(n=2, dim=dim) ** 2).sum()

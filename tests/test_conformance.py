@@ -1,0 +1,91 @@
+"""Every built-in plugin keeps its contract."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import h5py
+import pytest
+import xarray as xr
+
+from retinakit.registry import Entry, Registry, load_entry
+from retinakit.testing import (
+    check_analysis,
+    check_dataset,
+    check_model,
+    registered,
+    small_recording,
+)
+
+BUILT_IN = "retinakit"
+
+TRAINING = {"lags": 5, "steps": 40, "batch": 200, "check_every": 10, "accelerator": "cpu"}
+
+# Options that make a plugin small or quick. One that is not here is checked with its defaults.
+QUICK: dict[str, dict[str, Any]] = {
+    "subunit_rgc": {
+        "frames": 500,
+        "validation_frames": 100,
+        "test_frames": 100,
+        "repeats": 3,
+        "cells": 2,
+        "lags": 5,
+        "threshold": 0.5,
+        "gain": 20.0,
+    },
+    "temporal_collapse": {"lags": 5, "cell": 0},
+    "ln": TRAINING,
+    "cnn": TRAINING | {"filters": 2, "kernel": 5},
+    "sta": {"lags": 5},
+    "score": {"draws": 20},
+    "raster": {"frames": 40, "trials": 4},
+}
+
+
+@cache
+def recording() -> xr.DataTree:
+    """One cell, and `truth`."""
+    return small_recording(frames=600, cells=1)
+
+
+def quick(entry: Entry, **more: Any) -> Any:
+    """An instance of a plugin with options that make it quick."""
+    assert entry.spec is not None
+    return load_entry(entry)(QUICK.get(entry.spec.name, {}) | more)
+
+
+@cache
+def fitted(name: str) -> Any:
+    """A model of that name, fitted to `recording()`."""
+    model = quick(Registry(builtin_only=True).find("model", name))
+    model.fit(recording())
+    return model
+
+
+def own_file(folder: Path) -> Path:
+    """A user's HDF5 file with a stimulus and spikes."""
+    split = small_recording(frames=600)["train"].to_dataset()
+    with h5py.File(folder / "own.h5", "w") as file:
+        for name in ("stimulus", "response"):
+            file[name] = split[name].values
+    return folder / "own.h5"
+
+
+@pytest.mark.parametrize("plugin", registered("dataset", distribution=BUILT_IN))
+def test_dataset(plugin: Entry, tmp_path: Path) -> None:
+    assert plugin.spec is not None
+    more = {"path": own_file(tmp_path)} if plugin.spec.name == "hdf5" else {}
+    check_dataset(quick(plugin, **more))
+
+
+@pytest.mark.parametrize("plugin", registered("model", distribution=BUILT_IN))
+def test_model(plugin: Entry) -> None:
+    check_model(quick(plugin), small_recording(frames=600))
+
+
+@pytest.mark.parametrize("plugin", registered("analysis", distribution=BUILT_IN))
+def test_analysis(plugin: Entry) -> None:
+    assert plugin.spec is not None
+    # The analysis of subunits is of a model that has some.
+    names = ["cnn"] if plugin.spec.name == "subunits" else ["ln", "cnn"]
+    check_analysis(quick(plugin), recording(), {name: fitted(name) for name in names})

@@ -1,0 +1,821 @@
+"""The conformance kit passes what keeps the contracts, and finds each way to break one."""
+
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pydantic
+import pytest
+import xarray as xr
+from matplotlib.figure import Figure
+from pydantic import BaseModel, Field
+
+from retinakit import Analysis, Config, Dataset, Model, UserError
+from retinakit.analysis import FittedModel, groups
+from retinakit.progress import Progress, silent
+from retinakit.recording import SPLITS, full_history, make_split, validate
+from retinakit.spikes import sta
+from retinakit.testing import (
+    ANALYSIS_CHECKS,
+    DATASET_CHECKS,
+    MODEL_CHECKS,
+    SmallModel,
+    check_analysis,
+    check_dataset,
+    check_model,
+    registered,
+    small_recording,
+)
+
+
+@pytest.fixture(scope="module")
+def recording() -> xr.DataTree:
+    return small_recording(frames=400)
+
+
+def failures(check: Any, *args: Any, **kwargs: Any) -> list[str]:
+    """The names of the checks that fail."""
+    try:
+        check(*args, **kwargs)
+    except AssertionError as error:
+        return [line.strip().split(":")[0] for line in str(error).splitlines()[1:]]
+    return []
+
+
+def every(cls: type) -> Iterator[type]:
+    for subclass in cls.__subclasses__():
+        yield subclass
+        yield from every(subclass)
+
+
+# Plugins that keep the contract. A broken one derives from one of them and says in `breaks` which
+# checks must find it.
+
+
+class GoodConfig(Config):
+    frames: int = Field(200, ge=10, description="Frames of a split.")
+    scale: float = Field(1.0, description="Unused.")
+
+
+class GoodDataset(Dataset):
+    """White noise and independent spikes."""
+
+    Config = GoodConfig
+    breaks: ClassVar[list[str]] = []
+
+    def load(self) -> xr.DataTree:
+        random = np.random.default_rng(self.seed)
+        return xr.DataTree.from_dict(
+            {name: self.split(random) for name in ("train", "validation", "test")}
+        )
+
+    def split(self, random: np.random.Generator) -> xr.Dataset:
+        frames = self.config.frames
+        return make_split(
+            (2 * random.integers(0, 2, (frames, 5, 5)) - 1).astype(np.int8),
+            random.poisson(1.0, (frames, 2)),
+            frame_interval=0.02,
+        )
+
+
+class GoodDerived(Dataset):
+    """Another dataset without its first frames."""
+
+    breaks: ClassVar[list[str]] = []
+
+    def load(self, data: xr.DataTree) -> xr.DataTree:
+        return xr.DataTree.from_dict(
+            {name: data[name].to_dataset().isel(frame=slice(10, None)) for name in SPLITS}
+        )
+
+
+class GoodModel(SmallModel):
+    """The kit's own model, fitted in steps with a checkpoint."""
+
+    breaks: ClassVar[list[str]] = []
+
+    def fit(
+        self,
+        recording: xr.DataTree,
+        *,
+        checkpoint: Path | None = None,
+        progress: Progress = silent,
+    ) -> xr.Dataset:
+        done = int(checkpoint.read_text()) if checkpoint and checkpoint.exists() else 0
+        curves = super().fit(recording)
+        for step in range(done, 4):
+            progress(step, 4)
+            if checkpoint:
+                checkpoint.write_text(str(step + 1))
+        return curves
+
+
+class GoodAnalysis(Analysis):
+    """Spike-triggered averages."""
+
+    breaks: ClassVar[list[str]] = []
+
+    def run(self, data: xr.DataTree) -> xr.Dataset:
+        return sta(data["train"].to_dataset(), 3)
+
+    def plot(self, result: xr.DataTree) -> Figure:
+        figure = Figure()
+        for group in groups(result).values():
+            spikes = group["spikes"].values
+            figure.subplots().plot(spikes.reshape(-1, spikes.shape[-1]).T)
+        return figure
+
+    def caption(self, result: xr.DataTree) -> str:
+        return "Spikes of each cell."
+
+
+class GoodOfModel(GoodAnalysis):
+    """Mean prediction of each cell."""
+
+    def run(self, model: Model, data: xr.DataTree) -> xr.Dataset:  # type: ignore[override]
+        rate = model.predict(data["test"].to_dataset()["stimulus"])
+        return xr.Dataset({"spikes": rate.mean("frame")})
+
+
+class GoodOfFamily(GoodAnalysis):
+    """Mean prediction of every model."""
+
+    def run(self, models: list[FittedModel]) -> xr.Dataset:  # type: ignore[override]
+        means = [
+            m.model.predict(m.data["test"].to_dataset()["stimulus"]).mean("frame") for m in models
+        ]
+        names = pd.Index([m.name for m in models], name="name")
+        return xr.Dataset({"spikes": xr.concat(means, names)})
+
+
+class GoodOfResults(GoodAnalysis):
+    """Spikes of another analysis."""
+
+    def run(self, results: dict[str, xr.DataTree]) -> xr.Dataset:  # type: ignore[override]
+        return next(iter(groups(results["other"]).values()))[["spikes"]]
+
+
+# Options and seeds, which any kind of plugin may break.
+
+
+class NotAConfig(GoodDataset):
+    class Config(BaseModel):  # type: ignore[assignment]
+        model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+        frames: int = Field(200, description="Frames of a split.")
+
+    breaks: ClassVar[list[str]] = ["config_class"]
+
+
+class NotThroughJson(GoodDataset):
+    class Config(GoodConfig):
+        half: float = Field(float("nan"), description="JSON has no NaN, it becomes null.")
+
+    breaks: ClassVar[list[str]] = ["config_round_trip"]
+
+
+class NotFrozen(GoodDataset):
+    class Config(GoodConfig):
+        model_config = pydantic.ConfigDict(frozen=False)
+
+    breaks: ClassVar[list[str]] = ["config_frozen"]
+
+
+class TakesAnything(GoodDataset):
+    class Config(GoodConfig):
+        model_config = pydantic.ConfigDict(extra="ignore")
+
+    breaks: ClassVar[list[str]] = ["config_extra"]
+
+
+class NotDescribed(GoodDataset):
+    class Config(GoodConfig):
+        depth: int = 3
+
+    breaks: ClassVar[list[str]] = ["config_described"]
+
+
+class NoDefault(GoodDataset):
+    class Config(GoodConfig):
+        depth: int = Field(description="How deep.")
+
+    breaks: ClassVar[list[str]] = ["config_described"]
+    options: ClassVar[dict[str, Any]] = {"depth": 2}
+
+
+class ForgetsSeed(GoodDataset):
+    def __init__(self, config: Any = None, *, seed: int = 0):
+        super().__init__(config)
+
+    breaks: ClassVar[list[str]] = ["seed_kept"]
+
+
+# Datasets.
+
+
+class NegativeSpikes(GoodDataset):
+    def split(self, random: np.random.Generator) -> xr.Dataset:
+        split = super().split(random)
+        split["response"][3, 0] = -1
+        return split
+
+    breaks: ClassVar[list[str]] = ["recording_valid"]
+
+
+class NotATree(GoodDataset):
+    def load(self) -> Any:
+        return dict(super().load().children)
+
+    breaks: ClassVar[list[str]] = [
+        "recording_valid",
+        "recording_labelled",
+        "stimulus_compact",
+        "dataset_determinism",
+        "recording_stored",
+    ]
+
+
+class NoUnits(GoodDataset):
+    def split(self, random: np.random.Generator) -> xr.Dataset:
+        split = super().split(random)
+        del split["y"].attrs["units"]
+        return split
+
+    breaks: ClassVar[list[str]] = ["recording_labelled"]
+
+
+class TimeInMilliseconds(GoodDataset):
+    def split(self, random: np.random.Generator) -> xr.Dataset:
+        split = super().split(random)
+        return split.assign_coords(time=("frame", split["time"].values * 1000, {"units": "s"}))
+
+    breaks: ClassVar[list[str]] = ["recording_labelled"]
+
+
+class UnlabelledTruth(GoodDataset):
+    def load(self) -> xr.DataTree:
+        recording = super().load()
+        recording["truth"] = xr.DataTree(dataset=xr.Dataset({"temporal": ("lag", np.ones(3))}))
+        return recording
+
+    breaks: ClassVar[list[str]] = ["recording_labelled"]
+
+
+class WastefulStimulus(GoodDataset):
+    def split(self, random: np.random.Generator) -> xr.Dataset:
+        split = super().split(random)
+        return split.assign(stimulus=split["stimulus"].astype(np.float32).assign_attrs(units="1"))
+
+    breaks: ClassVar[list[str]] = ["stimulus_compact"]
+
+
+class UnseededDataset(GoodDataset):
+    def split(self, random: np.random.Generator) -> xr.Dataset:
+        return super().split(np.random.default_rng())
+
+    breaks: ClassVar[list[str]] = ["dataset_determinism"]
+
+
+class AttributeNotStored(GoodDataset):
+    def load(self) -> xr.DataTree:
+        recording = super().load()
+        recording["train"].attrs["options"] = {"frames": 1}
+        return recording
+
+    breaks: ClassVar[list[str]] = ["recording_stored"]
+
+
+class FileNotThere(GoodDataset):
+    def files(self) -> list[Path]:
+        return [Path("nowhere.h5")]
+
+    breaks: ClassVar[list[str]] = ["files_listed"]
+
+
+class ChangesData(GoodDerived):
+    def load(self, data: xr.DataTree) -> xr.DataTree:
+        data["train"].to_dataset()["response"].values[:10] += 1
+        return super().load(data)
+
+    breaks: ClassVar[list[str]] = ["data_unchanged"]
+
+
+# Models.
+
+
+class NoValidationCurve(GoodModel):
+    def fit(self, *args: Any, **kwargs: Any) -> xr.Dataset:
+        return super().fit(*args, **kwargs).rename(validation_loss="loss")
+
+    breaks: ClassVar[list[str]] = ["curves_labelled"]
+
+
+class CellsFirst(GoodModel):
+    def predict(self, stimulus: xr.DataArray) -> xr.DataArray:
+        return super().predict(stimulus).drop_vars("time")
+
+    breaks: ClassVar[list[str]] = ["prediction_labelled"]
+
+
+class PredictsWithoutHistory(GoodModel):
+    def predict(self, stimulus: xr.DataArray) -> xr.DataArray:
+        return super().predict(stimulus).fillna(0.0)
+
+    breaks: ClassVar[list[str]] = ["history_only", "short_stimulus"]
+
+
+class LosesFrames(GoodModel):
+    def predict(self, stimulus: xr.DataArray) -> xr.DataArray:
+        prediction = super().predict(stimulus)
+        return prediction.where(np.arange(prediction.sizes["frame"])[:, None] % 100 != 30)
+
+    breaks: ClassVar[list[str]] = ["history_only", "missing_responses"]
+
+
+class NegativeRate(GoodModel):
+    class Config(Config):
+        loss: str = Field("poisson", description="What is minimised.")
+
+    def predict(self, stimulus: xr.DataArray) -> xr.DataArray:
+        return super().predict(stimulus) - 1
+
+    breaks: ClassVar[list[str]] = ["rate_not_negative"]
+
+
+class UnseededModel(GoodModel):
+    def fit(self, *args: Any, **kwargs: Any) -> xr.Dataset:
+        curves = super().fit(*args, **kwargs)
+        self.weights["offset"] = self.weights["offset"] + np.random.default_rng().random()
+        return curves
+
+    breaks: ClassVar[list[str]] = ["model_determinism", "unseen_test_split", "interrupted_fit"]
+
+
+class LooksAtTest(GoodModel):
+    def fit(self, recording: xr.DataTree, **kwargs: Any) -> xr.Dataset:
+        curves = super().fit(recording, **kwargs)
+        mean = recording["test"].to_dataset()["response"].mean().item()
+        self.weights["offset"] = self.weights["offset"] + mean
+        return curves
+
+    breaks: ClassVar[list[str]] = ["unseen_test_split"]
+
+
+class ForgetsState(GoodModel):
+    def state(self) -> xr.Dataset:
+        return self.weights.assign(offset=self.weights["offset"] * 0)
+
+    breaks: ClassVar[list[str]] = ["saved_and_loaded"]
+
+
+class SavesPickle(GoodModel):
+    def state(self) -> xr.Dataset:
+        content = pickle.dumps({"offset": self.weights["offset"].values.tolist()})
+        return self.weights.assign(blob=("byte", np.frombuffer(content, np.uint8)))
+
+    def restore(self, state: xr.Dataset) -> None:
+        super().restore(state.drop_vars("blob"))
+
+    breaks: ClassVar[list[str]] = ["file_open_to_all"]
+
+
+class SavesNumpyFile(GoodModel):
+    def save(self, path: Any, curves: xr.Dataset | None = None) -> None:
+        np.savez(path, **{str(k): v.values for k, v in self.weights.data_vars.items()})
+        path.with_suffix(".nc.npz").rename(path)
+
+    breaks: ClassVar[list[str]] = ["saved_and_loaded", "file_open_to_all"]
+
+
+class ChangesRecording(GoodModel):
+    def fit(self, recording: xr.DataTree, **kwargs: Any) -> xr.Dataset:
+        curves = super().fit(recording, **kwargs)
+        recording["train"].to_dataset()["stimulus"].values[:10] *= 2
+        return curves
+
+    breaks: ClassVar[list[str]] = ["recording_unchanged"]
+
+
+class ChangesStimulus(GoodModel):
+    def predict(self, stimulus: xr.DataArray) -> xr.DataArray:
+        prediction = super().predict(stimulus)
+        stimulus.values[:1] = 0
+        return prediction
+
+    breaks: ClassVar[list[str]] = ["recording_unchanged"]
+
+
+class PropagatesMissing(GoodModel):
+    def fit(self, recording: xr.DataTree, **kwargs: Any) -> xr.Dataset:
+        curves = super().fit(recording, **kwargs)
+        mean = np.asarray(recording["train"].to_dataset()["response"], float).mean(0)
+        self.weights["offset"] = ("cell", mean)
+        return curves
+
+    breaks: ClassVar[list[str]] = ["missing_responses"]
+
+
+class TakesMissingForSilence(GoodModel):
+    def fit(self, recording: xr.DataTree, **kwargs: Any) -> xr.Dataset:
+        filled = recording.copy(deep=True)
+        for name in ("train", "validation"):
+            filled[name] = xr.DataTree(dataset=filled[name].to_dataset().fillna(0))
+        return super().fit(filled, **kwargs)
+
+    breaks: ClassVar[list[str]] = ["missing_responses"]
+
+
+class FailsOnEmpty(GoodModel):
+    def predict(self, stimulus: xr.DataArray) -> xr.DataArray:
+        assert stimulus.sizes["frame"] > 0
+        return super().predict(stimulus)
+
+    breaks: ClassVar[list[str]] = ["short_stimulus"]
+
+
+class AcceptsAnySize(GoodModel):
+    def predict(self, stimulus: xr.DataArray) -> xr.DataArray:
+        height, width = (self.weights.sizes[dim] for dim in ("y", "x"))
+        return super().predict(stimulus[:, :height, :width])
+
+    breaks: ClassVar[list[str]] = ["wrong_size_refused"]
+
+
+class VagueAboutSize(GoodModel):
+    def predict(self, stimulus: xr.DataArray) -> xr.DataArray:
+        try:
+            return super().predict(stimulus)
+        except UserError:
+            raise UserError("the stimulus is wrong") from None
+
+    breaks: ClassVar[list[str]] = ["wrong_size_refused"]
+
+
+class PeeksAtNextFrame(GoodModel):
+    def predict(self, stimulus: xr.DataArray) -> xr.DataArray:
+        prediction = super().predict(stimulus)
+        ahead = np.roll(stimulus.values[:, 0, 0], -1)
+        same = np.roll(stimulus["segment"].values, -1) == stimulus["segment"].values
+        return prediction + np.where(same, ahead, 0)[:, None]
+
+    breaks: ClassVar[list[str]] = ["causality"]
+
+
+class NormalisesByWholeStimulus(GoodModel):
+    def predict(self, stimulus: xr.DataArray) -> xr.DataArray:
+        mean = stimulus.values.mean() if stimulus.size else 0
+        return super().predict(stimulus) + mean
+
+    breaks: ClassVar[list[str]] = ["causality", "segments_apart"]
+
+
+class ReachesIntoSegmentBefore(GoodModel):
+    def predict(self, stimulus: xr.DataArray) -> xr.DataArray:
+        joined = stimulus.assign_coords(segment=stimulus["segment"] * 0)
+        counted = full_history(stimulus["segment"], self.lags)
+        prediction = super().predict(joined).where(counted[:, None])
+        earlier = np.cumsum(stimulus.values[:, 0, 0])
+        return prediction.assign_coords(segment=stimulus["segment"]) + earlier[:, None]
+
+    breaks: ClassVar[list[str]] = ["segments_apart"]
+
+
+class UnlabelledParameters(GoodModel):
+    def parameters(self) -> xr.Dataset:
+        return xr.Dataset({"weight": ("feature", self.weights["filter"].values.ravel())})
+
+    breaks: ClassVar[list[str]] = ["parameters_labelled"]
+
+
+class NoLagTime(GoodModel):
+    def parameters(self) -> xr.Dataset:
+        return self.weights.drop_vars("lag_time")
+
+    breaks: ClassVar[list[str]] = ["parameters_labelled"]
+
+
+class NameOfItsDimension(GoodModel):
+    def parameters(self) -> xr.Dataset:
+        values = self.weights["filter"].values
+        return xr.Dataset({"filter": (("filter", "lag", "y", "x"), values), "gain": 1.0})
+
+    breaks: ClassVar[list[str]] = ["parameters_labelled"]
+
+
+class NoParameters(GoodModel):
+    def parameters(self) -> xr.Dataset:
+        return xr.Dataset()
+
+    breaks: ClassVar[list[str]] = ["parameters_labelled"]
+
+
+class StartsAgainInTheMiddle(GoodModel):
+    def fit(
+        self,
+        recording: xr.DataTree,
+        *,
+        checkpoint: Path | None = None,
+        progress: Progress = silent,
+    ) -> xr.Dataset:
+        done = int(checkpoint.read_text()) if checkpoint and checkpoint.exists() else 0
+        curves = super().fit(recording, checkpoint=checkpoint, progress=progress)
+        self.weights["offset"] = self.weights["offset"] + (4 - done)
+        return curves
+
+    breaks: ClassVar[list[str]] = ["interrupted_fit"]
+
+
+class SwallowsInterruption(GoodModel):
+    def fit(
+        self,
+        recording: xr.DataTree,
+        *,
+        checkpoint: Path | None = None,
+        progress: Progress = silent,
+    ) -> xr.Dataset:
+        try:
+            return super().fit(recording, checkpoint=checkpoint, progress=progress)
+        except Exception:
+            return super().fit(recording)
+
+    breaks: ClassVar[list[str]] = ["interrupted_fit"]
+
+
+# Analyses.
+
+
+class AsksForSpikes(GoodAnalysis):
+    def run(self, data: xr.DataTree, spikes: Any = None, *, when: Any) -> xr.Dataset:  # type: ignore[override]
+        return super().run(data)
+
+    breaks: ClassVar[list[str]] = [
+        "run_parameters",
+        "result_labelled",
+        "analysis_determinism",
+        "inputs_unchanged",
+        "result_stored",
+        "plotted_from_disk",
+        "plotted_after_sweep",
+        "caption_given",
+        "table_given",
+    ]
+
+
+class UnlabelledResult(GoodAnalysis):
+    def run(self, data: xr.DataTree) -> xr.Dataset:
+        return super().run(data).drop_vars("cell")
+
+    breaks: ClassVar[list[str]] = ["result_labelled"]
+
+
+class UnseededAnalysis(GoodAnalysis):
+    def run(self, data: xr.DataTree) -> xr.Dataset:
+        return super().run(data) + np.random.default_rng().random()
+
+    breaks: ClassVar[list[str]] = ["analysis_determinism"]
+
+
+class ChangesInputs(GoodAnalysis):
+    def run(self, data: xr.DataTree) -> xr.Dataset:
+        result = super().run(data)
+        data["test"].to_dataset()["response"].values[:] += 1
+        return result
+
+    breaks: ClassVar[list[str]] = ["inputs_unchanged"]
+
+
+class ChangesModel(GoodOfModel):
+    def run(self, model: Any, data: xr.DataTree) -> xr.Dataset:
+        result = super().run(model, data)
+        model.weights["offset"].values[:] += 0.1
+        return result
+
+    breaks: ClassVar[list[str]] = ["analysis_determinism", "inputs_unchanged"]
+
+
+class ResultNotStored(GoodAnalysis):
+    def run(self, data: xr.DataTree) -> xr.Dataset:
+        return super().run(data).assign_attrs(kept=None)
+
+    breaks: ClassVar[list[str]] = [
+        "result_stored",
+        "plotted_from_disk",
+        "plotted_after_sweep",
+        "caption_given",
+        "table_given",
+    ]
+
+
+class PlotsFromItself(GoodAnalysis):
+    def run(self, data: xr.DataTree) -> xr.Dataset:
+        self.spikes = super().run(data)["spikes"]
+        return super().run(data)
+
+    def plot(self, result: xr.DataTree) -> Figure:
+        figure = Figure()
+        figure.subplots().plot(self.spikes)
+        return figure
+
+    breaks: ClassVar[list[str]] = ["plotted_from_disk", "plotted_after_sweep"]
+
+
+class PlotsAxes(GoodAnalysis):
+    def plot(self, result: xr.DataTree) -> Any:
+        return super().plot(result).axes[0]
+
+    breaks: ClassVar[list[str]] = ["plotted_from_disk", "plotted_after_sweep"]
+
+
+class PlotsNoSweep(GoodAnalysis):
+    def plot(self, result: xr.DataTree) -> Figure:
+        figure = Figure()
+        for group in groups(result).values():
+            figure.subplots().bar(range(group.sizes["cell"]), group["spikes"].values)
+        return figure
+
+    breaks: ClassVar[list[str]] = ["plotted_after_sweep"]
+
+
+class NoCaption(GoodAnalysis):
+    def caption(self, result: xr.DataTree) -> str:
+        return " "
+
+    breaks: ClassVar[list[str]] = ["caption_given"]
+
+
+class TableIsText(GoodAnalysis):
+    def table(self, result: xr.DataTree) -> Any:
+        return "spikes: 3"
+
+    breaks: ClassVar[list[str]] = ["table_given"]
+
+
+BROKEN_DATASETS = [c for base in (GoodDataset, GoodDerived) for c in every(base)]
+BROKEN_MODELS = list(every(GoodModel))
+BROKEN_ANALYSES = [c for c in every(GoodAnalysis) if c.breaks]
+
+
+@pytest.mark.parametrize("dataset", [GoodDataset, GoodDerived])
+def test_a_dataset_that_keeps_the_contract_passes(
+    dataset: type[Dataset], recording: xr.DataTree
+) -> None:
+    check_dataset(dataset, recording)
+
+
+@pytest.mark.parametrize("model", [GoodModel, SmallModel])
+def test_a_model_that_keeps_the_contract_passes(model: type[Model], recording: xr.DataTree) -> None:
+    check_model(model, recording)
+
+
+@pytest.mark.parametrize("analysis", [GoodAnalysis, GoodOfModel, GoodOfFamily, GoodOfResults])
+def test_an_analysis_that_keeps_the_contract_passes(
+    analysis: type[Analysis], recording: xr.DataTree
+) -> None:
+    other = xr.DataTree.from_dict({"cell": sta(recording["train"].to_dataset(), 3)})
+    check_analysis(analysis, recording, results={"other": other})
+
+
+@pytest.mark.parametrize("dataset", BROKEN_DATASETS)
+def test_a_broken_dataset_fails_just_the_checks_of_what_it_breaks(
+    dataset: Any, recording: xr.DataTree
+) -> None:
+    instance = dataset(getattr(dataset, "options", None))
+    assert failures(check_dataset, instance, recording) == dataset.breaks
+
+
+@pytest.mark.parametrize("model", BROKEN_MODELS)
+def test_a_broken_model_fails_just_the_checks_of_what_it_breaks(
+    model: Any, recording: xr.DataTree
+) -> None:
+    assert failures(check_model, model, recording) == model.breaks
+
+
+@pytest.mark.parametrize("analysis", BROKEN_ANALYSES)
+def test_a_broken_analysis_fails_just_the_checks_of_what_it_breaks(
+    analysis: Any, recording: xr.DataTree
+) -> None:
+    assert failures(check_analysis, analysis, recording) == analysis.breaks
+
+
+@pytest.mark.parametrize(
+    ("checks", "broken"),
+    [
+        (DATASET_CHECKS, BROKEN_DATASETS),
+        (MODEL_CHECKS, [*BROKEN_DATASETS, *BROKEN_MODELS]),
+        (ANALYSIS_CHECKS, [*BROKEN_DATASETS, *BROKEN_ANALYSES]),
+    ],
+    ids=["dataset", "model", "analysis"],
+)
+def test_every_check_is_failed_by_a_plugin_that_breaks_it(checks: Any, broken: Any) -> None:
+    assert {check.__name__ for check in checks} <= {name for b in broken for name in b.breaks}
+
+
+def test_a_failure_names_the_plugin_the_check_and_what_was_found(recording: xr.DataTree) -> None:
+    with pytest.raises(AssertionError) as raised:
+        check_model(PeeksAtNextFrame, recording)
+    first, second = str(raised.value).splitlines()
+    assert first == f"PeeksAtNextFrame breaks 1 of {len(MODEL_CHECKS)} checks:"
+    assert second.startswith("  causality: frames after 52 were changed, and with them predictions")
+    assert "the first is frame 52 of cell number 0" in second
+
+
+def test_an_expected_failure_is_accepted(recording: xr.DataTree) -> None:
+    check_model(PeeksAtNextFrame, recording, expected_failures={"causality": "it is meant to peek"})
+
+
+def test_an_expected_failure_that_passes_is_an_error(recording: xr.DataTree) -> None:
+    with pytest.raises(AssertionError, match=r"causality: passes.*was meant to peek"):
+        check_model(SmallModel, recording, expected_failures={"causality": "was meant to peek"})
+
+
+def test_an_expected_failure_of_a_check_that_is_not_there_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no check is called casuality"):
+        check_model(SmallModel, expected_failures={"casuality": "misspelt"})
+
+
+def test_an_analysis_that_asks_for_results_must_be_given_some(recording: xr.DataTree) -> None:
+    with pytest.raises(UserError, match="GoodOfResults asks for results"):
+        check_analysis(GoodOfResults, recording)
+
+
+def test_an_instance_is_not_fitted_by_its_check(recording: xr.DataTree) -> None:
+    model = GoodModel()
+    check_model(model, recording)
+    assert not hasattr(model, "weights")
+
+
+def test_an_instance_is_checked_with_its_own_options() -> None:
+    frames = []
+
+    class Watched(GoodDataset):
+        def load(self) -> xr.DataTree:
+            frames.append(self.config.frames)
+            return super().load()
+
+    check_dataset(Watched({"frames": 37}, seed=3))
+    assert set(frames) == {37}
+
+
+def test_checking_an_analysis_leaves_no_figure_of_pyplot_open(recording: xr.DataTree) -> None:
+    class ByPyplot(GoodAnalysis):
+        """Drawn by pyplot."""
+
+        def plot(self, result: xr.DataTree) -> Figure:
+            figure, _ = plt.subplots()
+            return figure
+
+    before = plt.get_fignums()
+    check_analysis(ByPyplot, recording)
+    assert plt.get_fignums() == before
+
+
+@pytest.mark.parametrize("cells", [1, 3])
+def test_the_small_recording_keeps_the_contract(cells: int) -> None:
+    recording = small_recording(cells=cells)
+    validate(recording)
+    assert recording["train"].sizes["cell"] == cells
+    assert len(np.unique(recording["train"]["segment"])) == 2
+    assert recording["test"].sizes["repeat"] == 5
+
+
+def test_the_small_recording_follows_its_seed() -> None:
+    assert small_recording(seed=1).identical(small_recording(seed=1))
+    assert not small_recording(seed=1).identical(small_recording(seed=2))
+
+
+def test_the_truth_of_the_small_recording_gives_its_rate() -> None:
+    recording = small_recording(frames=200, cells=2)
+    truth, test = recording["truth"].to_dataset(), recording["test"].to_dataset()
+    stimulus = test["stimulus"].values.astype(float)
+    expected = np.zeros(test["rate"].shape)
+    for t in range(len(stimulus)):
+        lags = np.arange(min(t + 1, truth.sizes["lag"]))
+        drive = np.einsum("lyx,csyx->csl", stimulus[t - lags], truth["subunit_weight"].values)
+        filtered = np.einsum("csl,cl->cs", drive, truth["temporal"].values[:, lags])
+        expected[t] = 0.5 * np.maximum(filtered, 0).sum(1)
+    np.testing.assert_allclose(test["rate"], expected, atol=1e-12)
+
+
+def test_the_spikes_of_the_small_recording_follow_its_rate() -> None:
+    test = small_recording(repeats=200)["test"].to_dataset()
+    error = test["response"].mean("repeat") - test["rate"]
+    # 1000 means of 200 Poisson counts: 5 standard errors.
+    assert float((np.abs(error) - 5 * np.sqrt(test["rate"] / 200)).max()) < 0.05
+
+
+def test_registered_lists_the_built_in_plugins_with_their_full_names() -> None:
+    ids = [param.id for param in registered("model", distribution="retinakit")]
+    assert "retinakit:ln" in ids and "retinakit:cnn" in ids
+
+
+def test_registered_refuses_a_distribution_that_is_not_installed() -> None:
+    with pytest.raises(UserError, match="no distribution 'retinakit-nothing'"):
+        registered("model", distribution="retinakit-nothing")
+
+
+def test_registered_refuses_a_kind_that_is_not_one() -> None:
+    with pytest.raises(UserError, match="known: dataset, model, analysis"):
+        registered("models")
