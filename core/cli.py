@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import App, Parameter
+from cyclopts import App, CycloptsError, Parameter
 
 from retinakit.errors import UserError
 
@@ -26,6 +26,7 @@ Flag = Parameter(negative="")
 @app.default
 def run(
     pipeline: Pipeline,
+    /,
     *,
     out: Annotated[Path, Parameter(help="Folder of the runs.")] = Path("runs"),
     store: Annotated[
@@ -40,14 +41,15 @@ def run(
         bool, Flag, Parameter(help="Only show the steps and what is stored.")
     ] = False,
     force: Annotated[
-        list[str] | None, Parameter(help="A step to compute again although it is stored.")
+        list[str] | None,
+        Parameter(negative="", help="A step to compute again although it is stored.")
     ] = None,
     no_plugins: NoPlugins = False,
 ) -> int:
     """Runs a pipeline and writes its report."""
-    graph, registry = _build(pipeline, no_plugins)
     if workers < 1:
         raise UserError(f"--workers is a number of processes, at least 1 (got {workers})")
+    graph, registry = _build(pipeline, no_plugins)
     from retinakit.pipeline.store import Store
 
     where = store or Path(os.environ.get("RETINAKIT_STORE") or out / "store")
@@ -78,7 +80,7 @@ def run(
 
 
 @app.command
-def check(pipeline: Pipeline, *, no_plugins: NoPlugins = False) -> int:
+def check(pipeline: Pipeline, /, *, no_plugins: NoPlugins = False) -> int:
     """Only checks a pipeline: plugins, options, references, files."""
     graph, _ = _build(pipeline, no_plugins)
     print(f"{pipeline}: {len(graph.steps)} steps, {len(graph.tasks)} tasks, no mistake found")
@@ -143,7 +145,8 @@ def schema(*, no_plugins: NoPlugins = False) -> int:
 
 @app.command
 def report(
-    folder: Annotated[Path, Parameter(name="RUN", help="The folder of a run.")],
+    run: Annotated[Path, Parameter(help="The folder of a run.")],
+    /,
     *,
     no_plugins: NoPlugins = False,
 ) -> int:
@@ -152,10 +155,10 @@ def report(
     from retinakit.registry import Registry
     from retinakit.report import write_report
 
-    if not (folder / "provenance.json").is_file():
-        raise UserError(f"{folder}: not the folder of a run (there is no provenance.json in it)")
-    with writing_to(folder):
-        path = write_report(folder, Registry(builtin_only=no_plugins))
+    if not (run / "provenance.json").is_file():
+        raise UserError(f"{run}: not the folder of a run (there is no provenance.json in it)")
+    with writing_to(run):
+        path = write_report(run, Registry(builtin_only=no_plugins))
     print(f"report: {path}")
     return 0
 
@@ -183,11 +186,10 @@ def _build(path: Path, no_plugins: bool) -> tuple[Any, Any]:
 def _show_graph(graph: Any, where: Path) -> int:
     from retinakit.pipeline.store import Store
 
-    opened = Store(where) if where.exists() else None
+    store = Store(where, create=False)
     for task in graph.in_order():
-        stored = opened is not None and opened.has(task.key)
-        checkpoint = opened is not None and any(opened.checkpoint(task.key).parent.glob("*"))
-        state = "stored" if stored else "to go on" if checkpoint else "to do"
+        checkpoint = any(store.checkpoint(task.key).parent.glob("*"))
+        state = "stored" if store.verifies(task.key) else "to go on" if checkpoint else "to do"
         inputs = ", ".join(graph.tasks[key].label for key in task.dependencies)
         print(f"{state:8} {task.kind:8} {task.label}" + (f"  ← {inputs}" if inputs else ""))
     return 0
@@ -207,9 +209,11 @@ def _forget(graph: Any, opened: Any, names: list[str]) -> None:
 def main() -> None:
     """Entry point: exit code 0 if all went well, 1 if a step failed, 2 for a mistake."""
     try:
-        code = app(sys.argv[1:], result_action="return_value", exit_on_error=True)
-    except UserError as error:
-        print(f"retina-run: {error}", file=sys.stderr)
+        code = app(
+            sys.argv[1:], result_action="return_value", exit_on_error=False, print_error=False
+        )
+    except (UserError, CycloptsError) as error:
+        print(f"retina-run: {' '.join(str(error).split())}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         print("retina-run: interrupted; run it again to go on from here", file=sys.stderr)

@@ -5,7 +5,7 @@ from types import ModuleType
 
 compiled: ModuleType | None
 try:
-    from retinakit import _kernels as compiled  # type: ignore[attr-defined,no-redef]
+    from retinakit import _kernels as compiled
 except ImportError as error:
     compiled = None
     logging.getLogger("retinakit").info(

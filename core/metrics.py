@@ -20,7 +20,7 @@ def correlation(predicted: xr.DataArray, observed: xr.DataArray) -> xr.DataArray
     variance = (a**2).mean("frame") * (b**2).mean("frame")
     # A constant trace keeps a variance of rounding errors, far below its own square.
     floor = 1e-24 * (predicted**2).mean("frame") * (observed**2).mean("frame")
-    return (a * b).mean("frame") / np.sqrt(variance.where(variance > floor))
+    return (a * b).mean("frame") / variance.where(variance > floor) ** 0.5
 
 
 def fraction_of_explained_variance(predicted: xr.DataArray, rate: xr.DataArray) -> xr.DataArray:
@@ -77,7 +77,7 @@ def correlation_ceiling(response: xr.DataArray) -> xr.DataArray:
     sum_of_powers = response.var("frame", ddof=1).sum("repeat")
     signal = (power_of_sum - sum_of_powers) / (repeats * (repeats - 1))
     variance = response.mean("repeat").var("frame", ddof=1)
-    return np.sqrt((signal / variance.where(variance > 0)).where(signal > 0))
+    return (signal / variance.where(variance > 0)).where(signal > 0) ** 0.5
 
 
 def poisson_deviance(predicted: xr.DataArray, response: xr.DataArray) -> xr.DataArray:

@@ -57,7 +57,7 @@ def z_score(field: xr.DataArray) -> xr.DataArray:
     """
     dims = ("lag", "y", "x") if "lag" in field.dims else ("y", "x")
     centre = field.median(dims)
-    spread = 1.4826 * np.abs(field - centre).median(dims)
+    spread = 1.4826 * abs(field - centre).median(dims)
     result: xr.DataArray = (field - centre) / spread.where(spread > 0)
     return result
 
@@ -116,6 +116,10 @@ def _fit_gaussian(image: NDArray[Any], y: NDArray[Any], x: NDArray[Any]) -> NDAr
     span = max(np.ptp(y), np.ptp(x))
     lower = [0, y.min(), x.min(), 0.3 * step, 0.3 * step, -np.inf]
     upper = [3, y.max(), x.max(), span, span, np.inf]
+
+    def misfit(parameters: NDArray[Any]) -> NDArray[Any]:
+        return (gaussian(y, x, parameters) - image).ravel()
+
     best = None
     for width in (1.0, 3.0):
         start = [
@@ -128,9 +132,7 @@ def _fit_gaussian(image: NDArray[Any], y: NDArray[Any], x: NDArray[Any]) -> NDAr
         ]
         start[1] = np.clip(start[1], y.min() + 1e-6 * step, y.max() - 1e-6 * step)
         start[2] = np.clip(start[2], x.min() + 1e-6 * step, x.max() - 1e-6 * step)
-        solution = least_squares(
-            lambda p: (gaussian(y, x, p) - image).ravel(), start, bounds=(lower, upper)
-        )
+        solution = least_squares(misfit, start, bounds=(lower, upper))
         if best is None or solution.cost < best.cost:
             best = solution
     assert best is not None

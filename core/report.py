@@ -23,7 +23,7 @@ import pandas as pd
 import xarray as xr
 from cycler import cycler
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from matplotlib import font_manager
+from matplotlib import font_manager, style
 from matplotlib.figure import Figure
 
 from retinakit.errors import UserError
@@ -82,7 +82,8 @@ def write_report(folder: Path, registry: Registry) -> Path:
 
 def _render(folder: Path, run: Mapping[str, Any], registry: Registry) -> str:
     steps = run["steps"]
-    with mpl.rc_context({**STYLE, "font.family": _fonts()}):
+    # Whatever style the caller has set stays out of the page, and is there again afterwards.
+    with style.context(["default", STYLE, {"font.family": _fonts()}]):
         sections = [_section(folder, step, registry) for step in steps]
     by_kind: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS}
     for section in sections:
@@ -168,6 +169,8 @@ def _status(step: Step) -> str:
 
 def _options(step: Step, plugin: Any) -> list[dict[str, Any]]:
     """Every option with its value, what it means, and whether the pipeline's file says it."""
+    if not step["tasks"]:
+        return []
     fields = plugin.Config.model_fields if plugin else {}
     first, sweep = step["tasks"][0], step["sweep"]
     return [
@@ -234,7 +237,7 @@ def _by_task(folder: Path, step: Step) -> list[tuple[Path | None, Mapping[str, A
     """Every task of a step with the file that holds its own result, or None if it has none."""
     files = [name for name, what in step["files"].items() if what in ("model", "recording")]
     done = [task["label"] for task in step["tasks"] if task["status"] in DONE]
-    found = dict(zip(done, files, strict=len(done) == len(files) > 0))
+    found = dict(zip(done, files, strict=True)) if len(done) == len(files) else {}
     return [
         (folder / found[task["label"]] if task["label"] in found else None, task)
         for task in step["tasks"]
@@ -382,9 +385,10 @@ def _graph(steps: Sequence[Step]) -> dict[str, Any]:
         for row, step in enumerate(members):
             x = 1 + column * (width + gap_x)
             y = top + (row + (tallest - len(members)) / 2) * (height + gap_y)
-            lost = sum(task["status"] not in DONE for task in step["tasks"])
-            nodes[step["name"]] = {"x": x, "y": y, "step": step, "lost": lost, "status": _status(step),
-                                   "head": key[1] == row == 0}  # fmt: skip
+            nodes[step["name"]] = {
+                "x": x, "y": y, "step": step, "status": _status(step), "head": key[1] == row == 0,
+                "lost": sum(task["status"] not in DONE for task in step["tasks"]),
+            }  # fmt: skip
     edges = []
     for name, node in nodes.items():
         for other in _references(node["step"]):
@@ -532,13 +536,11 @@ def column_texts(values: Sequence[Any]) -> list[str]:
             return "–"
         if isinstance(value, bool | np.bool_):
             return "yes" if value else "no"
-        if not _is_number(value) or value == 0:
-            return str(value) if value != 0 else f"{0:.{decimals if alike else 0}f}"
-        if whole and math.isfinite(value):
-            return f"{int(value):,}" if abs(value) >= 1e5 else str(int(value))
-        if abs(value) >= 1e4 and math.isfinite(value):
-            return f"{value:,.0f}" if abs(value) < 1e9 else f"{value:.3g}"
-        return f"{value:.{decimals}f}" if alike or value == 0 else f"{value:.3g}"
+        if not _is_number(value):
+            return str(value)
+        if (whole or abs(value) >= 1e3) and abs(value) < 1e12:
+            return f"{value:,.0f}" if abs(value) >= 1e5 else f"{value:.0f}"
+        return f"{value:.{decimals}f}" if alike else f"{value:.3g}"
 
     return [text(value) for value in values]
 

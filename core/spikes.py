@@ -1,6 +1,6 @@
 """Spike-triggered statistics."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numba
@@ -39,16 +39,20 @@ spike_triggered_sum: Callable[..., None] = (
 
 
 def sta(
-    split: xr.Dataset, lags: int = 20, *, first_lag: int = 0, progress: Progress = silent
+    splits: xr.Dataset | Sequence[xr.Dataset],
+    lags: int = 20,
+    *,
+    first_lag: int = 0,
+    progress: Progress = silent,
 ) -> xr.Dataset:
     """Spike-triggered average of every cell.
 
-    sta[c, l, p] = Σ_t r[t, c] · s[t - l, p] / Σ_t r[t, c], over the frames t of the split that have
-    a full history in their segment and a response. Integer stimuli and counts are summed exactly.
-    The stimulus is read in blocks, so it may be larger than memory.
+    sta[c, l, p] = Σ_t r[t, c] · s[t - l, p] / Σ_t r[t, c], over the frames t that have a full
+    history in their segment and a response. Integer stimuli and counts are summed exactly. The
+    stimulus is read in blocks, so it may be larger than memory.
 
     Args:
-        split: a split of a recording. Repeats are averaged.
+        splits: a split of a recording, or several to average over. Repeats are averaged first.
         lags: how many lags.
         first_lag: the first of them; 0 is the frame shown in the response's own bin.
         progress: is told the frames done.
@@ -60,38 +64,41 @@ def sta(
     Raises:
         RecordingError: if no frame has so long a history.
     """
-    stimulus, response = split["stimulus"], np.asarray(mean_response(split))
+    splits = [splits] if isinstance(splits, xr.Dataset) else list(splits)
     reach = first_lag + lags
-    counted = full_history(split["segment"], reach)
-    if not counted.any():
+    weights = [_counted(split, reach) for split in splits]
+    if not any(len(full) and full.any() for _, full in weights):
         raise RecordingError(f"no segment is as long as {reach} frames of history; use fewer lags")
-    weight = np.where(counted[:, None] & np.isfinite(response), response, 0)
-    integer = (
-        stimulus.dtype.kind in "iub"
-        and stimulus.dtype.itemsize == 1
-        and stimulus.dtype != np.uint8
-        and bool(np.all(weight == np.round(weight)))
+    integer = all(
+        split["stimulus"].dtype in (np.int8, np.bool_) and np.array_equal(weight, np.round(weight))
+        for split, (weight, _) in zip(splits, weights, strict=True)
     )
-    total = _sums(split, weight, lags, first_lag, integer, progress)
-    spikes = weight.sum(0, dtype=float)
+    total: Any = 0
+    for split, (weight, _) in zip(splits, weights, strict=True):
+        total = total + _sums(split["stimulus"], weight, lags, first_lag, integer, progress)
+    spikes = sum(weight.sum(0, dtype=float) for weight, _ in weights)
     with np.errstate(invalid="ignore", divide="ignore"):
-        average = total / spikes.reshape(-1, *[1] * (total.ndim - 1))
-    dims = ("cell", "lag", *stimulus.dims[1:])
-    coords: dict[str, Any] = lag_coordinate(
-        np.arange(first_lag, reach), split.attrs["frame_interval"]
-    )
-    coords |= {name: split[name].variable for name in dims if name in split.coords}
+        average = total / np.reshape(spikes, (-1, *[1] * (total.ndim - 1)))
+    first = splits[0]
+    dims = ("cell", "lag", *first["stimulus"].dims[1:])
+    lag = np.arange(first_lag, reach)
+    coords: dict[str, Any] = lag_coordinate(lag, first.attrs["frame_interval"])
+    coords |= {str(name): first[name].variable for name in dims if name in first.coords}
+    units = first["stimulus"].attrs.get("units", "contrast")
     return xr.Dataset(
-        {
-            "sta": (dims, average, {"units": stimulus.attrs.get("units", "contrast")}),
-            "spikes": ("cell", spikes),
-        },
-        coords=coords,
+        {"sta": (dims, average, {"units": units}), "spikes": ("cell", spikes)}, coords=coords
     )
+
+
+def _counted(split: xr.Dataset, reach: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """The responses that count, (frame, cell), 0 elsewhere, and which frames have a history."""
+    full = full_history(split["segment"], reach)
+    response = np.asarray(mean_response(split))
+    return np.where(full[:, None] & np.isfinite(response), response, 0), full
 
 
 def _sums(
-    split: xr.Dataset,
+    stimulus: xr.DataArray,
     weight: NDArray[Any],
     lags: int,
     first_lag: int,
@@ -99,7 +106,6 @@ def _sums(
     progress: Progress,
 ) -> NDArray[Any]:
     """Σ_t weight[t, c] · s[t - l, p], as (cell, lag, [channel,] y, x)."""
-    stimulus = split["stimulus"]
     shape = stimulus.shape[1:]
     pixels, cells = int(np.prod(shape)), weight.shape[1]
     reach = first_lag + lags

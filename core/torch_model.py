@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -59,7 +59,7 @@ class TorchModel(Model):
     A subclass says `build`, and what else differs: `penalty`, `initialise`, and `parameters`.
     """
 
-    Config = TorchConfig
+    Config: ClassVar[type[Config]] = TorchConfig
 
     module: nn.Module
     field: xr.Dataset

@@ -5,6 +5,7 @@ frames, so that lagged windows are views of it. Everything random follows from t
 of the checkpoint, so that an interrupted fit goes on as if nothing had happened.
 """
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +22,8 @@ from torch import Tensor, nn
 from retinakit.errors import RecordingError
 from retinakit.progress import Progress
 from retinakit.recording import full_history, mean_response
+
+logger = logging.getLogger("retinakit")
 
 CHECKPOINT_SHARE = 0.05
 """Writing checkpoints may take this part of the training time."""
@@ -176,6 +179,9 @@ def train(
         optimizer.load_state_dict(saved["optimizer"])
         fit, best = Fit(**saved["fit"]), saved["best"]
         torch.set_rng_state(saved["random"].cpu())
+        if fabric.device.type == "cuda":
+            torch.cuda.set_rng_state(saved["random_on_device"].cpu(), fabric.device)
+        logger.info("goes on from step %d of %d", fit.step, schedule.steps)
     bare = module
     module, optimizer = fabric.setup(module, optimizer)
     pointwise = LOSSES[loss]
@@ -209,6 +215,8 @@ def train(
         ):
             fit.curves[name].append(number)
         since_check, seen = torch.zeros_like(since_check), 0
+        if math.isnan(loss_now):  # no step leads back from there
+            break
         if loss_now < fit.best_loss:
             fit.best_loss, fit.best_step, fit.waited = loss_now, fit.step, 0
             best = _copy(bare)
@@ -224,7 +232,7 @@ def train(
             and fabric.is_global_zero
             and cost_of_saving <= CHECKPOINT_SHARE * (now - saved_at)
         ):
-            _save(checkpoint, bare, optimizer, fit, best)
+            _save(checkpoint, fabric, bare, optimizer, fit, best)
             saved_at = time.monotonic()
             cost_of_saving = saved_at - now
     if not math.isfinite(fit.best_loss):
@@ -272,9 +280,15 @@ def _copy(module: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in module.state_dict().items()}
 
 
-def _save(path: Path, module: nn.Module, optimizer: Any, fit: Fit, best: dict[str, Tensor]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".writing")
+def _save(
+    path: Path,
+    fabric: Fabric,
+    module: nn.Module,
+    optimizer: Any,
+    fit: Fit,
+    best: dict[str, Tensor],
+) -> None:
+    """Writes a checkpoint; where that fails, the fit goes on without, with a warning."""
     content = {
         "module": module.state_dict(),
         "optimizer": optimizer.state_dict(),
@@ -282,5 +296,14 @@ def _save(path: Path, module: nn.Module, optimizer: Any, fit: Fit, best: dict[st
         "best": best,
         "random": torch.get_rng_state(),
     }
-    torch.save(content, unfinished)
-    unfinished.replace(path)
+    if fabric.device.type == "cuda":
+        content["random_on_device"] = torch.cuda.get_rng_state(fabric.device)
+    unfinished = path.with_suffix(".writing")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with unfinished.open("wb") as file:
+            torch.save(content, file)
+        unfinished.replace(path)
+    except (OSError, RuntimeError) as error:  # torch's own writer raises the latter
+        logger.warning("no checkpoint could be written (%s); the fit goes on without", error)
+        unfinished.unlink(missing_ok=True)

@@ -13,6 +13,10 @@ constexpr int64_t kFlush = 4096;
 constexpr int32_t kLargeCount = 4095;
 }  // namespace
 
+// Compiled for AVX2 and for any processor; the loader chooses.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+__attribute__((target_clones("avx2", "default")))
+#endif
 void spike_triggered_sum(const int8_t* stimulus, int64_t pixels, const int64_t* frames,
                          const int32_t* counts, int64_t spikes, int64_t first_lag, int64_t lags,
                          int64_t* sums) {

@@ -34,7 +34,7 @@ class Distributions:
 
 def clean_environment(**changes: str) -> dict[str, str]:
     """The environment of a subprocess: this one, without the user's choice of plugins."""
-    environment = {k: v for k, v in os.environ.items() if k != "RETINAKIT_DISABLED_PLUGINS"}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RETINAKIT_")}
     return environment | {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"} | changes
 
 
@@ -61,6 +61,38 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> Distributions:
         clean_environment(PYTHONPATH=os.pathsep.join(path)),
         {source.name: source for source in sorted(copies.iterdir())},
     )
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended: its exit code and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., Ended]:
+    """Runs `retina-run` with some arguments in this process, in the test's folder."""
+    for name in [name for name in os.environ if name.startswith("RETINAKIT_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args: str | Path) -> Ended:
+        from retinakit.cli import main
+
+        monkeypatch.setattr(sys, "argv", ["retina-run", *map(str, args)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capfd.readouterr()
+        assert isinstance(ended.value.code, int)
+        return Ended(ended.value.code, out, err)
+
+    return run
 
 
 @pytest.fixture

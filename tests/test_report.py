@@ -211,7 +211,8 @@ def steps_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def draw(folder: Path, registry: Any = None) -> str:
-    path = write_report(folder, registry or Installed(score=Score, broken=Broken))
+    registry = registry or Installed(score=Score, broken=Broken)
+    path = write_report(folder, registry)
     return path.read_text(encoding="utf-8")
 
 
@@ -403,6 +404,7 @@ def test_missing_numbers_are_a_dash_and_others_are_short() -> None:
     assert column_texts([1e-5, 0.1, 0.0]) == ["1e-05", "0.1", "0"]
     assert column_texts(["a", None, True]) == ["a", "–", "yes"]
     assert column_texts([float("inf"), 1.5]) == ["inf", "1.500"]
+    assert column_texts([2000.4, 0.5]) == ["2000", "0.5"]
 
 
 def test_the_index_of_a_table_is_kept_where_it_says_something() -> None:

@@ -7,7 +7,9 @@ from typing import Any
 from pydantic import Field, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.reader import ReaderError
 
 from retinakit.config import Config
 from retinakit.errors import UserError, nearest
@@ -78,18 +80,36 @@ class Source:
             text = path.read_text(encoding="utf-8")
         except FileNotFoundError:
             raise UserError(f"{path}: there is no such file") from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: cannot be read ({error})") from None
+        except UnicodeDecodeError:
+            raise UserError(f"{path}: cannot be read; save it as text in UTF-8") from None
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror})") from None
         try:
             content = YAML(typ="rt").load(text)
+        except DuplicateKeyError as error:
+            key = str(error.problem).split('"')[1]
+            raise UserError(f"{_mark(path, error)}: the key '{key}' is given twice") from None
         except MarkedYAMLError as error:
-            mark = error.problem_mark or error.context_mark
-            place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
             problem = " ".join(str(error.problem or error.context).split())
-            raise UserError(f"{path}{place}: not valid YAML: {problem}") from None
+            raise UserError(f"{_mark(path, error)}: not valid YAML: {problem}") from None
+        except ReaderError as error:
+            before = text[: error.position]
+            line, column = before.count("\n") + 1, error.position - before.rfind("\n")
+            raise UserError(
+                f"{path}:{line}:{column}: not valid YAML: there is an unprintable character"
+            ) from None
         if not isinstance(content, CommentedMap):
             raise UserError(f"{path}:1:1: a pipeline is a mapping with datasets, models, analyses")
         return cls(path, content)
+
+    def at(self, location: Location) -> Any:
+        """What stands at a location, or None."""
+        node = self.content
+        for part in location:
+            if not isinstance(node, CommentedMap | CommentedSeq):
+                return None
+            node = node[part] if isinstance(node, CommentedSeq) or part in node else None
+        return node
 
     def position(self, location: Location) -> str:
         """`file:line:column` of the value at a location, or of its nearest known parent."""
@@ -113,6 +133,12 @@ class Source:
         """The content as plain dictionaries, lists and scalars."""
         plain: dict[str, Any] = _plain(self.content)
         return plain
+
+
+def _mark(path: Path, error: MarkedYAMLError) -> str:
+    """`file:line:column` of what YAML complains of."""
+    mark = error.problem_mark or error.context_mark
+    return f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
 
 
 def _plain(node: Any) -> Any:
@@ -139,25 +165,77 @@ def read_pipeline(path: Path) -> tuple[Source, PipelineDocument]:
         raise validation_error(source, (), error, PipelineDocument) from None
 
 
+EXPECTED = {
+    "bool": "true or false",
+    "dict": "a mapping",
+    "float": "a number",
+    "int": "an integer",
+    "list": "a list",
+    "model": "a mapping",
+    "string": "text",
+}
+"""What a value should have been, by the first word of pydantic's name for the error."""
+
+
 def validation_error(
-    source: Source, prefix: Location, error: ValidationError, schema: type[Config]
+    source: Source,
+    prefix: Location,
+    error: ValidationError,
+    schema: type[Config],
+    swept: Mapping[str, int] | None = None,
 ) -> UserError:
-    """One sentence for the first thing that a pydantic validation found."""
-    first = error.errors()[0]
-    inside: Location = tuple(part for part in first["loc"] if _is_in(source, prefix, part, first))
+    """One sentence for the first thing that a pydantic validation found.
+
+    Args:
+        prefix: where in the document that stands which was validated.
+        swept: of swept options, which of their values was validated.
+    """
+
+    def place(location: Location) -> Location:
+        values = [swept[str(part)] for part in location[:1] if swept and part in swept]
+        return _in_document(source, prefix, (*location[:1], *values, *location[1:]))
+
+    found = [(place(e["loc"]), e) for e in error.errors()]
+    start, _ = found[0]
+    # Of the branches of a union, the one that went deepest into the value is the one meant.
+    inside, first = max(
+        (f for f in found if f[0][: len(start)] == start), key=lambda f: len(f[0])
+    )
     location = (*prefix, *inside)
-    if first["type"] == "extra_forbidden":
+    kind, limits = first["type"], first.get("ctx", {})
+    if kind == "extra_forbidden":
         known = _known_fields(schema, inside[:-1])
         return source.error(location, f"there is no such option; {nearest(str(inside[-1]), known)}")
-    got = repr(first["input"])
+    got = repr(first["input"]) if first["input"] is not None else "nothing"
     got = got if len(got) <= 60 else got[:57] + "..."
-    message = first["msg"][0].lower() + first["msg"][1:]
-    return source.error(location, f"{message} (got {got})")
+    comparison = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
+    if (wanted := EXPECTED.get(kind.partition("_")[0])) and kind.endswith(("_type", "_parsing")):
+        message = f"it must be {wanted}"
+    elif kind == "literal_error":
+        message = f"it must be {limits['expected']}"
+    elif bound := next((name for name in comparison if name in limits), None):
+        message = f"it must be {comparison[bound]} {limits[bound]}"
+    else:
+        message = first["msg"][0].lower() + first["msg"][1:]
+    remedy = f"; write [{first['input']}]" if kind == "list_type" and _is_name(first) else ""
+    return source.error(location, f"{message} (got {got}){remedy}")
 
 
-def _is_in(source: Source, prefix: Location, part: str | int, error: Any) -> bool:
-    # pydantic names the branch of a union in the location; such a part is in no document.
-    return not (isinstance(part, str) and ("[" in part or part in ("str", "int", "float", "bool")))
+def _is_name(error: Any) -> bool:
+    return isinstance(error["input"], str) and error["input"].isidentifier()
+
+
+def _in_document(source: Source, prefix: Location, location: Location) -> Location:
+    """A location of pydantic's without what is in no document, the branches of unions."""
+    node = source.at(prefix)
+    found: list[str | int] = []
+    for part in location:
+        if (isinstance(node, CommentedMap) and part in node) or (
+            isinstance(node, CommentedSeq) and isinstance(part, int) and part < len(node)
+        ):
+            node = node[part]
+            found.append(part)
+    return tuple(found)
 
 
 def _known_fields(schema: type[Config], location: Location) -> list[str]:

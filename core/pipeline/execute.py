@@ -4,6 +4,7 @@ import json
 import logging
 import time
 import traceback
+import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +33,8 @@ class Outcome:
     """How a task ended.
 
     `status`: "done", "stored" (it was there already), "failed" (the plugin raised), "invalid" (a
-    mistake of the user's), or "skipped" (an input is missing). `message` explains the last three.
+    mistake of the user's), or "skipped" (an input is missing). `message` explains the last three,
+    and says of a fit that is done if it went on from a checkpoint.
     """
 
     key: str
@@ -74,10 +76,12 @@ class Workbench:
             with self.store.lock(task.key):
                 if self.store.has(task.key):
                     return Outcome(task.key, task.label, "stored")
+                resumed = any(self.store.checkpoint(task.key).parent.glob("*"))
                 {"dataset": self._load, "model": self._fit, "analysis": self._analyse}[task.kind](
                     task, progress
                 )
-            return Outcome(task.key, task.label, "done", time.monotonic() - begun)
+            message = "went on from a checkpoint" if resumed else ""
+            return Outcome(task.key, task.label, "done", time.monotonic() - begun, message)
         except UserError as error:
             return Outcome(task.key, task.label, "invalid", time.monotonic() - begun, str(error))
         except Exception as error:
@@ -134,11 +138,13 @@ class Workbench:
 
     def _fit(self, task: Task, progress: Progress) -> None:
         model: Model = self._plugin(task)
-        curves = model.fit(
-            self.recording(task.inputs["data"][0]),
-            checkpoint=self.store.checkpoint(task.key),
-            progress=progress,
-        )
+        recording = self.recording(task.inputs["data"][0])
+        checkpoint = self.store.checkpoint(task.key)
+        try:
+            curves = model.fit(recording, checkpoint=checkpoint, progress=progress)
+        except UserError:  # to go on would end the same
+            self.store.forget(task.key)
+            raise
 
         def write(path: Path) -> None:
             model.save(path, curves)
@@ -323,9 +329,12 @@ def run_on_dask(
             "running in parallel needs dask; install retinakit[distributed], or leave out "
             "--workers and --scheduler"
         ) from None
-    import os
+    threads = None
+    if scheduler is None and workers:
+        import torch
 
-    threads = max(1, (os.cpu_count() or 1) // workers) if workers else None
+        threads = max(1, torch.get_num_threads() // workers)
+    run = uuid.uuid4().hex
     outcomes: dict[str, Outcome] = {}
     with dask.config.set({"distributed.worker.daemon": False, "distributed.admin.log-length": 0}):
         cluster = None
@@ -339,7 +348,7 @@ def run_on_dask(
                     dashboard_address=None,
                     silence_logs=logging.ERROR,
                 )
-            client = Client(cluster if cluster is not None else scheduler, timeout="20s")
+            client = Client(cluster if cluster is not None else scheduler, timeout="10s")
         except (OSError, TimeoutError) as error:
             raise UserError(f"the dask scheduler {scheduler} does not answer ({error})") from None
         try:
@@ -362,7 +371,7 @@ def run_on_dask(
                     registry.builtin_only,
                     threads,
                     *(futures[key] for key in task.dependencies),
-                    key=f"{task.label}-{task.key}",
+                    key=f"{task.label}-{run}-{task.key}",
                     pure=False,
                     retries=0,
                 )
@@ -372,11 +381,17 @@ def run_on_dask(
                 if future.status == "finished":
                     outcome = future.result()
                 else:
+                    reason = future.exception() if future.status == "error" else future.status
                     outcome = Outcome(
                         key,
                         graph.tasks[key].label,
                         "failed",
-                        message=f"the worker was lost ({future.status})",
+                        message=f"the worker was lost ({reason})",
+                    )
+                if outcome.ok and not store.path(key).exists():
+                    raise UserError(
+                        f"the workers of {scheduler} do not write to {store.root}; choose a folder "
+                        "that they see too with --store"
                     )
                 outcomes[key] = outcome
                 watcher.ended(graph.tasks[key], outcome)

@@ -18,6 +18,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from retinakit.dataset import Dataset
 from retinakit.errors import UserError, nearest
 from retinakit.pipeline.document import (
     SECTIONS,
@@ -136,6 +137,12 @@ def build(source: Source, document: PipelineDocument, registry: Registry) -> Gra
                     (section, name), "a step's name is made of letters, digits, '-' and '_'"
                 )
             documents[name] = (kind, step)
+    if Path(document.name).name != document.name or document.name.startswith("."):
+        raise source.error(
+            ("name",),
+            "it names a folder, so it is not empty, has no '/' and begins with no '.' "
+            f"(got {document.name!r})",
+        )
     if not documents:
         raise source.error((), "there is nothing to do; add datasets, models and analyses")
 
@@ -183,8 +190,11 @@ class _Builder:
             if not value:
                 continue
             place: Location = (SECTIONS[kind], name, role)
-            for index, other in enumerate([value] if isinstance(value, str) else value):
+            others = [value] if isinstance(value, str) else value
+            for index, other in enumerate(others):
                 where = place if isinstance(value, str) else (*place, index)
+                if other in others[:index]:
+                    raise self.source.error(where, f"'{other}' is already in the list")
                 if other not in self.documents:
                     known = [n for n, (k, _) in self.documents.items() if k == wanted]
                     raise self.source.error(
@@ -236,6 +246,16 @@ class _Builder:
                 )
             if not values:
                 raise self.source.error((*place, "sweep", option), "the list of values is empty")
+            texts = [json.dumps(value, default=str) for value in values]
+            for index, text in enumerate(texts):
+                if text in texts[:index]:
+                    raise self.source.error(
+                        (*place, "sweep", option, index), f"the value {text} is already in the list"
+                    )
+                if option == "seed" and type(values[index]) is not int:
+                    raise self.source.error(
+                        (*place, "sweep", option, index), f"it must be an integer (got {text})"
+                    )
             if option in step.document.with_:
                 raise self.source.error(
                     (*place, "sweep", option), "the option is also given under 'with'; keep one"
@@ -315,31 +335,33 @@ class _Builder:
 
     def _task(self, step: Step, place: Location, point: dict[str, Any], inputs: "_Inputs") -> Task:
         own = {dim: point[dim] for dim in step.document.sweep}
-        seed = own.pop("seed", step.document.seed)
+        seed: int | None = own.pop("seed", step.document.seed)
         seed = self.document.seed if seed is None else seed
-        if not isinstance(seed, int):
-            raise self.source.error(
-                (*place, "sweep", "seed"), f"a seed is an integer (got {seed!r})"
-            )
         options = {**step.document.with_, **own}
         context = {"folder": str(self.source.path.resolve().parent)}
         try:
             config = step.cls.Config.model_validate(options, context=context)
         except ValidationError as error:
             first = error.errors()[0]["loc"]
-            section = "sweep" if first and first[0] in own else "with"
-            raise validation_error(self.source, (*place, section), error, step.cls.Config) from None
+            swept = {n: step.document.sweep[n].index(v) for n, v in own.items() if n in first[:1]}
+            section = (*place, "sweep" if swept else "with")
+            raise validation_error(self.source, section, error, step.cls.Config, swept) from None
         plugin = step.cls(config, seed=seed)
-        contents = {}
-        if step.kind == "dataset":
-            try:
-                contents = {path.name: content_hash(path) for path in plugin.files()}  # type: ignore[attr-defined]
-            except UserError as error:
-                raise self.source.error((*place, "with"), str(error)) from None
         resolved = config.model_dump_json()
+        identified = json.loads(resolved)
+        contents = []
+        for path in plugin.files() if isinstance(plugin, Dataset) else ():
+            option = next((n for n, value in identified.items() if value == str(path)), None)
+            try:
+                contents.append([path.name, content_hash(path)])
+            except UserError as error:
+                where = (*place, "sweep" if option in own else "with", *([option] if option else []))
+                raise self.source.error(where, str(error)) from None
+            if option:  # what a file holds counts, not where it is
+                identified[option] = contents[-1]
         identity = {
             "plugin": [step.kind, step.entry.full_name, step.entry.version],
-            "config": json.loads(resolved),
+            "config": identified,
             "seed": seed,
             "files": contents,
             "inputs": {role: list(keys) for role, keys in inputs.keys.items()},

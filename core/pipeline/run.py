@@ -39,13 +39,15 @@ class Log:
     """Passes on what happens, and writes it down in `log.jsonl`, a line an event."""
 
     def __init__(self, path: Path, watcher: Watcher):
+        self.path = path
         self.file = path.open("a", encoding="utf-8")
         self.watcher = watcher
 
     def write(self, event: str, **details: Any) -> None:
         line = {"time": datetime.now().astimezone().isoformat(), "event": event, **details}
-        self.file.write(json.dumps(line) + "\n")
-        self.file.flush()
+        with writing_to(self.path.parent):
+            self.file.write(json.dumps(line) + "\n")
+            self.file.flush()
 
     def started(self, task: Task) -> None:
         self.write("started", task=task.label, key=task.key)

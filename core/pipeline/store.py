@@ -28,12 +28,17 @@ logger = logging.getLogger("retinakit")
 class Store:
     """Results by key, in a folder.
 
+    Args:
+        create: make the folder and see that it can be written to.
+
     Raises:
-        UserError: if the folder cannot be written to.
+        UserError: if it cannot.
     """
 
-    def __init__(self, root: Path):
+    def __init__(self, root: Path, *, create: bool = True):
         self.root = root
+        if not create:
+            return
         with writing_to(root):
             for folder in (root, root / "locks", root / "unfinished"):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -57,13 +62,17 @@ class Store:
             return None
         return meta
 
+    def verifies(self, key: str) -> bool:
+        """Whether a result is there and is what was written."""
+        meta, path = self.meta(key), self.path(key)
+        return meta is not None and path.exists() and meta.get("sha256") == _digest(path)
+
     def has(self, key: str) -> bool:
-        """Whether a result is there and verifies; one that does not is set aside, with a warning."""
+        """Whether a result is there and verifies; one that does not is removed, with a warning."""
         folder = self.folder(key)
         if not folder.exists():
             return False
-        meta, path = self.meta(key), folder / RESULT
-        if meta is not None and path.exists() and meta.get("sha256") == _digest(path):
+        if self.verifies(key):
             return True
         logger.warning("the stored result %s does not verify; it is computed again", folder)
         shutil.rmtree(folder, ignore_errors=True)
@@ -83,7 +92,7 @@ class Store:
         return self.root / "unfinished" / key / "checkpoint"
 
     def write(self, key: str, write: Callable[[Path], None], meta: dict[str, Any]) -> None:
-        """Stores a result.
+        """Stores a result. Whoever calls this holds the lock of its key.
 
         Args:
             write: writes the result to the path it is given.
@@ -92,6 +101,8 @@ class Store:
         Raises:
             UserError: if there is no room, or no permission; nothing is kept then.
         """
+        for left in (self.root / "unfinished").glob(f"{key}-*"):  # by a run that was killed
+            shutil.rmtree(left, ignore_errors=True)
         work = self.root / "unfinished" / f"{key}-{uuid.uuid4().hex}"
         try:
             with writing_to(self.root):
@@ -117,8 +128,7 @@ def writing_to(place: Path) -> Iterator[None]:
         text = str(error)
         if error.errno in _FULL or any(f"errno = {code}," in text for code in _FULL):
             raise UserError(
-                f"{place}: the disk is full; free some space and run again (finished steps are "
-                "kept, the unfinished one is not)"
+                f"{place}: the disk is full; free some space and run again, which goes on from here"
             ) from error
         if isinstance(error, (PermissionError, FileExistsError, NotADirectoryError)) or (
             error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT)

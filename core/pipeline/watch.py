@@ -17,7 +17,7 @@ WORDS = {
 
 def _line(task: Task, outcome: Outcome) -> str:
     seconds = f" in {outcome.seconds:.1f} s" if outcome.status == "done" else ""
-    message = f": {outcome.message}" if outcome.status in ("failed", "skipped") else ""
+    message = f": {outcome.message}" if outcome.message and outcome.status != "invalid" else ""
     return f"{task.kind:8} {task.label}: {WORDS[outcome.status]}{seconds}{message}"
 
 

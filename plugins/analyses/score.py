@@ -213,5 +213,6 @@ def _draw(ax: Any, index: int, model: str, values: xr.DataArray, swept: str | No
         ax.axhline(mean, color=color, ls="--", label=model)
         return
     ax.bar(index, mean, width=0.6, color=color, alpha=0.35)
-    spread = np.linspace(-0.2, 0.2, len(flat)) if len(flat) > 1 else np.zeros(1)
+    half = 0.2 if len(flat) > 1 else 0.0
+    spread = np.linspace(-half, half, len(flat))
     ax.plot(index + spread, flat, "o", ms=4, color=color)

@@ -1,6 +1,6 @@
 """The spike-triggered average of each cell: space, time, significance, outline."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
@@ -21,6 +21,9 @@ class STAConfig(Config):
 
     lags: int = Field(20, ge=1, description="How many lags.")
     first_lag: int = Field(0, ge=0, description="The first; 0 is the frame of the response's bin.")
+    splits: list[Literal["train", "validation", "test"]] = Field(
+        ["train"], min_length=1, description="Which frames to average over."
+    )
     threshold: float = Field(
         5.0, gt=0, description="Peak z-score from which a receptive field counts as found."
     )
@@ -29,7 +32,7 @@ class STAConfig(Config):
 class STA(Analysis):
     """Spike-triggered average with its space and time (SVD), z-scores, and Gaussian outline.
 
-    Works on the training frames. The result has `sta`, `z (cell, lag, y, x)` in robust standard
+    The result has `sta`, `z (cell, lag, y, x)` in robust standard
     deviations of the background, `spatial` and `temporal` (the first singular vectors),
     `separability`, `peak_z`, the ellipse of the fitted Gaussian (one standard deviation, in the
     units of y and x; NaN where no field was found), and the spikes counted.
@@ -38,7 +41,9 @@ class STA(Analysis):
     Config = STAConfig
 
     def run(self, data: xr.DataTree) -> xr.Dataset:
-        result = sta(data["train"].to_dataset(), self.config.lags, first_lag=self.config.first_lag)
+        c = self.config
+        splits = [data[name].to_dataset() for name in c.splits]
+        result = sta(splits, c.lags, first_lag=c.first_lag)
         field = result["sta"]
         if "channel" in field.dims:
             # Space and time of the channel that drives the cell most.
@@ -48,7 +53,7 @@ class STA(Analysis):
             )
         parts = separate(field)
         z = z_score(field)
-        result = result.merge(parts).assign(z=z, peak_z=np.abs(z).max(("lag", "y", "x")))
+        result = result.merge(parts).assign(z=z, peak_z=abs(z).max(("lag", "y", "x")))
         found = result["peak_z"] >= self.config.threshold
         return result.merge(fit_ellipse(result["spatial"].where(found)), join="exact")
 

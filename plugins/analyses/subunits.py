@@ -60,12 +60,12 @@ class Subunits(Analysis):
                 result["temporal"] = parts["temporal"]
             else:  # a single lag has no course; its sign belongs to the filter
                 filters = filters * parts["temporal"].isel(lag=0, drop=True)
-        field = data["test"]["stimulus"].isel(frame=0, drop=True)
+        field = data["test"].to_dataset()["stimulus"].isel(frame=0, drop=True)
         if "output_weight" in parameters:
             acting, strength = _in_field(filters, parameters["output_weight"], field)
         else:
-            acting, strength = filters, np.sqrt((filters**2).sum(("y", "x")))
-        norm = np.sqrt((acting**2).sum(("y", "x")))
+            acting, strength = filters, (filters**2).sum(("y", "x")) ** 0.5
+        norm = (acting**2).sum(("y", "x")) ** 0.5
         acting = acting / norm.where(norm > 0)
         strongest = strength.max("filter")
         result["filter_image"] = acting.transpose("cell", "filter", "y", "x")
@@ -74,7 +74,9 @@ class Subunits(Analysis):
             filters if "y" in filters.dims else filters.rename({"kernel_y": "y", "kernel_x": "x"})
         )
         if "truth" in data.children and "subunit_weight" in data["truth"].to_dataset():
-            result = result.merge(_match(result["filter_image"], data["truth"]["subunit_weight"]))
+            result = result.merge(
+                _match(result["filter_image"], data["truth"].to_dataset()["subunit_weight"])
+            )
         return result
 
     def plot(self, result: xr.DataTree) -> "Figure":
@@ -126,8 +128,8 @@ class Subunits(Analysis):
             else "Numbers are Moran's I, the spatial autocorrelation."
         )
         return (
-            "Filters where they act in the field of the (first) cell, the strongest first or in the "
-            f"order of the true subunits. {number}"
+            "Filters where they act in the field of the (first) cell, the strongest first or in "
+            f"the order of the true subunits. {number}"
         )
 
     def table(self, result: xr.DataTree) -> pd.DataFrame | None:
@@ -165,7 +167,8 @@ def _in_field(
         for index, positions in enumerate(filters):
             row, column = np.unravel_index(np.abs(positions).argmax(), positions.shape)
             peak = positions[row, column]
-            images[cell, index, row : row + height, column : column + width] = (
+            top, left = int(weights["map_y"][row]), int(weights["map_x"][column])
+            images[cell, index, top : top + height, left : left + width] = (
                 np.sign(peak) * kernel[index]
             )
             strength[cell, index] = np.linalg.norm(kernel[index]) * np.linalg.norm(positions)

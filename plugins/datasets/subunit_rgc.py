@@ -48,7 +48,8 @@ class SubunitRGC(Dataset):
 
     A subunit sums its checks, filters them in time, and rectifies; the cell sums its subunits,
     subtracts a threshold, rectifies, and fires. The recording has the true `rate`, and in `truth`
-    the subunits' `subunit_weight (cell, subunit, y, x)`, their `output_weight` and the `temporal` filter.
+    the subunits' `subunit_weight (cell, subunit, y, x)`, their `output_weight` and the
+    `temporal` filter.
     """
 
     Config = SubunitRGCConfig

@@ -65,10 +65,10 @@ class TemporalCollapse(Dataset):
             if name not in splits:
                 splits[name] = data[name].to_dataset()
         splits["collapse"] = xr.Dataset({"temporal": temporal})
-        return make_recording(splits, data.attrs)
+        return make_recording(splits, {str(name): value for name, value in data.attrs.items()})
 
     def _one_cell(self, data: xr.DataTree) -> xr.DataTree:
-        cells = data["train"]["cell"].values
+        cells = data["train"].to_dataset()["cell"].values
         chosen = self.config.cell
         if chosen is None:
             if len(cells) > 1:

@@ -13,8 +13,8 @@ from retinakit.errors import UserError
 from retinakit.spikes import sta
 from retinakit.torch_model import TorchConfig, TorchModel, sum_over_lags
 
-DENSE_ADVANTAGE = 2.0
-"""A convolution on a field up to this many times the filter's area is taken as one matrix product."""
+DENSE_ADVANTAGE = 3.0
+"""Up to this ratio of the field to the filter's area, a convolution is taken as one product."""
 
 
 class CNNConfig(TorchConfig):
@@ -28,6 +28,7 @@ class CNNConfig(TorchConfig):
 
     filters: int = Field(4, ge=1, description="Convolution filters in each layer.")
     kernel: int = Field(7, ge=1, description="Side of the first layer's filters, in checks.")
+    stride: int = Field(1, ge=1, description="Checks between the positions of the first filters.")
     layers: int = Field(1, ge=1, le=3, description="Convolution layers.")
     deeper_kernel: int = Field(3, ge=1, description="Side of the later layers' filters.")
     deeper_padding: Literal["same", "valid"] = Field(
@@ -77,13 +78,14 @@ class CNNModule(nn.Module):
     def __init__(self, config: CNNConfig, cells: int, channels: int, height: int, width: int):
         super().__init__()
         self.lags, self.noise, self.padding = config.lags, config.noise, config.deeper_padding
+        self.stride = config.stride
         self.positive = config.dense_sign == "positive"
         scale, filters, k = 0.05, config.filters, config.kernel
         self.kernel = nn.Parameter(torch.randn(config.lags, filters, channels, k, k) * scale)
         self.bias = nn.Parameter(torch.zeros(filters))
         self.deeper = nn.ParameterList()
         self.deeper_bias = nn.ParameterList()
-        height, width = height - k + 1, width - k + 1
+        height, width = (height - k) // self.stride + 1, (width - k) // self.stride + 1
         for _ in range(config.layers - 1):
             d = config.deeper_kernel
             self.deeper.append(nn.Parameter(torch.randn(filters, filters, d, d) * scale))
@@ -104,7 +106,7 @@ class CNNModule(nn.Module):
         if frames.ndim == 3:
             frames = frames[:, None]
         lags, filters = self.kernel.shape[:2]
-        drive = correlate(frames, self.kernel.flatten(0, 1))
+        drive = correlate(frames, self.kernel.flatten(0, 1), self.stride)
         drive = sum_over_lags(drive.unflatten(1, (lags, filters)), lags)
         hidden = self._rectify(drive + self.bias[:, None, None])
         for kernel, bias in zip(self.deeper, self.deeper_bias, strict=True):
@@ -123,7 +125,17 @@ class CNNModule(nn.Module):
         return drive.relu()
 
 
-def correlate(frames: Tensor, kernels: Tensor) -> Tensor:
+def _place(centre: int, size: int, kernel: int, stride: int) -> int:
+    """A random position of the map, along one axis, whose window holds a check near its middle."""
+    positions = (size - kernel) // stride + 1
+    margin = kernel // 4
+    inside = [
+        p for p in range(positions) if margin <= centre - p * stride < kernel - margin
+    ] or [min(max((centre - kernel // 2) // stride, 0), positions - 1)]
+    return inside[int(torch.randint(len(inside), ()))]
+
+
+def correlate(frames: Tensor, kernels: Tensor, stride: int = 1) -> Tensor:
     """Convolution of frames (n, channel, y, x) with kernels (k, channel, y, x), "valid".
 
     On a field not much larger than the kernels it is one product with the kernels written into a
@@ -131,13 +143,14 @@ def correlate(frames: Tensor, kernels: Tensor) -> Tensor:
     """
     n, channels, height, width = frames.shape
     k, _, size_y, size_x = kernels.shape
-    out_y, out_x = height - size_y + 1, width - size_x + 1
+    out_y, out_x = (height - size_y) // stride + 1, (width - size_x) // stride + 1
     if frames.is_cuda or height * width > DENSE_ADVANTAGE * size_y * size_x:
-        return conv2d(frames, kernels)
+        return conv2d(frames, kernels, stride=stride)
     matrix = kernels.new_zeros(out_y, out_x, k, channels, height, width)
     for y in range(out_y):
         for x in range(out_x):
-            matrix[y, x, :, :, y : y + size_y, x : x + size_x] = kernels
+            top, left = y * stride, x * stride
+            matrix[y, x, :, :, top : top + size_y, left : left + size_x] = kernels
     product = frames.flatten(1) @ matrix.view(out_y * out_x * k, -1).T
     return product.view(n, out_y, out_x, k).permute(0, 3, 1, 2)
 
@@ -146,8 +159,7 @@ class CNN(TorchModel):
     """Convolution layers and one weighted sum for each cell, fitted to spikes.
 
     Version II learns filters in space and time (`lags: 20`). Version I learns spatial filters only
-    (`lags: 1`), on a dataset that `temporal_collapse` made. The loss is the Poisson likelihood, with
-    the penalties of Yan et al.'s public code.
+    (`lags: 1`), on a dataset that `temporal_collapse` made.
     """
 
     Config = CNNConfig
@@ -193,22 +205,21 @@ class CNN(TorchModel):
                 distance = (rows - y) ** 2 + (columns - x) ** 2
                 patch = image * torch.exp(-distance / (2 * c.patch_size**2))
                 patch = patch * 2 / patch.norm() / scale
-                # A place of the map whose window holds the centre.
-                lost = c.kernel - 1
-                first = (max(0, y - lost), max(0, x - lost))
-                last = (min(y, image.shape[0] - c.kernel), min(x, image.shape[1] - c.kernel))
+                # The place of the map whose window has the patch nearest to its middle, or, in a
+                # small field, any that holds it.
                 top, left = (
-                    int(torch.randint(a, b + 1, ())) for a, b in zip(first, last, strict=True)
+                    _place(at, size, c.kernel, c.stride)
+                    for at, size in zip((y, x), image.shape, strict=True)
                 )
-                window = patch[top : top + c.kernel, left : left + c.kernel]
-                module.kernel[:, index] += course[:, :, None, None] * window
+                rows_, columns_ = (slice(p * c.stride, p * c.stride + c.kernel) for p in (top, left))
+                module.kernel[:, index] += course[:, :, None, None] * patch[rows_, columns_]
                 if c.layers == 1:
                     module.dense[:, index, top, left] += 1
             if c.layers > 1:
                 for deeper in module.deeper:
                     centre = deeper.shape[-1] // 2
                     deeper[:, :, centre, centre] += torch.eye(c.filters)
-                module.dense += 1 / (height * width)
+                module.dense.add_(1 / (height * width))
             if module.log_a.requires_grad:
                 module.log_a.fill_(-3.0)
                 module.log_b.fill_(0.0)
@@ -236,12 +247,11 @@ class CNN(TorchModel):
         if not channels:
             filters = filters.isel(channel=0)
         filters = filters.transpose("filter", "lag", ...)
-        sizes = {
-            "filter": kernel.shape[1],
-            "kernel_y": kernel.shape[3],
-            "kernel_x": kernel.shape[4],
-            "map_y": module.map[0],
-            "map_x": module.map[1],
+        filter_index = np.arange(kernel.shape[1])
+        # A place of the map is named by the first check of its window.
+        places = {
+            name: self.config.stride * np.arange(size)
+            for name, size in zip(("map_y", "map_x"), module.map, strict=True)
         }
         parameters = self.field.assign(
             kernel=filters,
@@ -253,7 +263,12 @@ class CNN(TorchModel):
             output_bias=("cell", module.dense_bias.detach().numpy()),
             output_a=("cell", np.exp(module.log_a.detach().numpy())),
             output_b=("cell", np.exp(module.log_b.detach().numpy())),
-        ).assign_coords({name: np.arange(size) for name, size in sizes.items()})
+        ).assign_coords(
+            filter=filter_index,
+            kernel_y=np.arange(kernel.shape[3]),
+            kernel_x=np.arange(kernel.shape[4]),
+            **places,
+        )
         for layer, (deeper, bias) in enumerate(
             zip(module.deeper, module.deeper_bias, strict=True), start=2
         ):
@@ -264,7 +279,7 @@ class CNN(TorchModel):
             parameters[f"kernel_bias_{layer}"] = ("filter", bias.detach().numpy())
             size = deeper.shape[-1]
             parameters = parameters.assign_coords(
-                filter_in=np.arange(sizes["filter"]),
+                filter_in=filter_index,
                 deeper_y=np.arange(size),
                 deeper_x=np.arange(size),
             )

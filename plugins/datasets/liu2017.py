@@ -1,0 +1,337 @@
+"""Salamander retinal ganglion cells under white noise (Liu et al. 2017, Nat. Commun. 8:149).
+
+The recording that Yan et al. (2020) model: 219 trials of 1500 frames of running noise, never
+repeated, each followed by the same 300 frames of frozen noise, 200 x 150 checks at 30 Hz.
+"""
+
+import json
+import logging
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numba
+import numpy as np
+import platformdirs
+import xarray as xr
+from filelock import FileLock
+from numpy.typing import NDArray
+from pydantic import Field
+from scipy.io import loadmat
+from scipy.ndimage import gaussian_filter
+from xarray.backends import BackendArray
+from xarray.core import indexing
+
+from retinakit.config import Config, InputPath
+from retinakit.dataset import Dataset
+from retinakit.errors import UserError
+from retinakit.receptive_field import fit_ellipse, separate
+from retinakit.recording import make_recording, make_split
+from retinakit.spikes import sta
+
+WIDTH, HEIGHT = 200, 150
+TRIALS, RUNNING, FROZEN = 219, 1500, 300
+RUNNING_SEED, FROZEN_SEED = 10_000, 20_000
+FRAME_RATE = 30.0
+CHECK = 30.0
+LAGS = 20
+SPIKES, FROZEN_STIMULUS = "cell_data_01_NC.mat", "stim_frz.h5"
+
+logger = logging.getLogger("retinakit")
+
+
+class Liu2017Config(Config):
+    """Which cells, and which part of the screen."""
+
+    root: InputPath | None = Field(
+        None, description=f"Folder with {SPIKES}; by default $RETINAKIT_DATA/liu2017."
+    )
+    cell: int | None = Field(
+        None, description="One cell, counted from 0, with the field cropped around it; sweep it."
+    )
+    cells: list[int] | None = Field(None, description="Or several cells; all by default.")
+    crop: int = Field(
+        25, ge=3, description="Side of the square around the `cell`'s receptive field, in checks."
+    )
+    region: tuple[int, int, int, int] | None = Field(
+        None, description="Or a part of the screen: first and last+1 column, then row, in checks."
+    )
+    validation_every: int = Field(
+        10, ge=2, description="Every so many trials, one is held out for validation."
+    )
+
+
+class Liu2017(Dataset):
+    """Spikes of 78 cells; the running noise for fitting, the frozen noise for the test.
+
+    Each trial of running noise is a segment, and every `validation_every`-th is for validation. The
+    test is the 300 frozen frames with 219 repeats. The stimulus is ±1. With `cell` it is cropped
+    around that cell's receptive field, found by a Gaussian fit to the spike-triggered average of
+    the training trials, and `y`, `x` are µm from the crop's middle; else `region` says which part
+    of the screen is kept (by default all of it, which is read in blocks and never held whole), and
+    `y`, `x` are µm on the screen.
+
+    The running noise is pseudo-random. It is made once (about a minute), and kept as bits, 1.2 GB,
+    in $RETINAKIT_CACHE or the user's cache folder.
+    """
+
+    Config = Liu2017Config
+    volatile = True
+
+    def files(self) -> list[Path]:
+        return [self._root() / SPIKES, self._root() / FROZEN_STIMULUS]
+
+    def load(self) -> xr.DataTree:
+        c = self.config
+        running, frozen = self._spikes()
+        if c.cell is not None and (c.cells is not None or c.region is not None):
+            raise UserError("'cell' crops around one cell; give it without 'cells' and 'region'")
+        chosen = [c.cell] if c.cell is not None else c.cells
+        for cell in chosen or []:
+            if not 0 <= cell < len(running):
+                raise UserError(f"there is no cell {cell}; there are {len(running)}, from 0")
+        cells = np.arange(len(running)) if chosen is None else np.array(chosen)
+        noise = np.load(running_noise(), mmap_mode="r")
+        if c.cell is not None:
+            left, top = _corner(self._centre(noise, running[c.cell], c.cell), c.crop)
+            region = (left, left + c.crop, top, top + c.crop)
+            middle = c.crop // 2
+        else:
+            region = c.region or (0, WIDTH, 0, HEIGHT)
+            left, right, top, bottom = region
+            if not (0 <= left < right <= WIDTH and 0 <= top < bottom <= HEIGHT):
+                raise UserError(f"region {list(region)} is not within {WIDTH} x {HEIGHT} checks")
+            middle = None
+        splits = self._running(noise, region, running[cells], cells, middle)
+        with h5py.File(self._root() / FROZEN_STIMULUS) as file:
+            movie = file["stim_frz"][region[0] : region[1], region[2] : region[3]].transpose(2, 1, 0)
+        splits["test"] = make_split(
+            movie,
+            frozen[cells].transpose(2, 1, 0),
+            frame_interval=1 / FRAME_RATE,
+            cell=cells,
+            **_space(region, middle),
+        )
+        if c.cell is not None:  # small enough to be held
+            for name in ("train", "validation"):
+                splits[name] = splits[name].load()
+        origin = {"column_of_first_check": region[0], "row_of_first_check": region[2]}
+        return make_recording(splits, {"title": "Liu et al. 2017, salamander", **origin})
+
+    def _root(self) -> Path:
+        if self.config.root is not None:
+            root: Path = self.config.root
+            return root
+        data = os.environ.get("RETINAKIT_DATA")
+        if not data:
+            raise UserError(
+                f"where is {SPIKES}? Set the option root, or RETINAKIT_DATA to the folder above it"
+            )
+        return (Path(data) / "liu2017").resolve()
+
+    def _spikes(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """Counts under running and frozen noise, (cell, frame, trial)."""
+        path = self._root() / SPIKES
+        try:
+            content = loadmat(path)
+            running, frozen = content["spk1"], content["spk2"]
+        except (OSError, ValueError, KeyError, TypeError, NotImplementedError) as error:
+            raise UserError(
+                f"{path} cannot be read as the published file ({error}); copy it again"
+            ) from None
+        if running.shape[1:] != (RUNNING, TRIALS) or frozen.shape[1:] != (FROZEN, TRIALS):
+            raise UserError(
+                f"{path}: spk1 is {running.shape} and spk2 is {frozen.shape}; "
+                f"(cells, {RUNNING}, {TRIALS}) and (cells, {FROZEN}, {TRIALS}) are expected"
+            )
+        return running, frozen
+
+    def _running(
+        self,
+        noise: NDArray[np.uint8],
+        region: tuple[int, int, int, int],
+        counts: NDArray[np.uint8],
+        cells: NDArray[Any],
+        middle: int | None,
+    ) -> dict[str, xr.Dataset]:
+        """The training and validation trials, with a stimulus that is read when it is wanted."""
+        movie = xr.Variable(
+            ("frame", "y", "x"), indexing.LazilyIndexedArray(PackedMovie(noise, region))
+        )
+        trial = np.repeat(np.arange(TRIALS), RUNNING)
+        # A trial lasts its running and its frozen frames; time is that of the recording.
+        time = (trial * (RUNNING + FROZEN) + np.tile(np.arange(RUNNING), TRIALS)) / FRAME_RATE
+        whole = make_split(
+            movie,
+            counts.transpose(2, 1, 0).reshape(TRIALS * RUNNING, len(counts)),
+            frame_interval=1 / FRAME_RATE,
+            segment=trial,
+            time=time,
+            cell=cells,
+            **_space(region, middle),
+        )
+        every = self.config.validation_every
+        held_out = trial % every == every // 2
+        return {
+            "train": whole.isel(frame=np.flatnonzero(~held_out)),
+            "validation": whole.isel(frame=np.flatnonzero(held_out)),
+        }
+
+    def _centre(
+        self, noise: NDArray[np.uint8], counts: NDArray[np.uint8], cell: int
+    ) -> tuple[float, float]:
+        """Column and row of a cell's receptive field, from the training trials; kept in the cache."""
+        every = self.config.validation_every
+        path = cache_folder() / f"liu2017-centres-{every}" / f"{cell}.json"
+        if path.exists():
+            column, row = json.loads(path.read_text())
+            return column, row
+        whole = (0, WIDTH, 0, HEIGHT)
+        train = self._running(noise, whole, counts[None], np.array([cell]), None)["train"]
+        average = sta(train, LAGS)["sta"].isel(cell=0)
+        column, row = find_centre(average)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(f".{uuid.uuid4().hex}")
+        unfinished.write_text(json.dumps([column, row]))
+        unfinished.replace(path)
+        return column, row
+
+
+def find_centre(average: xr.DataArray) -> tuple[float, float]:
+    """Column and row of the middle of a receptive field, in checks.
+
+    The peak of a raw average misses weak, broad fields. Here the field is where the average,
+    smoothed over 2 checks, has most energy over lags; in a window around it the spatial map is the
+    first singular vector, and its fitted Gaussian gives the centre.
+
+    Args:
+        average: spike-triggered average (lag, y, x).
+    """
+    smooth = gaussian_filter(average.values, (0, 2, 2), mode="constant")
+    row, column = np.unravel_index((smooth**2).sum(0).argmax(), smooth.shape[1:])
+    half = 15
+    top, left = max(0, row - half), max(0, column - half)
+    window = average[:, top : row + half + 1, left : column + half + 1]
+    window = window.assign_coords(
+        y=np.arange(top, top + window.sizes["y"], dtype=float),
+        x=np.arange(left, left + window.sizes["x"], dtype=float),
+    )
+    course = separate(window.copy(data=gaussian_filter(window.values, (0, 2, 2))))["temporal"]
+    spatial = xr.dot(window, course.drop_vars("lag_time", errors="ignore"), dim="lag")
+    spatial = spatial.copy(data=gaussian_filter(spatial.values, 1))
+    ellipse = fit_ellipse(spatial)
+    x, y = float(ellipse["centre_x"]), float(ellipse["centre_y"])
+    return (x, y) if np.isfinite(x) else (float(column), float(row))
+
+
+def _corner(centre: tuple[float, float], crop: int) -> tuple[int, int]:
+    """The first column and row of a crop around a centre, moved inside the screen if need be."""
+    left = min(max(round(centre[0]) - crop // 2, 0), WIDTH - crop)
+    top = min(max(round(centre[1]) - crop // 2, 0), HEIGHT - crop)
+    return left, top
+
+
+def _space(region: tuple[int, int, int, int], middle: int | None) -> dict[str, NDArray[Any]]:
+    """Coordinates y and x in µm: on the screen, or from the middle of a crop."""
+    left, right, top, bottom = region
+    if middle is not None:
+        left, right, top, bottom = -middle, right - left - middle, -middle, bottom - top - middle
+    return {"y": np.arange(top, bottom) * CHECK, "x": np.arange(left, right) * CHECK}
+
+
+class PackedMovie(BackendArray):
+    """A ±1 movie of which each check is a bit, unpacked where it is read.
+
+    Args:
+        bits: (frame, HEIGHT, WIDTH / 8) uint8, such as a memory map.
+        region: first and last+1 column, then row.
+    """
+
+    def __init__(self, bits: NDArray[np.uint8], region: tuple[int, int, int, int]):
+        self.bits, self.region = bits, region
+        left, right, top, bottom = region
+        self.shape = (len(bits), bottom - top, right - left)
+        self.dtype = np.dtype(np.int8)
+
+    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
+        return indexing.explicit_indexing_adapter(
+            key, self.shape, indexing.IndexingSupport.OUTER, self._read
+        )
+
+    def _read(self, key: tuple[Any, ...]) -> Any:
+        left, right, top, bottom = self.region
+        frame, y, x = key
+        first, last = left // 8, -(-right // 8)
+        bits = np.asarray(self.bits[frame, top:bottom, first:last])
+        values = np.unpackbits(bits, axis=-1)[..., left - 8 * first : right - 8 * first]
+        values = values.view(np.int8)
+        values *= 2
+        values -= 1
+        rows = values[..., y, :] if not isinstance(frame, int | np.integer) else values[y]
+        return rows[..., x]
+
+
+def cache_folder() -> Path:
+    """Where large intermediate files are kept: $RETINAKIT_CACHE, or the user's cache folder."""
+    return Path(os.environ.get("RETINAKIT_CACHE") or platformdirs.user_cache_dir("retinakit"))
+
+
+def running_noise() -> Path:
+    """The file of the running noise as bits, (frame, HEIGHT, WIDTH / 8); made if need be."""
+    path = cache_folder() / "liu2017-running-noise.npy"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):
+        if not path.exists():
+            logger.warning("making the running noise once (about a minute, 1.2 GB): %s", path)
+            unfinished = path.with_suffix(".writing")
+            shape = (TRIALS * RUNNING, HEIGHT, WIDTH // 8)
+            bits = np.lib.format.open_memmap(unfinished, "w+", np.uint8, shape)
+            draw = _start(RUNNING_SEED)
+            for trial in range(TRIALS):
+                _draw_frames(draw, bits[trial * RUNNING : (trial + 1) * RUNNING])
+            bits.flush()
+            del bits
+            unfinished.replace(path)
+    return path
+
+
+# The stimulus program draws its bits from the generator "ran1": the multiplicative congruential
+# generator of Park & Miller (1988) with the shuffle of Bays & Durham (1976), a draw being 1 when
+# the number is above one half. Frames are drawn one after another, column by column.
+_MODULUS = 2**31 - 1
+
+
+def _start(seed: int) -> NDArray[np.int64]:
+    """The state of the generator: 32 shuffled numbers, then the last of them, then the last draw."""
+    state = np.empty(34, np.int64)
+    number = seed
+    for slot in range(39, -1, -1):
+        number = 16807 * number % _MODULUS
+        if slot < 32:
+            state[slot] = number
+    state[32], state[33] = number, state[0]
+    return state
+
+
+@numba.njit(cache=True, nogil=True)
+def _draw_frames(state: NDArray[np.int64], bits: NDArray[np.uint8]) -> None:
+    """Fills frames (frame, y, x / 8) with the next bits, and moves the state on."""
+    number, last = state[32], state[33]
+    for frame in range(bits.shape[0]):
+        bits[frame] = 0
+        for x in range(8 * bits.shape[2]):
+            mask = np.uint8(128 >> (x % 8))
+            for y in range(bits.shape[1]):
+                # 16807 · number modulo 2³¹ - 1, without a division.
+                product = np.uint64(number) * np.uint64(16807)
+                number = np.int64((product & np.uint64(_MODULUS)) + (product >> np.uint64(31)))
+                if number >= _MODULUS:
+                    number -= _MODULUS
+                slot = last >> 26
+                last = state[slot]
+                state[slot] = number
+                if 2 * last > _MODULUS:
+                    bits[frame, y, x // 8] |= mask
+    state[32], state[33] = number, last
