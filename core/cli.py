@@ -42,7 +42,7 @@ def run(
     ] = False,
     force: Annotated[
         list[str] | None,
-        Parameter(negative="", help="A step to compute again although it is stored.")
+        Parameter(negative="", help="A step to compute again although it is stored."),
     ] = None,
     no_plugins: NoPlugins = False,
 ) -> int:

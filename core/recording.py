@@ -165,7 +165,8 @@ def _validate_split(name: str, split: xr.Dataset) -> None:
         if dims not in allowed:
             expected = " or ".join(f"({', '.join(option)})" for option in allowed)
             raise wrong(
-                f"'{variable}' has dimensions ({', '.join(dims)}); transpose or rename to {expected}"
+                f"'{variable}' has dimensions ({', '.join(dims)}); "
+                f"transpose or rename to {expected}"
             )
         if split[variable].dtype.kind not in "biuf":
             raise wrong(f"'{variable}' is of type {split[variable].dtype}; convert it to numbers")

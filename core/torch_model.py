@@ -106,7 +106,12 @@ class TorchModel(Model):
         )
         # A progress callback does not travel to the processes of DDP.
         watch = silent if several else progress
-        fits, best_state = fabric.launch(self._fit_starts, recording, checkpoint, watch)
+        fits, best_state = fabric.launch(
+            self._fit_starts,  # type: ignore[arg-type]  # it is given the other arguments too
+            recording,
+            checkpoint,
+            watch,
+        )
         self.module = self.build(self.field)
         self.module.load_state_dict(best_state)
         self.module.eval()

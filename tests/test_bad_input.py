@@ -1,11 +1,7 @@
 """Mistakes: each gives one sentence that says where it is, and leaves nothing behind."""
 
 import errno
-import json
 import os
-import resource
-import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -16,8 +12,6 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-
-from retinakit.pipeline import store as store_module
 
 CELL = "plugin: subunit_rgc, with: {frames: 400, validation_frames: 150, test_frames: 150"
 SMALL = f"""
@@ -127,7 +121,7 @@ def test_a_folder_in_place_of_a_file_is_refused(command: Callable[..., Any]) -> 
         (
             "datasets:\n  cell:\n    plugin: subunit_rgc\n    with:\n      fraems: 600\n",
             "p.yaml:5:7: datasets.cell.with.fraems: there is no such option; "
-            "did you mean 'frames' or 'frame_rate'?",
+            "did you mean 'frames' or 'test_frames' or 'frame_rate'?",
         ),
     ],
 )
@@ -215,7 +209,8 @@ def test_an_unknown_plugin_is_refused_with_the_nearest(refusal: Callable[..., st
             "p.yaml:4:3: models.ln: 'ln' needs data; add data: and the name of a step",
         ),
         (
-            "analyses:\n  sta: {plugin: sta, data: cell, results: [sta2]}\n  sta2: {plugin: sta}\n",
+            "analyses:\n  sta: {plugin: sta, data: cell, results: [other]}\n"
+            "  other: {plugin: sta, data: cell}\n",
             "p.yaml:4:34: analyses.sta.results: 'sta' takes no results; leave it out",
         ),
         (
@@ -262,38 +257,313 @@ def test_steps_that_refer_in_a_circle_are_refused(
     [
         (
             "sweep: {rnak: [1, 2]}",
-            "p.yaml:6:13: models.ln.sweep.rnak: ln has no option to sweep of that name; "
+            "p.yaml:7:13: models.ln.sweep.rnak: ln has no option to sweep of that name; "
             "did you mean 'rank'?",
         ),
-        ("sweep: {rank: []}", "p.yaml:6:13: models.ln.sweep.rank: the list of values is empty"),
-        ("sweep: {rank: 3}", "p.yaml:6:13: models.ln.sweep.rank: it must be a list (got 3)"),
+        ("sweep: {rank: []}", "p.yaml:7:13: models.ln.sweep.rank: the list of values is empty"),
+        ("sweep: {rank: 3}", "p.yaml:7:13: models.ln.sweep.rank: it must be a list (got 3)"),
         (
             "sweep: {rank: [1, two]}",
-            "p.yaml:6:23: models.ln.sweep.rank.1: it must be an integer (got 'two')",
+            "p.yaml:7:23: models.ln.sweep.rank.1: it must be an integer (got 'two')",
         ),
         (
             "sweep: {rank: [1, 2, 1]}",
-            "p.yaml:6:26: models.ln.sweep.rank.2: the value 1 is already in the list",
+            "p.yaml:7:26: models.ln.sweep.rank.2: the value 1 is already in the list",
         ),
         (
             "sweep: {seed: [0, x]}",
-            'p.yaml:6:23: models.ln.sweep.seed.1: it must be an integer (got "x")',
+            'p.yaml:7:23: models.ln.sweep.seed.1: it must be an integer (got "x")',
         ),
         (
             "with: {rank: 1}\n    sweep: {rank: [1, 2]}",
-            "p.yaml:7:13: models.ln.sweep.rank: the option is also given under 'with'; keep one",
+            "p.yaml:8:13: models.ln.sweep.rank: the option is also given under 'with'; keep one",
         ),
     ],
 )
 def test_a_sweep_that_cannot_be_made_is_refused(
     refusal: Callable[..., str], options: str, sentence: str
 ) -> None:
-    text = f"datasets:\n  cell: {{{CELL}}}}}\nmodels:\n  ln: {{plugin: ln, data: cell}}\n"
-    text = text.replace(
-        "  ln: {plugin: ln, data: cell}", f"  ln:\n    plugin: ln\n    data: cell\n    {options}"
-    ).replace("    data: cell\n", "    data: cell\n", 1)
-    # One line: the position of the sweep is that of the sixth line after the models.
-    assert refusal(text.replace("    plugin: ln\n    data: cell\n", "    {}\n"), "--dry-run")
+    text = "datasets:\n  cell: {plugin: subunit_rgc}\nmodels:\n  ln:\n    plugin: ln\n"
+    assert refusal(f"{text}    data: cell\n    {options}\n") == sentence
 
 
 # Data files.
+
+
+def write_arrays(path: Path, **changed: Any) -> None:
+    """A file that the dataset `hdf5` can read, with some arrays other than they should be."""
+    random = np.random.default_rng(0)
+    arrays = {
+        "stimulus": (2 * random.integers(0, 2, (400, 6, 6)) - 1).astype(np.int8),
+        "response": random.poisson(1.0, (400, 2)).astype(float),
+    } | changed
+    with h5py.File(path, "w") as file:
+        for name, array in arrays.items():
+            if array is not None:
+                file[name] = array
+
+
+FILE = """
+datasets:
+  mine:
+    plugin: hdf5
+    with: {path: mine.h5}
+"""
+
+
+def response(cell: int, value: float) -> Any:
+    counts = np.random.default_rng(0).poisson(1.0, (400, 2)).astype(float)
+    counts[:, cell] = value
+    return counts
+
+
+def test_a_data_file_that_is_not_there_is_refused_before_anything_runs(
+    refusal: Callable[..., str], tmp_path: Path
+) -> None:
+    assert refusal(FILE) == (
+        f"p.yaml:4:12: datasets.mine.with.path: there is no file {tmp_path}/mine.h5; check the path"
+    )
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_truncated_file_is_refused(refusal: Callable[..., str], tmp_path: Path) -> None:
+    write_arrays(tmp_path / "mine.h5")
+    with (tmp_path / "mine.h5").open("r+b") as file:
+        file.truncate(3000)
+    assert refusal(FILE).startswith(
+        f"p.yaml:2:3: datasets.mine: {tmp_path}/mine.h5 cannot be read as HDF5 (truncated file"
+    )
+
+
+def test_a_file_of_another_format_is_refused(refusal: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "mine.h5").write_text("time,spikes\n0,1\n")
+    assert refusal(FILE) == (
+        f"p.yaml:2:3: datasets.mine: {tmp_path}/mine.h5 cannot be read as HDF5 (file signature not "
+        "found); it may be truncated or of another format: copy or export it again"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changed", "problem"),
+    [
+        (
+            {"response": None, "responses": response(0, 1.0)},
+            "there is no array 'response'; did you mean 'responses'?",
+        ),
+        (
+            {"response": response(0, 1.0)[:390]},
+            "'response' has 390 frames and 'stimulus' has 400 (dimension 'frame'); cut them to the "
+            "same frames, one bin of the response for each frame shown",
+        ),
+        (
+            {"response": response(0, 1.0)[:, 0]},
+            "'response' is of shape (400,) and its dimensions are given as ['frame', 'cell']; "
+            "give one of ['repeat', 'frame', 'cell'] for each",
+        ),
+    ],
+)
+def test_an_array_that_does_not_fit_is_refused_with_its_file_and_name(
+    refusal: Callable[..., str], tmp_path: Path, changed: dict[str, Any], problem: str
+) -> None:
+    write_arrays(tmp_path / "mine.h5", **changed)
+    assert refusal(FILE) == f"p.yaml:2:3: datasets.mine: {tmp_path}/mine.h5: {problem}"
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        (np.nan, "'response' of cell 1 is all NaN; leave that cell out"),
+        (
+            0.0,
+            "'response' of cell 1 has zero spikes, so nothing can be fitted; leave that cell out",
+        ),
+        (-1.0, "'response' in spikes per bin is negative; check the units"),
+        (np.inf, "'response' holds infinite values; write NaN where it was not recorded"),
+    ],
+)
+def test_a_response_that_nothing_can_be_fitted_to_is_refused(
+    refusal: Callable[..., str], tmp_path: Path, value: float, problem: str
+) -> None:
+    write_arrays(tmp_path / "mine.h5", response=response(1, value))
+    assert refusal(FILE) == f"p.yaml:2:3: datasets.mine: train: {problem}"
+
+
+# What the options make impossible.
+
+
+def test_a_filter_in_time_of_several_cells_asks_which(refusal: Callable[..., str]) -> None:
+    text = f"""
+datasets:
+  cells: {{{CELL}, threshold: 0.0, cells: 2}}}}
+  one: {{plugin: temporal_collapse, data: cells, with: {{lags: 5}}}}
+"""
+    assert refusal(text) == (
+        "p.yaml:3:3: datasets.one: the recording has 2 cells and the filter is one cell's; choose "
+        "one with cell: 0, or each in turn with sweep: {cell: [...]}"
+    )
+
+
+def test_a_convolution_larger_than_the_field_is_refused(refusal: Callable[..., str]) -> None:
+    text = SMALL.replace("plugin: ln", "plugin: cnn").replace("lags: 5", "lags: 5, kernel: 12")
+    sentence = refusal(text)
+    assert sentence.startswith("p.yaml:4:3: models.ln: filters of 12 checks")
+    assert sentence.endswith("it has 8 x 8; make kernel smaller")
+
+
+def test_a_fit_that_diverges_says_so_and_leaves_no_checkpoint(
+    refusal: Callable[..., str], tmp_path: Path
+) -> None:
+    text = SMALL.replace("steps: 4", "steps: 40, learning_rate: 1.0e+30")
+    assert refusal(text) == (
+        "p.yaml:4:3: models.ln: the fit diverged (validation loss nan after 2 steps); "
+        "lower learning_rate"
+    )
+    assert list((tmp_path / "runs/store/unfinished").iterdir()) == []
+
+
+# The command line.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["--workers", "0"], "--workers is a number of processes, at least 1 (got 0)"),
+        (["--workers", "two"], 'Invalid value for --workers: unable to convert "two" into int.'),
+        (["--wrokers", "2"], "Unknown option: --wrokers. Did you mean --workers?"),
+        (["--force", "l"], "--force l: there is no such step; did you mean 'ln'?"),
+    ],
+)
+def test_an_argument_that_makes_no_sense_is_refused(
+    refusal: Callable[..., str], arguments: list[str], problem: str
+) -> None:
+    assert refusal(SMALL, *arguments) == problem
+
+
+def test_a_command_without_its_argument_is_refused(command: Callable[..., Any]) -> None:
+    ended = command()
+    expected = "retina-run: Parameter PIPELINE requires an argument.\n"
+    assert (ended.code, ended.err) == (2, expected)
+
+
+def test_a_report_of_what_is_no_run_is_refused(command: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    ended = command("report", "empty")
+    assert (ended.code, ended.err) == (
+        2,
+        "retina-run: empty: not the folder of a run (there is no provenance.json in it)\n",
+    )
+    assert list((tmp_path / "empty").iterdir()) == []
+
+
+def test_a_scheduler_that_does_not_answer_is_named(refusal: Callable[..., str]) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    sentence = refusal(SMALL, "--scheduler", address)
+    assert sentence.startswith(f"the dask scheduler {address} does not answer (")
+
+
+def test_a_mistake_in_a_process_of_its_own_shows_no_traceback(
+    retina_run: Callable[..., Any], tmp_path: Path
+) -> None:
+    (tmp_path / "p.yaml").write_text(SMALL.replace("lags", "lgas"))
+    done = retina_run("p.yaml")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "retina-run: p.yaml:5:39: models.ln.with.lgas: there is no such option; "
+        "did you mean 'lags' or 'loss'?\n"
+    )
+
+
+# Places that cannot be written to.
+
+
+@pytest.mark.parametrize("option", ["--out", "--store"])
+def test_a_folder_under_a_file_cannot_be_written_to(
+    refusal: Callable[..., str], tmp_path: Path, option: str
+) -> None:
+    (tmp_path / "file").write_text("here")
+    place = "file/below/store" if option == "--out" else "file/below"
+    assert refusal(SMALL, option, "file/below") == (
+        f"{place}: cannot be written to (Not a directory); choose another folder with --store or "
+        "--out"
+    )
+    assert (tmp_path / "file").read_text() == "here"
+
+
+@pytest.mark.parametrize("option", ["--out", "--store"])
+def test_a_folder_without_permission_cannot_be_written_to(
+    refusal: Callable[..., str], tmp_path: Path, option: str
+) -> None:
+    closed = Path("/proc") / "runs"  # where not even root makes a folder
+    if os.geteuid() != 0:
+        closed = tmp_path / "closed" / "runs"
+        closed.parent.mkdir(mode=0o500)
+    store = ["--store", "runs/store"] if option == "--out" else []
+    sentence = refusal(SMALL, option, closed, *store)
+    assert sentence.startswith(f"{closed}: cannot be written to (")
+    assert not closed.exists()
+
+
+LIMITED = """
+import resource, signal, sys
+from retinakit.cli import main
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)),) * 2)
+main()
+"""
+
+
+def test_a_full_disk_is_named_and_no_part_of_a_result_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "p.yaml").write_text(SMALL.lstrip())
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, "20000", "p.yaml", "--store", "runs/store"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2, done.stderr
+    (sentence,) = (s for s in done.stderr.splitlines() if s.startswith("retina-run: "))
+    assert sentence == (
+        "retina-run: p.yaml:2:3: datasets.cell: runs/store: the disk is full; free some space and "
+        "run again, which goes on from here"
+    )
+    assert "Traceback" not in done.stderr
+    assert left_behind(tmp_path) == []
+
+
+@pytest.mark.parametrize("what", ["provenance.json", "resolved.yaml", "log.jsonl"])
+def test_a_disk_that_fills_up_while_the_folder_is_written_is_named(
+    refusal: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, what: str
+) -> None:
+    genuine = Path.open
+
+    def full(path: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+        file = genuine(path, mode, *args, **kwargs)
+        if path.name == what and mode != "r":
+            file.close()
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return file
+
+    monkeypatch.setattr(Path, "open", full)
+    assert refusal(SMALL) == (
+        "runs: the disk is full; free some space and run again, which goes on from here"
+    )
+    monkeypatch.setattr(Path, "open", genuine)
+
+
+def test_a_fit_goes_on_where_no_checkpoint_can_be_written(
+    command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: Any
+) -> None:
+    from retinakit import training
+
+    def full(content: Any, file: Any) -> None:
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(training.torch, "save", full)
+    (tmp_path / "p.yaml").write_text(SMALL)
+    ended = command("p.yaml")
+    assert ended.code == 0, ended.err
+    assert "no checkpoint could be written ([Errno 28] No space left on device)" in caplog.text
+    assert list((tmp_path / "runs/store/unfinished").iterdir()) == []

@@ -198,9 +198,7 @@ def validation_error(
     found = [(place(e["loc"]), e) for e in error.errors()]
     start, _ = found[0]
     # Of the branches of a union, the one that went deepest into the value is the one meant.
-    inside, first = max(
-        (f for f in found if f[0][: len(start)] == start), key=lambda f: len(f[0])
-    )
+    inside, first = max((f for f in found if f[0][: len(start)] == start), key=lambda f: len(f[0]))
     location = (*prefix, *inside)
     kind, limits = first["type"], first.get("ctx", {})
     if kind == "extra_forbidden":

@@ -134,7 +134,8 @@ class Workbench:
         recording = self._make_recording(task)
         self._keep(task.key, recording)
         stored = without_stimulus(recording) if task.volatile else recording
-        self._write(task, lambda path: write_tree(stored, path))
+        size = sum(v.nbytes for node in stored.subtree for v in node.variables.values())
+        self._write(task, lambda path: write_tree(stored, path), size)
 
     def _fit(self, task: Task, progress: Progress) -> None:
         model: Model = self._plugin(task)
@@ -168,7 +169,7 @@ class Workbench:
                     for key, (step, coords) in zip(keys, task.members[role], strict=True)
                 ]
         result = self._plugin(task).run(**arguments)
-        self._write(task, lambda path: result.to_netcdf(path, engine=ENGINE))
+        self._write(task, lambda path: result.to_netcdf(path, engine=ENGINE), result.nbytes)
 
     def _results(self, keys: Sequence[str]) -> dict[str, xr.DataTree]:
         by_step: dict[str, list[Task]] = {}
@@ -176,7 +177,7 @@ class Workbench:
             by_step.setdefault(self.tasks[key].step, []).append(self.tasks[key])
         return {step: combined_result(tasks, self.store) for step, tasks in by_step.items()}
 
-    def _write(self, task: Task, write: Callable[[Path], None]) -> None:
+    def _write(self, task: Task, write: Callable[[Path], None], size: int = 0) -> None:
         meta = {
             "step": task.step,
             "label": task.label,
@@ -184,7 +185,7 @@ class Workbench:
             "config": json.loads(task.config),
             "seed": task.seed,
         }
-        self.store.write(task.key, write, meta)
+        self.store.write(task.key, write, meta, size)
 
 
 @dataclass(frozen=True)

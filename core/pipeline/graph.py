@@ -137,7 +137,7 @@ def build(source: Source, document: PipelineDocument, registry: Registry) -> Gra
                     (section, name), "a step's name is made of letters, digits, '-' and '_'"
                 )
             documents[name] = (kind, step)
-    if Path(document.name).name != document.name or document.name.startswith("."):
+    if Path(document.name).name != document.name or document.name[:1] in ("", "."):
         raise source.error(
             ("name",),
             "it names a folder, so it is not empty, has no '/' and begins with no '.' "
@@ -355,7 +355,11 @@ class _Builder:
             try:
                 contents.append([path.name, content_hash(path)])
             except UserError as error:
-                where = (*place, "sweep" if option in own else "with", *([option] if option else []))
+                where = (
+                    *place,
+                    "sweep" if option in own else "with",
+                    *([option] if option else []),
+                )
                 raise self.source.error(where, str(error)) from None
             if option:  # what a file holds counts, not where it is
                 identified[option] = contents[-1]

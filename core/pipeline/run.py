@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -28,7 +29,7 @@ from retinakit.pipeline.execute import (
     run_on_dask,
 )
 from retinakit.pipeline.graph import Graph, Step, Task
-from retinakit.pipeline.store import Store, writing_to
+from retinakit.pipeline.store import Store, reserve, writing_to
 from retinakit.registry import Registry
 
 LIBRARIES = ("retinakit", "torch", "numpy", "scipy", "xarray", "h5py", "numba", "lightning-fabric")
@@ -48,6 +49,10 @@ class Log:
         with writing_to(self.path.parent):
             self.file.write(json.dumps(line) + "\n")
             self.file.flush()
+
+    def close(self) -> None:
+        with suppress(OSError):  # what is left in the buffer of a full disk
+            self.file.close()
 
     def started(self, task: Task) -> None:
         self.write("started", task=task.label, key=task.key)
@@ -90,10 +95,11 @@ def run_pipeline(
         folder = folder.with_name(folder.name + "x")
     partial = folder.with_name(folder.name + ".partial")
     begun = time.monotonic()
-    with writing_to(out):
-        partial.mkdir(parents=True)
-        log = Log(partial / "log.jsonl", watcher)
+    log = None
     try:
+        with writing_to(out):
+            partial.mkdir(parents=True)
+            log = Log(partial / "log.jsonl", watcher)
         log.write("run", name=graph.document.name, tasks=len(graph.tasks))
         if workers > 1 or scheduler:
             outcomes = run_on_dask(
@@ -113,10 +119,11 @@ def run_pipeline(
             write_report(partial, registry)
             lost = sum(not outcome.ok for outcome in outcomes.values())
             log.write("finished", seconds=time.monotonic() - begun, failed=lost)
-            log.file.close()
+            log.close()
             partial.rename(folder)
     except BaseException:
-        log.file.close()
+        if log is not None:
+            log.close()
         shutil.rmtree(partial, ignore_errors=True)
         raise
     return folder, lost
@@ -164,6 +171,7 @@ def _write_step(folder: Path, step: Step, done: list[Task], store: Store) -> dic
     section = FOLDERS[step.kind]
     main = folder / section / f"{step.name}.nc"
     main.parent.mkdir(exist_ok=True)
+    reserve(folder, sum(store.path(task.key).stat().st_size for task in done))
     files: dict[str, str] = {}
     if step.kind == "analysis":
         tree = combined_result(done, store)

@@ -8,7 +8,9 @@ import errno
 import hashlib
 import json
 import logging
+import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +22,7 @@ from filelock import FileLock
 from retinakit.errors import UserError
 
 RESULT, META = "result.nc", "meta.json"
+MARGIN = 16 * 2**20
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 logger = logging.getLogger("retinakit")
@@ -91,12 +94,15 @@ class Store:
         """Where an unfinished fit keeps its state."""
         return self.root / "unfinished" / key / "checkpoint"
 
-    def write(self, key: str, write: Callable[[Path], None], meta: dict[str, Any]) -> None:
+    def write(
+        self, key: str, write: Callable[[Path], None], meta: dict[str, Any], size: int = 0
+    ) -> None:
         """Stores a result. Whoever calls this holds the lock of its key.
 
         Args:
             write: writes the result to the path it is given.
             meta: whatever JSON holds.
+            size: bytes that the result may take, if it is large.
 
         Raises:
             UserError: if there is no room, or no permission; nothing is kept then.
@@ -107,6 +113,7 @@ class Store:
         try:
             with writing_to(self.root):
                 work.mkdir(parents=True)
+                reserve(work, size)
                 write(work / RESULT)
                 meta = {**meta, "sha256": _digest(work / RESULT)}
                 (work / META).write_text(json.dumps(meta, indent=1))
@@ -116,6 +123,20 @@ class Store:
         finally:
             shutil.rmtree(work, ignore_errors=True)
         shutil.rmtree(self.checkpoint(key).parent, ignore_errors=True)
+
+
+def reserve(folder: Path, size: int = 0) -> None:
+    """Sees that there is room for an HDF5 file: HDF5 crashes the process where there is none.
+
+    Raises:
+        OSError: if the disk, or a quota, has no room for `size` bytes and some more.
+    """
+    size += MARGIN
+    if hasattr(os, "posix_fallocate"):
+        with tempfile.TemporaryFile(dir=folder) as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+    elif shutil.disk_usage(folder).free < size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @contextmanager

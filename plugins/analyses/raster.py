@@ -28,8 +28,8 @@ class Raster(Analysis):
     """Trials of the cell, trials drawn from the model's Poisson rate, and both rates.
 
     The result has `data (trial, frame, cell)`, `model (model_trial, frame, cell)` drawn
-    with the step's seed, `rate_data` (mean over all repeats) and `rate_model (frame, cell)` in spikes per bin,
-    `rate_true` where it is known, and `correlation` in the window shown.
+    with the step's seed, `rate_data` (mean over all repeats) and `rate_model (frame, cell)` in
+    spikes per bin, `rate_true` where it is known, and `correlation` in the window shown.
     """
 
     Config = RasterConfig

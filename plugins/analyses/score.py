@@ -207,12 +207,12 @@ def _draw(ax: Any, index: int, model: str, values: xr.DataArray, swept: str | No
         if x.dtype.kind == "i" and len(x) < 12:
             ax.set_xticks(x)
         return
-    flat = values.values.ravel()
-    mean = float(np.nanmean(flat)) if np.isfinite(flat).any() else np.nan
+    each = values.values.ravel()
+    mean = float(np.nanmean(each)) if np.isfinite(each).any() else np.nan
     if swept:
         ax.axhline(mean, color=color, ls="--", label=model)
         return
     ax.bar(index, mean, width=0.6, color=color, alpha=0.35)
-    half = 0.2 if len(flat) > 1 else 0.0
-    spread = np.linspace(-half, half, len(flat))
-    ax.plot(index + spread, flat, "o", ms=4, color=color)
+    half = 0.2 if len(each) > 1 else 0.0
+    spread = np.linspace(-half, half, len(each))
+    ax.plot(index + spread, each, "o", ms=4, color=color)

@@ -106,7 +106,9 @@ class Liu2017(Dataset):
             middle = None
         splits = self._running(noise, region, running[cells], cells, middle)
         with h5py.File(self._root() / FROZEN_STIMULUS) as file:
-            movie = file["stim_frz"][region[0] : region[1], region[2] : region[3]].transpose(2, 1, 0)
+            movie = file["stim_frz"][region[0] : region[1], region[2] : region[3]].transpose(
+                2, 1, 0
+            )
         splits["test"] = make_split(
             movie,
             frozen[cells].transpose(2, 1, 0),
@@ -182,7 +184,7 @@ class Liu2017(Dataset):
     def _centre(
         self, noise: NDArray[np.uint8], counts: NDArray[np.uint8], cell: int
     ) -> tuple[float, float]:
-        """Column and row of a cell's receptive field, from the training trials; kept in the cache."""
+        """Column and row of a receptive field, from the training trials; kept in the cache."""
         every = self.config.validation_every
         path = cache_folder() / f"liu2017-centres-{every}" / f"{cell}.json"
         if path.exists():
@@ -233,7 +235,7 @@ def _corner(centre: tuple[float, float], crop: int) -> tuple[int, int]:
     return left, top
 
 
-def _space(region: tuple[int, int, int, int], middle: int | None) -> dict[str, NDArray[Any]]:
+def _space(region: tuple[int, int, int, int], middle: int | None) -> dict[str, Any]:
     """Coordinates y and x in µm: on the screen, or from the middle of a crop."""
     left, right, top, bottom = region
     if middle is not None:
@@ -304,7 +306,7 @@ _MODULUS = 2**31 - 1
 
 
 def _start(seed: int) -> NDArray[np.int64]:
-    """The state of the generator: 32 shuffled numbers, then the last of them, then the last draw."""
+    """The generator's state: 32 shuffled numbers, the last of them, and the last draw."""
     state = np.empty(34, np.int64)
     number = seed
     for slot in range(39, -1, -1):

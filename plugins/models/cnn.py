@@ -129,9 +129,9 @@ def _place(centre: int, size: int, kernel: int, stride: int) -> int:
     """A random position of the map, along one axis, whose window holds a check near its middle."""
     positions = (size - kernel) // stride + 1
     margin = kernel // 4
-    inside = [
-        p for p in range(positions) if margin <= centre - p * stride < kernel - margin
-    ] or [min(max((centre - kernel // 2) // stride, 0), positions - 1)]
+    inside = [p for p in range(positions) if margin <= centre - p * stride < kernel - margin] or [
+        min(max((centre - kernel // 2) // stride, 0), positions - 1)
+    ]
     return inside[int(torch.randint(len(inside), ()))]
 
 
@@ -211,7 +211,9 @@ class CNN(TorchModel):
                     _place(at, size, c.kernel, c.stride)
                     for at, size in zip((y, x), image.shape, strict=True)
                 )
-                rows_, columns_ = (slice(p * c.stride, p * c.stride + c.kernel) for p in (top, left))
+                rows_, columns_ = (
+                    slice(p * c.stride, p * c.stride + c.kernel) for p in (top, left)
+                )
                 module.kernel[:, index] += course[:, :, None, None] * patch[rows_, columns_]
                 if c.layers == 1:
                     module.dense[:, index, top, left] += 1

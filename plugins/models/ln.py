@@ -94,36 +94,38 @@ class LN(TorchModel):
         split = recording["train"].to_dataset()
         if self.config.target == "rate" and "rate" in split:
             split = split.assign(response=split["rate"])
-        average = np.nan_to_num(sta(split, self.config.lags)["sta"].values)
-        first = torch.from_numpy(average.astype(np.float32)).flatten(2)
+        measured = np.nan_to_num(sta(split, self.config.lags)["sta"].values)
+        average = torch.from_numpy(measured.astype(np.float32)).flatten(2)
         power = float((split["stimulus"][:10_000].astype(float) ** 2).mean())
         response = np.nan_to_num(np.asarray(split["response"], float))
         mean = torch.from_numpy(response.reshape(-1, response.shape[-1]).mean(0)).float() + 1e-6
         with torch.no_grad():
             if module.rank:
-                u, s, v = torch.linalg.svd(first, full_matrices=False)
+                u, s, v = torch.linalg.svd(average, full_matrices=False)
                 rank = min(module.rank, s.shape[1])
                 module.temporal[:, :rank] = u[:, :, :rank].transpose(1, 2)
                 module.spatial[:, :rank] = s[:, :rank, None] * v[:, :rank]
-                first = torch.einsum("clr,cr,crp->clp", u[..., :rank], s[:, :rank], v[:, :rank])
+                average = torch.einsum("clr,cr,crp->clp", u[..., :rank], s[:, :rank], v[:, :rank])
             if self.config.nonlinearity == "exponential":
                 # For white noise the most likely filter is the average over the variance.
                 scale = torch.full_like(mean, 1 / max(power, 1e-12))
                 module.offset.copy_(mean.log())
             else:
                 # A drive of standard deviation 2 around -3, with the gain that gives the mean.
-                scale = 2 / (power**0.5 * first.flatten(1).norm(dim=1) + 1e-12)
+                scale = 2 / (power**0.5 * average.flatten(1).norm(dim=1) + 1e-12)
                 drive = 2 * torch.randn(10_000) - 3
                 module.offset.fill_(-3.0)
                 module.log_gain.copy_((mean / nn.functional.softplus(drive).mean()).log())
             if module.rank:
                 module.spatial.mul_(scale[:, None, None])
             else:
-                module.filter.copy_(first * scale[:, None, None])
+                module.filter.copy_(average * scale[:, None, None])
 
     def penalty(self, module: nn.Module) -> Tensor:
         assert isinstance(module, LNModule)
         c, shape = self.config, tuple(self.field.sizes[d] for d in ("y", "x"))
+        maps: Tensor
+        courses: Tensor
         if module.rank:
             maps, courses = module.spatial, module.temporal
         else:

@@ -1,0 +1,213 @@
+"""What the numbers mean: estimates against closed forms and known truths."""
+
+import numpy as np
+import pytest
+import xarray as xr
+from scipy.stats import poisson
+
+from retinakit import metrics
+from retinakit.receptive_field import fit_ellipse, gaussian, morans_i, separate
+from retinakit_plugins.analyses.score import Score
+from retinakit_plugins.analyses.subunits import Subunits
+from retinakit_plugins.datasets.subunit_rgc import SubunitRGC
+from retinakit_plugins.datasets.temporal_collapse import TemporalCollapse
+from retinakit_plugins.models.cnn import CNN, correlate
+from retinakit_plugins.models.ln import LN
+
+
+def frames(values, name="frame"):
+    return xr.DataArray(np.asarray(values, float), dims=(name,))
+
+
+class TestMetrics:
+    def test_correlation_of_a_trace_with_itself_is_one_at_any_length(self):
+        trace = frames(np.random.default_rng(0).standard_normal(10))
+        assert float(metrics.correlation(trace, trace)) == pytest.approx(1)
+
+    def test_correlation_is_pearsons_and_leaves_out_nan(self):
+        random = np.random.default_rng(1)
+        a, b = random.standard_normal((2, 50))
+        holed = a.copy()
+        holed[:7] = np.nan
+        expected = np.corrcoef(a[7:], b[7:])[0, 1]
+        assert float(metrics.correlation(frames(holed), frames(b))) == pytest.approx(expected)
+
+    def test_correlation_of_a_constant_is_nan(self):
+        random = frames(np.random.default_rng(0).standard_normal(20))
+        assert np.isnan(metrics.correlation(frames(np.full(20, 0.1)), random))
+
+    def test_feve_of_the_true_rate_is_one_and_of_the_mean_is_zero(self):
+        random = np.random.default_rng(0)
+        rate = 1 + np.sin(np.arange(400) / 9)
+        response = xr.DataArray(random.poisson(rate, (500, 400)), dims=("repeat", "frame"))
+        assert float(metrics.feve(frames(rate), response)) == pytest.approx(1, abs=0.01)
+        mean = frames(np.full(400, float(response.mean())))
+        assert float(metrics.feve(mean, response)) == pytest.approx(0, abs=0.01)
+
+    def test_feve_of_a_model_worse_than_the_mean_is_negative(self):
+        random = np.random.default_rng(0)
+        rate = 1 + np.sin(np.arange(400) / 9)
+        response = xr.DataArray(random.poisson(rate, (50, 400)), dims=("repeat", "frame"))
+        assert float(metrics.feve(frames(rate[::-1] + 3), response)) < -1
+
+    def test_explainable_variance_is_that_of_the_rate(self):
+        random = np.random.default_rng(0)
+        rate = 1 + np.sin(np.arange(300) / 9)
+        response = xr.DataArray(random.poisson(rate, (2000, 300)), dims=("repeat", "frame"))
+        explainable, noise = metrics.explainable_variance(response)
+        assert float(explainable) == pytest.approx(rate.var(), rel=0.03)
+        assert float(noise) == pytest.approx(rate.mean(), rel=0.03)
+
+    def test_ceiling_is_the_correlation_that_the_true_rate_reaches(self):
+        random = np.random.default_rng(0)
+        rate = 0.3 + 0.3 * np.sin(np.arange(3000) / 9)
+        response = xr.DataArray(random.poisson(rate, (10, 3000)), dims=("repeat", "frame"))
+        reached = metrics.correlation(frames(rate), response.mean("repeat"))
+        assert float(metrics.correlation_ceiling(response)) == pytest.approx(
+            float(reached), abs=0.02
+        )
+
+    def test_bits_per_spike_follow_from_the_poisson_likelihood(self):
+        random = np.random.default_rng(0)
+        rate = random.uniform(0.1, 2, 200)
+        counts = random.poisson(rate)
+        gained = poisson.logpmf(counts, rate).sum() - poisson.logpmf(counts, counts.mean()).sum()
+        expected = gained / counts.sum() / np.log(2)
+        assert float(metrics.bits_per_spike(frames(rate), frames(counts))) == pytest.approx(
+            expected
+        )
+
+    def test_deviance_is_twice_the_likelihood_lost_to_a_saturated_model(self):
+        random = np.random.default_rng(0)
+        rate = random.uniform(0.1, 2, 200)
+        counts = random.poisson(rate)
+        saturated = poisson.logpmf(counts, np.maximum(counts, 1e-300)).sum()
+        expected = 2 * (saturated - poisson.logpmf(counts, rate).sum()) / len(rate)
+        assert float(metrics.poisson_deviance(frames(rate), frames(counts))) == pytest.approx(
+            expected
+        )
+
+
+class TestReceptiveField:
+    def test_a_separable_field_is_taken_apart_exactly(self):
+        random = np.random.default_rng(0)
+        time, space = random.standard_normal(12), np.abs(random.standard_normal((5, 6)))
+        field = xr.DataArray(time[:, None, None] * space, dims=("lag", "y", "x"))
+        parts = separate(field)
+        assert float(parts["separability"]) == pytest.approx(1)
+        assert float((parts["temporal"] ** 2).sum()) == pytest.approx(1)
+        np.testing.assert_allclose(parts["temporal"] * parts["spatial"], field, atol=1e-12)
+        assert float(parts["spatial"].max()) == pytest.approx(float(abs(parts["spatial"]).max()))
+
+    def test_the_ellipse_of_a_gaussian_is_that_gaussian(self):
+        y, x = np.arange(20) * 30.0, np.arange(24) * 30.0
+        image = gaussian(y, x, [2.0, 250.0, 400.0, 90.0, 50.0, 0.6])
+        fitted = fit_ellipse(xr.DataArray(image, {"y": y, "x": x}, ("y", "x")))
+        found = [float(fitted[name]) for name in ("centre_y", "centre_x", "sd_major", "sd_minor")]
+        np.testing.assert_allclose(found, [250, 400, 90, 50], rtol=1e-3)
+        assert float(fitted["angle"]) == pytest.approx(0.6, abs=1e-3)
+
+    def test_morans_i_of_noise_is_its_expectation_and_of_a_gradient_near_one(self):
+        noise = xr.DataArray(
+            np.random.default_rng(0).standard_normal((4000, 7, 7)), dims=("n", "y", "x")
+        )
+        assert float(morans_i(noise).mean()) == pytest.approx(-1 / 48, abs=0.005)
+        gradient = xr.DataArray(np.add.outer(np.arange(15.0), np.arange(15.0)), dims=("y", "x"))
+        assert float(morans_i(gradient)) > 0.9
+
+    def test_morans_i_of_a_checkerboard_is_minus_one(self):
+        board = xr.DataArray((-1.0) ** np.add.outer(np.arange(6), np.arange(6)), dims=("y", "x"))
+        assert float(morans_i(board)) == pytest.approx(-1)
+
+
+@pytest.fixture(scope="module")
+def cell():
+    """The simulated cell with enough spikes for a small test (threshold 1, as in the text)."""
+    return SubunitRGC(
+        {"frames": 150_000, "validation_frames": 20_000, "test_frames": 5000, "threshold": 1.0}
+    ).load()
+
+
+@pytest.fixture(scope="module")
+def collapsed(cell):
+    return TemporalCollapse({}).load(cell)
+
+
+class TestSimulation:
+    def test_the_temporal_filter_is_the_published_one(self, cell):
+        published = [0, 0, 0, -0.124, -0.406, -0.527, -0.428, -0.215, 0, 0.155, 0.238, 0.261]
+        np.testing.assert_allclose(cell["truth"]["temporal"][:12], published, atol=6e-4)
+
+    @pytest.mark.parametrize(("threshold", "hertz"), [(2.5, 0.36), (1.0, 1.59)])
+    def test_the_rate_is_that_of_the_published_cell(self, threshold, hertz):
+        cell = SubunitRGC({"frames": 200_000, "threshold": threshold}).load()
+        assert float(cell["train"]["rate"].mean()) * 30 == pytest.approx(hertz, rel=0.05)
+
+    def test_spikes_follow_the_rate(self, cell):
+        train = cell["train"]
+        expected, counted = float(train["rate"].sum()), float(train["response"].sum())
+        assert counted == pytest.approx(expected, abs=4 * np.sqrt(expected))
+
+    def test_a_seed_repeats_the_recording_and_another_does_not(self):
+        small = {"frames": 500, "validation_frames": 200, "test_frames": 200}
+        first, again = (SubunitRGC(small, seed=3).load() for _ in range(2))
+        xr.testing.assert_identical(first, again)
+        other = SubunitRGC(small, seed=4).load()
+        assert not first["train"]["stimulus"].equals(other["train"]["stimulus"])
+
+    def test_the_collapsed_stimulus_is_filtered_with_the_cells_temporal_filter(
+        self, cell, collapsed
+    ):
+        found = collapsed["collapse"]["temporal"].values
+        true = cell["truth"]["temporal"].values
+        assert abs(found @ true) > 0.99
+        # Frame 19 is the first with a full history.
+        past = cell["train"]["stimulus"].values[:20][::-1].astype(float)
+        expected = np.einsum("l,lyx->yx", found, past)
+        np.testing.assert_allclose(collapsed["train"]["stimulus"][0], expected, atol=1e-5)
+
+
+class TestModels:
+    def test_ln_finds_the_receptive_field_and_predicts_up_to_the_ln_limit(self, cell):
+        model = LN({"steps": 1000})
+        model.fit(cell)
+        score = Score({"draws": 0}).run(model, cell)
+        found = Subunits({}).run(model, cell)
+        assert float(found["receptive_field_match"].max()) > 0.95
+        # No static nonlinearity of a linear filter correlates better than 0.90 with this cell.
+        assert 0.87 < float(score["correlation_rate"].item()) < 0.91
+
+    @pytest.mark.slow
+    def test_four_filters_are_the_four_subunits_and_one_is_the_receptive_field(
+        self, cell, collapsed
+    ):
+        ln = LN({"steps": 1000})
+        ln.fit(cell)
+        linear = float(Score({"draws": 0}).run(ln, cell)["correlation_rate"].item())
+        found = {}
+        for filters in (1, 4):
+            model = CNN({"lags": 1, "filters": filters, "steps": 2000})
+            model.fit(collapsed)
+            found[filters] = Subunits({}).run(model, collapsed)
+        assert float(found[1]["receptive_field_match"].max()) > 0.95
+        assert (found[4]["match"] >= 0.85).all()
+        score = Score({"draws": 0}).run(model, collapsed)
+        assert float(score["correlation_rate"].item()) > linear + 0.04
+
+    @pytest.mark.slow
+    def test_rates_as_target_find_the_subunits_of_the_sparse_cell(self):
+        cell = SubunitRGC({"frames": 100_000, "validation_frames": 20_000}).load()
+        collapsed = TemporalCollapse({}).load(cell)
+        model = CNN({"lags": 1, "target": "rate", "steps": 2000})
+        model.fit(collapsed)
+        assert (Subunits({}).run(model, collapsed)["match"] >= 0.85).all()
+        score = Score({"draws": 0}).run(model, collapsed)
+        assert float(score["correlation_rate"].item()) > 0.96
+
+    @pytest.mark.parametrize("stride", [1, 2])
+    def test_the_convolution_as_one_product_equals_torchs(self, stride):
+        import torch
+
+        frames, kernels = torch.randn(6, 2, 9, 8), torch.randn(5, 2, 6, 5)
+        expected = torch.nn.functional.conv2d(frames, kernels, stride=stride)
+        torch.testing.assert_close(correlate(frames, kernels, stride), expected)
