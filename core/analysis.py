@@ -97,3 +97,9 @@ def groups(result: xr.DataTree) -> dict[str, xr.Dataset]:
 def sweep_dims(group: xr.Dataset) -> list[str]:
     """The dimensions of a combined result that came from a sweep, in the order of the sweep."""
     return [name for name in str(group.attrs.get("sweep", "")).split(",") if name]
+
+
+def points(result: xr.DataTree) -> list[str]:
+    """The columns that say what a row of a result's table is about: model, sweeps, cell."""
+    swept = [dim for group in groups(result).values() for dim in sweep_dims(group)]
+    return ["model", *dict.fromkeys(dim for dim in swept if dim != "cell"), "cell"]

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 import pytest
 import xarray as xr
+from scipy.io import savemat
 
 from retinakit.registry import Entry, Registry, load_entry
 from retinakit.testing import (
@@ -71,10 +73,28 @@ def own_file(folder: Path) -> Path:
     return folder / "own.h5"
 
 
+def published_files(folder: Path, trials: int) -> Path:
+    """Files of the form of Liu et al.'s, with three made-up cells and fewer trials."""
+    random = np.random.default_rng(0)
+    counts = {
+        name: random.poisson(0.2, (3, n, trials)) for name, n in (("spk1", 1500), ("spk2", 300))
+    }
+    savemat(folder / "cell_data_01_NC.mat", {k: v.astype(np.uint8) for k, v in counts.items()})
+    with h5py.File(folder / "stim_frz.h5", "w") as file:
+        file["stim_frz"] = 2 * random.integers(0, 2, (200, 150, 300), dtype=np.int8) - 1
+    return folder
+
+
 @pytest.mark.parametrize("plugin", registered("dataset", distribution=BUILT_IN))
-def test_dataset(plugin: Entry, tmp_path: Path) -> None:
+def test_dataset(plugin: Entry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert plugin.spec is not None
-    more = {"path": own_file(tmp_path)} if plugin.spec.name == "hdf5" else {}
+    more: dict[str, Any] = {}
+    if plugin.spec.name == "hdf5":
+        more = {"path": own_file(tmp_path)}
+    if plugin.spec.name == "liu2017":
+        monkeypatch.setattr("retinakit_plugins.datasets.liu2017.TRIALS", 6)
+        monkeypatch.setenv("RETINAKIT_CACHE", str(tmp_path / "cache"))
+        more = {"root": published_files(tmp_path, trials=6), "cell": 1, "validation_every": 3}
     check_dataset(quick(plugin, **more))
 
 

@@ -257,7 +257,6 @@ def test_figures_are_inline_and_drawn_at_twice_their_size(run: Path) -> None:
     assert len(images) == 2  # the score, and the training curves
     for image in images:
         assert (image["src"] or "").startswith("data:image/png;base64,iVBOR")
-        assert image["decoding"] == "async"
     assert 350 < int(images[0]["width"] or 0) <= 410
 
 

@@ -50,6 +50,7 @@ class Task:
         inputs: by parameter of `load`, `fit` or `run`, the keys of what it is given.
         members: for a family, the step and coordinates of each of its inputs.
         place: where the step stands in its file.
+        files: of a dataset, the names of its input files and hashes of their contents.
     """
 
     key: str
@@ -64,6 +65,7 @@ class Task:
     members: Mapping[str, tuple[tuple[str, Coords], ...]]
     place: str
     volatile: bool = False
+    files: tuple[tuple[str, str], ...] = ()
 
     @property
     def label(self) -> str:
@@ -273,7 +275,7 @@ class _Builder:
                 yield (*inputs.coords, *point), inputs
 
     def _inputs(self, step: Step, place: Location, wants: set[str]) -> Iterator["_Inputs"]:
-        document, name = step.document, step.name
+        document = step.document
         data = getattr(document, "data", None)
         datasets = [data] if isinstance(data, str) and data else data or []
         models: list[str] = getattr(document, "models", [])
@@ -353,7 +355,7 @@ class _Builder:
         for path in plugin.files() if isinstance(plugin, Dataset) else ():
             option = next((n for n, value in identified.items() if value == str(path)), None)
             try:
-                contents.append([path.name, content_hash(path)])
+                contents.append((path.name, content_hash(path)))
             except UserError as error:
                 where = (
                     *place,
@@ -388,6 +390,7 @@ class _Builder:
             members=inputs.members,
             place=self.source.position(place),
             volatile=bool(getattr(step.cls, "volatile", False)),
+            files=tuple(contents),
         )
 
 

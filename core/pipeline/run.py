@@ -232,6 +232,7 @@ def _describe(
                 "about": task.about,
                 "seed": task.seed,
                 "config": json.loads(task.config),
+                "files": task.files,
                 "status": outcome.status,
                 "seconds": round(outcome.seconds, 3),
                 "message": outcome.message,

@@ -8,7 +8,7 @@ import xarray as xr
 from pydantic import Field
 
 from retinakit import metrics
-from retinakit.analysis import Analysis, groups, sweep_dims
+from retinakit.analysis import Analysis, groups, points, sweep_dims
 from retinakit.config import Config
 from retinakit.model import Model
 from retinakit.recording import mean_response
@@ -154,32 +154,18 @@ class Score(Analysis):
 
     def table(self, result: xr.DataTree) -> pd.DataFrame:
         order = [
-            "correlation",
-            "correlation_low",
-            "correlation_high",
-            "ceiling",
-            "normalised_correlation",
-            "correlation_rate",
-            "fev",
-            "feve",
-            "explainable",
-            "bits_per_spike",
-            "bits_per_spike_validation",
-            "deviance",
-            "reliability",
-            "stability",
-            "spikes",
+            *("correlation", "ceiling", "normalised_correlation", "correlation_rate", "fev"),
+            *("feve", "bits_per_spike", "bits_per_spike_validation", "correlation_low"),
+            *("correlation_high", "explainable", "deviance", "reliability", "stability", "spikes"),
         ]
         frames = []
         for model, group in groups(result).items():
             columns = [name for name in order if name in group]
-            keys = [*sweep_dims(group), *(["cell"] if "cell" not in sweep_dims(group) else [])]
-            frame = group[columns].to_dataframe().reset_index()[[*keys, *columns]]
+            frame = group[columns].to_dataframe().reset_index()
             frame.insert(0, "model", model)
             frames.append(frame.dropna(how="all", subset=columns))
         table = pd.concat(frames, ignore_index=True)
-        first = ["model", *[c for c in table if c not in order and c != "model"]]
-        return table[[*first, *[c for c in order if c in table]]]
+        return table[[*points(result), *[name for name in order if name in table]]]
 
 
 def _headline(by_model: dict[str, xr.Dataset]) -> str:

@@ -8,7 +8,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from retinakit.analysis import Analysis, groups, sweep_dims
+from retinakit.analysis import Analysis, groups, points, sweep_dims
 from retinakit.config import Config
 from retinakit.errors import UserError
 from retinakit.model import Model
@@ -106,13 +106,13 @@ class Subunits(Analysis):
             axis.set(xticks=[], yticks=[], frame_on=False)
         if truth is not None:
             for axis, image in zip(axes[0], truth.values, strict=False):
-                _show(axis, image / np.linalg.norm(image))
+                _show(axis, image, np.abs(image).max())
             axes[0, 0].set_ylabel("true", rotation=0, ha="right", va="center")
         for row_axes, (label, row) in zip(axes[extra:], rows, strict=True):
-            shown = row["filter_image"].transpose("filter", "y", "x").values
-            order = _order(row)
-            for axis, index in zip(row_axes, order, strict=False):
-                _show(axis, shown[index])
+            drawn = row["filter_image"] * row["strength"]  # a weak filter looks weak
+            drawn = drawn.transpose("filter", "y", "x").values
+            for axis, index in zip(row_axes, _order(row), strict=False):
+                _show(axis, drawn[index], np.abs(drawn).max())
                 if "best_match" in row:
                     axis.set_title(f"{float(row['best_match'][index]):.2f}", fontsize=8, pad=2)
                 else:
@@ -128,8 +128,8 @@ class Subunits(Analysis):
             else "Numbers are Moran's I, the spatial autocorrelation."
         )
         return (
-            "Filters where they act in the field of the (first) cell, the strongest first or in "
-            f"the order of the true subunits. {number}"
+            "Filters where they act in the field of the (first) cell, drawn by their strength, the "
+            f"strongest first or in the order of the true subunits. {number}"
         )
 
     def table(self, result: xr.DataTree) -> pd.DataFrame | None:
@@ -137,17 +137,19 @@ class Subunits(Analysis):
         for name, group in groups(result).items():
             if "match" not in group:
                 continue
-            dims = [*sweep_dims(group), *(["cell"] if "cell" not in sweep_dims(group) else [])]
             frame = group["match"].to_dataframe()["match"].unstack("subunit")
             frame.columns = [f"subunit {column}" for column in frame.columns]
             frame["found (≥ 0.85)"] = (frame >= 0.85).sum(axis=1)
-            frame["best receptive field"] = (
-                group["receptive_field_match"].max("filter").to_dataframe()["receptive_field_match"]
-            )
+            best = group["receptive_field_match"].max("filter")
+            frame["receptive field"] = best.to_dataframe()["receptive_field_match"]
             frame = frame.reset_index()
             frame.insert(0, "model", name)
-            lines.append(frame[["model", *dims, *[c for c in frame if c not in ("model", *dims)]]])
-        return pd.concat(lines, ignore_index=True) if lines else None
+            lines.append(frame)
+        if not lines:
+            return None
+        table = pd.concat(lines, ignore_index=True)
+        first = points(result)
+        return table[[*first, *[column for column in table if column not in first]]]
 
 
 def _in_field(
@@ -245,6 +247,5 @@ def _order(row: xr.Dataset) -> NDArray[Any]:
     return np.array([*first, *[i for i in order if i not in first]])
 
 
-def _show(axis: Any, image: NDArray[Any]) -> None:
-    limit = float(np.nanmax(np.abs(image))) or 1.0
-    axis.imshow(image, cmap="RdBu_r", vmin=-limit, vmax=limit)
+def _show(axis: Any, image: NDArray[Any], limit: float) -> None:
+    axis.imshow(image, cmap="RdBu_r", vmin=-(limit or 1.0), vmax=limit or 1.0)
