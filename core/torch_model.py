@@ -1,6 +1,7 @@
 """The base of torch models: a subclass says what to build and what to penalise."""
 
 from abc import abstractmethod
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -8,6 +9,7 @@ import numpy as np
 import torch
 import xarray as xr
 from lightning_fabric import Fabric
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -106,20 +108,15 @@ class TorchModel(Model):
         )
         # A progress callback does not travel to the processes of DDP.
         watch = silent if several else progress
-        fits, best_state = fabric.launch(
-            self._fit_starts,  # type: ignore[arg-type]  # it is given the other arguments too
-            recording,
-            checkpoint,
-            watch,
-        )
-        self.module = self.build(self.field)
-        self.module.load_state_dict(best_state)
-        self.module.eval()
+        # A partial, because Fabric would take the recording apart as an argument.
+        work = partial(self._fit_starts, recording=recording, checkpoint=checkpoint, progress=watch)
+        fits, best_state = fabric.launch(work)
+        self._set_weights(best_state)
         return _curves(fits)
 
     def _fit_starts(
         self, fabric: Fabric, recording: xr.DataTree, checkpoint: Path | None, progress: Progress
-    ) -> tuple[list[Fit], dict[str, Tensor]]:
+    ) -> tuple[list[Fit], dict[str, NDArray[Any]]]:
         """Fits from every start, and returns the states of the fits and the best weights."""
         config = self.config
         training, validation = (
@@ -130,7 +127,7 @@ class TorchModel(Model):
             **{name: getattr(config, name) for name in Schedule.__dataclass_fields__}
         )
         fits: list[Fit] = []
-        best_state: dict[str, Tensor] = {}
+        best_state: dict[str, NDArray[Any]] = {}
         for start in range(config.starts):
             with torch.random.fork_rng(devices=[]):
                 seed = self.seed * 1000 + start
@@ -153,7 +150,7 @@ class TorchModel(Model):
                     ),
                 )
             if not fits or fit.best_loss < min(other.best_loss for other in fits):
-                best_state = {k: v.detach().cpu().clone() for k, v in module.state_dict().items()}
+                best_state = {k: v.cpu().numpy() for k, v in module.state_dict().items()}
             fits.append(fit)
         return fits, best_state
 
@@ -192,14 +189,17 @@ class TorchModel(Model):
         return self.field.assign(arrays)
 
     def restore(self, state: xr.Dataset) -> None:
-        weights: dict[str, Any] = {
-            str(name).removeprefix("module."): torch.from_numpy(np.array(value.values))
+        weights = {
+            str(name).removeprefix("module."): value.values
             for name, value in state.data_vars.items()
         }
         self.field = state[list(state.coords)]
         self.field.attrs = dict(state.attrs)
+        self._set_weights(weights)
+
+    def _set_weights(self, weights: dict[str, NDArray[Any]]) -> None:
         self.module = self.build(self.field)
-        self.module.load_state_dict(weights)
+        self.module.load_state_dict({k: torch.from_numpy(v.copy()) for k, v in weights.items()})
         self.module.eval()
 
     def _check_fitted(self) -> None:

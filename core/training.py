@@ -173,8 +173,8 @@ def train(
     optimizer = torch.optim.Adam(module.parameters(), lr=schedule.learning_rate)
     fit, best = Fit(), _copy(module)
     torch.manual_seed(seed + fabric.global_rank)
-    if checkpoint is not None and checkpoint.exists():
-        saved = torch.load(checkpoint, map_location=fabric.device, weights_only=True)
+    saved = _read(checkpoint, fabric.device)
+    if saved is not None:
         module.load_state_dict(saved["module"])
         optimizer.load_state_dict(saved["optimizer"])
         fit, best = Fit(**saved["fit"]), saved["best"]
@@ -278,6 +278,18 @@ def _shuffled(
 
 def _copy(module: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
+def _read(path: Path | None, device: torch.device) -> dict[str, Any] | None:
+    """A checkpoint, or None where there is none that can be read."""
+    if path is None or not path.exists():
+        return None
+    try:
+        saved: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # whatever torch raises for a file that is none of its own
+        logger.warning("%s cannot be read (%s); the fit begins anew", path, type(error).__name__)
+        return None
+    return saved
 
 
 def _save(

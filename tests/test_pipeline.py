@@ -75,7 +75,7 @@ class Linear(SmallModel):
     def parameters(self):
         c = self.config
         bank = c.gain * np.arange(c.filters) + self.seed
-        return self.weights.assign(bank=("filter", bank)).assign_coords(filter=range(c.filters))
+        return self.weights.assign(bank=("unit", bank)).assign_coords(unit=range(c.filters))
 
 class Drawn(Analysis):
     """Draws nothing."""
@@ -105,7 +105,8 @@ class Recordings(Drawn):
 class Results(Drawn):
     """What other analyses found."""
     def run(self, results):
-        groups = [f"{step}/{g}{dict(t[g].sizes)}" for step, t in results.items() for g in t.children]
+        found = [(step, tree[g]) for step, tree in results.items() for g in tree.children]
+        groups = [f"{step}/{group.name}{dict(group.sizes)}" for step, group in found]
         return xr.Dataset({"group": ("i", groups)})
 '''
 
@@ -254,7 +255,7 @@ def test_two_sweeps_are_two_dimensions_with_the_values_as_coordinates(bench: Lab
 def test_sizes_that_differ_within_a_sweep_are_filled_with_nan(bench: Lab) -> None:
     run = bench.run(LAB.replace("data: cells}", "data: cells, sweep: {filters: [1, 3]}}"))
     with xr.open_dataset(run / "models/line.nc", group="parameters", engine="h5netcdf") as fits:
-        bank = fits["bank"].transpose("filters", "filter").values
+        bank = fits["bank"].transpose("filters", "unit").values
     np.testing.assert_array_equal(bank, [[0, np.nan, np.nan], [0, 1, 2]])
 
 
@@ -438,9 +439,9 @@ def test_a_damaged_result_is_computed_again_with_a_warning(
 def test_the_resolved_pipeline_says_everything_and_runs_to_the_same_results(bench: Lab) -> None:
     (bench.folder / "data").mkdir()
     arrays(bench.folder / "data/mine.h5", seed=0)
-    text = LAB.replace("data: cells}", "data: cells, sweep: {gain: [1.0, 2.0]}, seed: 4}").replace(
-        "datasets:", "seed: 3\ndatasets:\n  mine: {plugin: hdf5, with: {path: data/mine.h5}}"
-    )
+    text = LAB.replace("data: cells}", "data: cells, sweep: {gain: [1.0, 2.0]}, seed: 4}")
+    mine = "  mine: {plugin: hdf5, with: {path: data/mine.h5}}"
+    text = text.replace("datasets:", f"seed: 3\ndatasets:\n{mine}")
     run = bench.run(text)
     resolved = YAML(typ="safe").load(run / "resolved.yaml")
     assert resolved["models"]["line"]["with"] == {"explode": False, "filters": 2}
@@ -488,8 +489,8 @@ def test_the_log_is_a_line_of_json_for_each_event(bench: Lab) -> None:
 
 def test_every_file_of_a_run_opens_in_xarray_and_in_h5py(bench: Lab) -> None:
     run = bench.run(LAB.replace("data: cells}", "data: cells, sweep: {gain: [1.0, 2.0]}}"))
-    files = sorted(run.rglob("*.nc"))
-    assert [str(f.relative_to(run)) for f in files] == [
+    files = list(run.rglob("*.nc"))
+    assert sorted(str(file.relative_to(run)) for file in files) == [
         "analyses/rate.nc",
         "datasets/cells.nc",
         "models/line.nc",

@@ -1,5 +1,6 @@
 """Runs the tasks of a graph: here one after another, or on dask."""
 
+import gc
 import json
 import logging
 import time
@@ -112,6 +113,7 @@ class Workbench:
         self._at_hand[key] = recording
         while len(self._at_hand) > RECORDINGS_AT_HAND:
             self._at_hand.popitem(last=False)
+            gc.collect()  # parents and children of a DataTree hold each other
 
     def model(self, key: str) -> Model:
         """The fitted model of a model task."""

@@ -90,15 +90,12 @@ def run_pipeline(
         UserError: for a mistake of the user's; nothing but finished steps in the store is left.
     """
     started = datetime.now().astimezone()
-    folder = out / graph.document.name / started.strftime("%Y-%m-%dT%H-%M-%S")
-    while folder.exists():
-        folder = folder.with_name(folder.name + "x")
-    partial = folder.with_name(folder.name + ".partial")
     begun = time.monotonic()
+    with writing_to(out):
+        folder, partial = _new_folder(out / graph.document.name, started)
     log = None
     try:
         with writing_to(out):
-            partial.mkdir(parents=True)
             log = Log(partial / "log.jsonl", watcher)
         log.write("run", name=graph.document.name, tasks=len(graph.tasks))
         if workers > 1 or scheduler:
@@ -127,6 +124,20 @@ def run_pipeline(
         shutil.rmtree(partial, ignore_errors=True)
         raise
     return folder, lost
+
+
+def _new_folder(parent: Path, started: datetime) -> tuple[Path, Path]:
+    """The folder of a run, and the one it is written in, which no other run has."""
+    parent.mkdir(parents=True, exist_ok=True)
+    name = started.strftime("%Y-%m-%dT%H-%M-%S")
+    while True:
+        folder, partial = parent / name, parent / f"{name}.partial"
+        with suppress(FileExistsError):
+            partial.mkdir()
+            if not folder.exists():
+                return folder, partial
+            partial.rmdir()
+        name += "x"
 
 
 def write_folder(

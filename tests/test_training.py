@@ -1,0 +1,105 @@
+"""The training loop: what its numbers mean, and that it may run on several devices."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+from retinakit.errors import RecordingError, UserError
+from retinakit.testing import small_recording
+from retinakit.torch_model import sum_over_lags
+from retinakit.training import Frames
+from retinakit_plugins.models.cnn import CNN
+from retinakit_plugins.models.ln import LN
+
+QUICK = {"lags": 5, "steps": 60, "batch": 200, "check_every": 20, "accelerator": "cpu"}
+
+
+def twice(recording: xr.DataTree) -> xr.DataTree:
+    """The same recording, with every cell there twice."""
+
+    def double(split: xr.Dataset) -> xr.Dataset:
+        if "response" not in split:
+            return split
+        cells = split.sizes["cell"]
+        doubled = split.isel(cell=np.tile(np.arange(cells), 2))
+        return doubled.assign_coords(cell=np.arange(2 * cells))
+
+    return recording.map_over_datasets(double)
+
+
+def test_loss_and_penalty_do_not_depend_on_the_number_of_cells():
+    recording = small_recording(frames=1000, cells=1, truth=False)
+    options = QUICK | {"smoothness": 0.01, "sparsity": 0.01, "decay": "drop"}
+    one, two = LN(options), LN(options)
+    alone = one.fit(recording)
+    together = two.fit(twice(recording))
+    np.testing.assert_allclose(together["validation_loss"], alone["validation_loss"], rtol=0.02)
+
+
+def test_runs_hold_every_frame_with_a_history_once():
+    split = small_recording(frames=701)["train"].to_dataset()
+    frames = Frames.of(split, "response", 5, torch.device("cpu"))
+    counted = sum(float(frames.batch(run)[2].sum()) for run in frames.runs(64))
+    segments = len(np.unique(split["segment"]))
+    assert counted == (split.sizes["frame"] - 4 * segments) * split.sizes["cell"]
+
+
+def test_a_small_integer_stimulus_stays_as_small_as_it_is():
+    split = small_recording(frames=300)["train"].to_dataset()
+    assert Frames.of(split, "response", 5, torch.device("cpu")).stimulus.dtype == torch.int8
+
+
+def test_the_sum_over_lags_is_a_causal_filter():
+    random = np.random.default_rng(0)
+    stimulus, kernel = random.standard_normal(30), random.standard_normal(4)
+    shifted = torch.from_numpy(stimulus[:, None] * kernel)
+    expected = [sum(kernel[lag] * stimulus[t - lag] for lag in range(4)) for t in range(3, 30)]
+    np.testing.assert_allclose(sum_over_lags(shifted, 4), expected)
+
+
+def test_the_best_of_several_starts_is_kept():
+    model = CNN(QUICK | {"filters": 2, "kernel": 5, "starts": 3})
+    recording = small_recording(frames=1000)
+    curves = model.fit(recording)
+    assert curves.sizes["start"] == 3
+    validation = recording["validation"].to_dataset()
+    rate = model.predict(validation["stimulus"]).values
+    counts = validation["response"].values
+    known = np.isfinite(rate)
+    loss = (rate - counts * np.log(rate + 1e-8))[known].mean()
+    assert loss == pytest.approx(float(curves["best_validation_loss"].min()), rel=1e-4)
+
+
+def test_an_unfitted_model_says_so():
+    with pytest.raises(UserError, match="not fitted"):
+        LN().predict(small_recording(frames=100)["test"].to_dataset()["stimulus"])
+
+
+def test_a_known_rate_as_target_needs_one():
+    recording = small_recording(frames=300)
+    silent = recording.map_over_datasets(lambda split: split.drop_vars("rate", errors="ignore"))
+    with pytest.raises(RecordingError, match="no 'rate'"):
+        LN(QUICK | {"target": "rate"}).fit(silent)
+
+
+@pytest.mark.slow
+def test_two_devices_train_one_model(tmp_path):
+    """Two processes on the CPU, with twice the frames in a step, get at least as far."""
+    script = tmp_path / "train.py"
+    script.write_text(
+        "from retinakit.testing import small_recording\n"
+        "from retinakit_plugins.models.ln import LN\n"
+        "if __name__ == '__main__':\n"
+        f"    options = {QUICK}\n"
+        "    for devices in (1, 2):\n"
+        "        curves = LN(options | {'devices': devices}).fit(small_recording(frames=2000))\n"
+        "        print('loss', float(curves['best_validation_loss'][0]))\n"
+    )
+    run = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    one, two = (float(line.split()[1]) for line in run.stdout.splitlines() if "loss" in line)
+    assert two < one + 0.01
