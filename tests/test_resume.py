@@ -209,7 +209,7 @@ def test_a_cluster_that_is_already_there_is_used(start: Callable[..., Any], tmp_
     from distributed import LocalCluster
 
     with LocalCluster(
-        n_workers=1, threads_per_worker=1, processes=False, protocol="tcp", dashboard_address=None
+        n_workers=1, threads_per_worker=1, processes=False, protocol="tcp", dashboard_address=":0"
     ) as cluster:
         run = finished(start(SWEEP, "--scheduler", cluster.scheduler_address), tmp_path)
     assert {event["status"] for event in ended(run).values()} == {"done"}

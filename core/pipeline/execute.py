@@ -348,7 +348,7 @@ def run_on_dask(
                     threads_per_worker=1,
                     processes=True,
                     memory_limit=0,
-                    dashboard_address=None,
+                    dashboard_address=":0",
                     silence_logs=logging.ERROR,
                 )
             client = Client(cluster if cluster is not None else scheduler, timeout="10s")

@@ -65,51 +65,58 @@ class Raster(Analysis):
     def plot(self, result: xr.DataTree) -> "Figure":
         from matplotlib.figure import Figure
 
-        shown = list(_panels(result))[:4]
-        figure = Figure(figsize=(8.5, 2.9 * len(shown)), layout="constrained")
-        axes = figure.subplots(
-            3 * len(shown), 1, sharex=True, squeeze=False, height_ratios=[1, 1, 1.2] * len(shown)
-        )[:, 0]
-        for index, (label, panel) in enumerate(shown):
-            data, model, rates = axes[3 * index : 3 * index + 3]
-            bins = 1 / panel.attrs["frame_interval"]
-            time = panel["time"].values
-            _spikes(data, time, panel["data"].transpose(..., "frame").values, "0.15")
-            _spikes(model, time, panel["model"].transpose(..., "frame").values, "C1")
-            data.set_ylabel("cell")
-            model.set_ylabel("model")
-            data.set_title(label, loc="left")
-            if "rate_true" in panel:
-                rates.plot(
-                    time, panel["rate_true"] * bins, color="C2", lw=3, alpha=0.4, label="true"
-                )
-            rates.plot(time, panel["rate_data"] * bins, color="0.15", lw=0.9, label="cell")
-            rates.plot(time, panel["rate_model"] * bins, color="C1", lw=1.2, label="model")
-            rates.set_ylabel("rate (Hz)")
-            rates.legend(frameon=False, ncols=3, loc="upper right", fontsize=8)
-        axes[-1].set_xlabel("time in the test (s)")
+        cells = list(_cells(result).items())[:CELLS_SHOWN]
+        heights = [h for _, models in cells for h in [1.0] * (1 + len(models)) + [1.4]]
+        figure = Figure(figsize=(8.5, 0.75 * sum(heights) + 0.4), layout="constrained")
+        axes = iter(figure.subplots(len(heights), 1, sharex=True, height_ratios=heights))
+        for label, models in cells:
+            first = next(iter(models.values()))
+            bins, time = 1 / first.attrs["frame_interval"], first["time"].values
+            axis = next(axes)
+            axis.set_title(f"cell {label}", loc="left")
+            _spikes(axis, time, first["data"], "0.15", "cell")
+            for index, (name, panel) in enumerate(models.items()):
+                _spikes(next(axes), panel["time"].values, panel["model"], f"C{index}", name)
+            rates = next(axes)
+            if "rate_true" in first:
+                rates.plot(time, first["rate_true"] * bins, color="0.75", lw=4, label="true")
+            rates.plot(time, first["rate_data"] * bins, color="0.15", lw=0.9, label="cell")
+            for index, (name, panel) in enumerate(models.items()):
+                rate = panel["rate_model"] * bins
+                rates.plot(panel["time"], rate, color=f"C{index}", lw=1.2, label=name)
+            rates.set_ylabel("Hz")
+            rates.legend(frameon=False, ncols=5, loc="upper right", fontsize=8)
+        rates.set_xlabel("time in the test (s)")
         return figure
 
     def caption(self, result: xr.DataTree) -> str:
+        cells = len(_cells(result))
+        some = f" (the first {CELLS_SHOWN} of {cells} cells)" if cells > CELLS_SHOWN else ""
         return (
-            "Trials of the cell, trials drawn from the model's Poisson rate, and the rates. Of a "
-            "sweep, the last point; of several cells, the first; four panels at most."
+            f"Trials of the cell, trials drawn from each model's Poisson rate, and rates{some}. "
+            "Of a model that was swept, the last point of the sweep."
         )
 
 
-def _panels(result: xr.DataTree) -> Any:
+CELLS_SHOWN = 3
+
+
+def _cells(result: xr.DataTree) -> dict[str, dict[str, xr.Dataset]]:
+    """By cell, then by model, what is drawn: the last point of whatever else was swept."""
+    found: dict[str, dict[str, xr.Dataset]] = {}
     for name, group in groups(result).items():
-        dims = sweep_dims(group)
-        point = group.isel({dim: -1 for dim in dims if dim != "cell"})
-        values = [f"{dim} {point[dim].item()}" for dim in dims if dim != "cell"]
-        cells = point.sizes["cell"] if "cell" in dims else 1
-        for cell in range(cells):
-            panel = point.isel(cell=cell)
-            yield ", ".join([name, *values, f"cell {panel['cell'].item()}"]), panel
+        swept = [dim for dim in sweep_dims(group) if dim != "cell"]
+        point = group.isel(dict.fromkeys(swept, -1))
+        label = ", ".join([name, *(f"{dim} {point[dim].item()}" for dim in swept)])
+        for index, cell in enumerate(point["cell"].values):
+            found.setdefault(str(cell), {})[label] = point.isel(cell=index)
+    return found
 
 
-def _spikes(axis: Any, time: Any, trials: Any, color: str) -> None:
-    """Dots for bins with spikes, a row a trial."""
-    row, frame = np.nonzero(np.nan_to_num(trials) > 0)
+def _spikes(axis: Any, time: Any, trials: xr.DataArray, color: str, label: str) -> None:
+    """A stroke for each bin with spikes, a row a trial."""
+    values = np.nan_to_num(trials.transpose(..., "frame").values)
+    row, frame = np.nonzero(values > 0)
     axis.plot(time[frame], row, "|", ms=4, mew=0.7, color=color)
-    axis.set(yticks=[], ylim=(len(trials) - 0.5, -0.5))
+    axis.set(yticks=[], ylim=(len(values) - 0.5, -0.5))
+    axis.set_ylabel(label, rotation=0, ha="right", va="center")
