@@ -235,11 +235,8 @@ def _model(folder: Path, step: Step, plugin_class: Any) -> dict[str, Any]:
 
 def _by_task(folder: Path, step: Step) -> list[tuple[Path | None, Mapping[str, Any]]]:
     """Every task of a step with the file that holds its own result, or None if it has none."""
-    files = [name for name, what in step["files"].items() if what in ("model", "recording")]
-    done = [task["label"] for task in step["tasks"] if task["status"] in DONE]
-    found = dict(zip(done, files, strict=True)) if len(done) == len(files) else {}
     return [
-        (folder / found[task["label"]] if task["label"] in found else None, task)
+        (folder / task["result"] if task["result"] in step["files"] else None, task)
         for task in step["tasks"]
     ]
 

@@ -236,7 +236,9 @@ def train(
             saved_at = time.monotonic()
             cost_of_saving = saved_at - now
     if not math.isfinite(fit.best_loss):
-        raise RecordingError(
+        if checkpoint is not None:  # there is nothing to go on from
+            checkpoint.unlink(missing_ok=True)
+        raise RuntimeError(
             f"the fit diverged (validation loss {fit.curves['validation_loss'][-1]:g} after "
             f"{fit.step} steps); lower learning_rate"
         )

@@ -410,17 +410,6 @@ def test_a_convolution_larger_than_the_field_is_refused(refusal: Callable[..., s
     assert sentence.endswith("it has 8 x 8; make kernel smaller")
 
 
-def test_a_fit_that_diverges_says_so_and_leaves_no_checkpoint(
-    refusal: Callable[..., str], tmp_path: Path
-) -> None:
-    text = SMALL.replace("steps: 4", "steps: 40, learning_rate: 1.0e+30")
-    assert refusal(text) == (
-        "p.yaml:4:3: models.ln: the fit diverged (validation loss nan after 2 steps); "
-        "lower learning_rate"
-    )
-    assert list((tmp_path / "runs/store/unfinished").iterdir()) == []
-
-
 # The command line.
 
 

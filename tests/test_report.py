@@ -16,6 +16,7 @@ from pydantic import Field
 
 from retinakit import Analysis, Config, UserError
 from retinakit.analysis import groups
+from retinakit.pipeline.run import FOLDERS
 from retinakit.recording import make_recording, make_split
 from retinakit.report import column_texts, duration, tabulate, write_report
 
@@ -84,6 +85,9 @@ def task(label: str, status: str = "done", message: str = "", **coords: Any) -> 
 
 
 def step(name: str, kind: str, tasks: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+    for one in tasks:
+        point = "".join(f"/{name}={value}" for name, value in one["coords"].items())
+        one["result"] = f"{FOLDERS[kind]}/{name}{point}.nc"
     return {
         "name": name,
         "kind": kind,

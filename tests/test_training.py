@@ -86,6 +86,14 @@ def test_a_known_rate_as_target_needs_one():
         LN(QUICK | {"target": "rate"}).fit(silent)
 
 
+def test_a_fit_that_diverges_says_so_and_leaves_nothing_to_go_on_from(tmp_path):
+    checkpoint = tmp_path / "checkpoint"
+    model = LN(QUICK | {"learning_rate": 1e30})
+    with pytest.raises(RuntimeError, match=r"diverged .* lower learning_rate"):
+        model.fit(small_recording(frames=500), checkpoint=checkpoint)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.slow
 def test_two_devices_train_one_model(tmp_path):
     """Two processes on the CPU, with twice the frames in a step, get at least as far."""

@@ -1,6 +1,7 @@
 """A run: from a pipeline file to a folder with a report, the arrays, and where they came from."""
 
 import json
+import logging
 import os
 import platform
 import shutil
@@ -32,6 +33,7 @@ from retinakit.pipeline.graph import Graph, Step, Task
 from retinakit.pipeline.store import Store, reserve, writing_to
 from retinakit.registry import Registry
 
+logger = logging.getLogger("retinakit")
 LIBRARIES = ("retinakit", "torch", "numpy", "scipy", "xarray", "h5py", "numba", "lightning-fabric")
 FOLDERS = {"dataset": "datasets", "model": "models", "analysis": "analyses"}
 
@@ -111,9 +113,7 @@ def run_pipeline(
                 raise UserError(f"{task.place}: {section}.{outcome.label}: {outcome.message}")
         with writing_to(out):
             write_folder(partial, graph, outcomes, store, started, time.monotonic() - begun)
-            from retinakit.report import write_report
-
-            write_report(partial, registry)
+            _report(partial, registry)
             lost = sum(not outcome.ok for outcome in outcomes.values())
             log.write("finished", seconds=time.monotonic() - begun, failed=lost)
             log.close()
@@ -124,6 +124,18 @@ def run_pipeline(
         shutil.rmtree(partial, ignore_errors=True)
         raise
     return folder, lost
+
+
+def _report(folder: Path, registry: Registry) -> None:
+    """Draws the report; the arrays of the run are kept even if that goes wrong."""
+    from retinakit.report import write_report
+
+    try:
+        write_report(folder, registry)
+    except (OSError, UserError):
+        raise
+    except Exception:
+        logger.exception("the report could not be drawn; `retina-run report` tries again")
 
 
 def _new_folder(parent: Path, started: datetime) -> tuple[Path, Path]:
@@ -174,7 +186,7 @@ def write_folder(
     }
     (folder / "provenance.json").write_text(json.dumps(provenance, indent=1), encoding="utf-8")
     with (folder / "resolved.yaml").open("w", encoding="utf-8") as file:
-        YAML(typ="safe").dump(resolved(graph), file)
+        YAML().dump(resolved(graph), file)
 
 
 def _write_step(folder: Path, step: Step, done: list[Task], store: Store) -> dict[str, str]:
@@ -188,10 +200,12 @@ def _write_step(folder: Path, step: Step, done: list[Task], store: Store) -> dic
         tree = combined_result(done, store)
         tree.to_netcdf(main, engine=ENGINE)
         return {f"{section}/{main.name}": "result"}
-    if len(step.tasks) == 1:
-        _link(store.path(done[0].key), main)
-        return {f"{section}/{main.name}": "recording" if step.kind == "dataset" else "model"}
-    if step.kind == "model":
+    for task in done:
+        path = folder / task_file(step, task)
+        path.parent.mkdir(exist_ok=True)
+        _link(store.path(task.key), path)
+        files[task_file(step, task)] = "recording" if step.kind == "dataset" else "model"
+    if step.kind == "model" and len(step.tasks) > 1:
         parts: dict[str, list[Any]] = {"parameters": [], "curves": []}
         for task in done:
             with xr.open_datatree(store.path(task.key), engine=ENGINE) as tree:
@@ -199,20 +213,20 @@ def _write_step(folder: Path, step: Step, done: list[Task], store: Store) -> dic
                     points.append((task.coords, tree[group].to_dataset().load()))
         combined = {group: combine(points) for group, points in parts.items()}
         xr.DataTree.from_dict(combined).to_netcdf(main, engine=ENGINE)
-        files[f"{section}/{main.name}"] = "parameters and curves of all fits"
-    for task in done:
-        point = ",".join(f"{name}={value}" for name, value in task.coords)
-        path = folder / section / step.name / f"{_file_name(point)}.nc"
-        path.parent.mkdir(exist_ok=True)
-        _link(store.path(task.key), path)
-        what = "recording" if step.kind == "dataset" else "model"
-        files[f"{section}/{step.name}/{path.name}"] = what
+        files = {f"{section}/{main.name}": "parameters and curves of all fits", **files}
     return files
 
 
-def _file_name(text: str) -> str:
-    safe = "".join(c if c.isalnum() or c in "=,._-" else "-" for c in text)
-    return safe[:150]
+def task_file(step: Step, task: Task) -> str:
+    """The file of one point of a step, in the run's folder."""
+    section = FOLDERS[step.kind]
+    if len(step.tasks) == 1 or step.kind == "analysis":
+        return f"{section}/{step.name}.nc"
+    point = ",".join(f"{name}={value}" for name, value in task.coords)
+    safe = "".join(c if c.isalnum() or c in "=,._-" else "-" for c in point)
+    if safe != point or len(safe) > 100:  # the key keeps the names of two points apart
+        safe = f"{safe[:100]}-{task.key[:8]}"
+    return f"{section}/{step.name}/{safe}.nc"
 
 
 def _link(source: Path, target: Path) -> None:
@@ -244,6 +258,7 @@ def _describe(
                 "seed": task.seed,
                 "config": json.loads(task.config),
                 "files": task.files,
+                "result": task_file(step, task) if outcome.ok else None,
                 "status": outcome.status,
                 "seconds": round(outcome.seconds, 3),
                 "message": outcome.message,
