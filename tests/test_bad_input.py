@@ -410,6 +410,21 @@ def test_a_convolution_larger_than_the_field_is_refused(refusal: Callable[..., s
     assert sentence.endswith("it has 8 x 8; make kernel smaller")
 
 
+def test_sweeps_of_models_and_data_that_never_meet_are_refused(
+    refusal: Callable[..., str],
+) -> None:
+    text = f"""
+datasets:
+  one: {{{CELL}, threshold: 0.0}}, sweep: {{gain: [1.0]}}}}
+  two: {{{CELL}, threshold: 0.0}}, sweep: {{gain: [2.0]}}}}
+models:
+  ln: {{plugin: ln, data: one, with: {{lags: 5, steps: 4, check_every: 2, batch: 100}}}}
+analyses:
+  score: {{plugin: score, models: [ln], data: two}}
+"""
+    assert "no point of this dataset's sweep goes with" in refusal(text)
+
+
 # The command line.
 
 

@@ -230,6 +230,11 @@ class _Builder:
             )
         for point, inputs in self._points(step, place, wants):
             step.tasks.append(self._task(step, place, dict(point), inputs))
+        if not step.tasks:
+            raise self.source.error(
+                (*place, "data"),
+                "no point of this dataset's sweep goes with a point of the models'",
+            )
         self.steps[name] = step
         self.tasks |= {task.key: task for task in step.tasks}
         step.dims = tuple(dict.fromkeys(d for task in step.tasks for d, _ in task.coords))
