@@ -33,15 +33,15 @@ class TorchConfig(Config):
     loss: Literal["poisson", "mse"] = Field("poisson", description="What to minimise.")
     steps: int = Field(5000, ge=1, description="Training steps at most.")
     batch: int = Field(2000, ge=1, description="Frames in a batch, contiguous in time.")
-    learning_rate: float = Field(1e-3, gt=0, description="Of Adam, at the start.")
-    decay: Literal["drop", "cosine"] = Field(
-        "drop",
-        description="'drop': lower the learning rate when the validation loss stalls; "
-        "'cosine': lower it smoothly to 0 at the last step.",
+    learning_rate: float = Field(1e-2, gt=0, description="Of Adam, at the start.")
+    decay: Literal["cosine", "drop"] = Field(
+        "cosine",
+        description="'cosine': lower the learning rate smoothly to 0 at the last step; "
+        "'drop': lower it when the validation loss stalls.",
     )
     check_every: int = Field(200, ge=1, description="Steps between validations.")
     patience: int = Field(
-        5, ge=0, description="Validations without a better loss before a drop; 0: never stop."
+        0, ge=0, description="Validations without a better loss before a drop; 0: never stop."
     )
     drops: int = Field(1, ge=0, description="Drops of the learning rate before the end.")
     drop_factor: float = Field(0.1, gt=0, lt=1, description="Learning rate after a drop.")

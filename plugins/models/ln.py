@@ -27,14 +27,6 @@ class LNConfig(TorchConfig):
     sparsity: float = Field(1e-5, ge=0, description="Weight of the absolute values of the filter.")
     steps: int = Field(2000, ge=1, description="Training steps at most.")
     learning_rate: float = Field(3e-2, gt=0, description="Of Adam, at the start.")
-    decay: Literal["drop", "cosine"] = Field(
-        "cosine",
-        description="'cosine': lower the learning rate smoothly to 0 at the last step; "
-        "'drop': lower it when the validation loss stalls.",
-    )
-    patience: int = Field(
-        0, ge=0, description="Validations without a better loss before a drop; 0: never stop."
-    )
 
 
 class LNModule(nn.Module):
