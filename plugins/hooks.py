@@ -67,6 +67,11 @@ def retinakit_analyses() -> list[AnalysisSpec]:
             summary="A model's filters, matched to the true subunits where they are known.",
         ),
         AnalysisSpec(
+            name="stnmf",
+            target=f"{folder}.stnmf:STNMF",
+            summary="Subunits by spike-triggered non-negative matrix factorization (Liu 2017).",
+        ),
+        AnalysisSpec(
             name="raster",
             target=f"{folder}.raster:Raster",
             summary="Spikes of the cell and of the model in the test frames, and their rates.",

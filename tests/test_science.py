@@ -8,6 +8,7 @@ from scipy.stats import poisson
 from retinakit import metrics
 from retinakit.receptive_field import fit_ellipse, gaussian, morans_i, separate
 from retinakit_plugins.analyses.score import Score
+from retinakit_plugins.analyses.stnmf import STNMF, effective_images, factorize
 from retinakit_plugins.analyses.subunits import Subunits
 from retinakit_plugins.datasets.subunit_rgc import SubunitRGC
 from retinakit_plugins.datasets.temporal_collapse import TemporalCollapse
@@ -165,6 +166,34 @@ class TestSimulation:
         past = cell["train"]["stimulus"].values[:20][::-1].astype(float)
         expected = np.einsum("l,lyx->yx", found, past)
         np.testing.assert_allclose(collapsed["train"]["stimulus"][0], expected, atol=1e-5)
+
+
+class TestSTNMF:
+    def test_known_modules_are_recovered(self):
+        random = np.random.default_rng(0)
+        known = np.zeros((36, 3))
+        for module, pixels in enumerate(([0, 1, 6, 7], [4, 5, 10, 11], [26, 27, 32, 33])):
+            known[pixels, module] = 0.5
+        weights = random.standard_normal((3, 4000)) * [[1.0], [1.5], [2.0]]
+        noise = 0.2 * random.standard_normal((36, 4000))
+        found, _, residual = factorize((known @ weights + noise).astype(np.float32), 6, 1.7, 200)
+        cosine = known.T @ (found / np.linalg.norm(found, axis=0))
+        assert (cosine.max(1) > 0.99).all()
+        assert residual < 0.8
+
+    def test_an_image_for_each_spike_is_the_stimulus_as_the_filter_saw_it(self, cell):
+        train = cell["train"].to_dataset().isel(frame=slice(0, 2000))
+        temporal = cell["truth"]["temporal"].values
+        images = effective_images(train, temporal)
+        spikes = [t for t in np.flatnonzero(train["response"].values[:, 0]) if t >= 19]
+        assert len(images) == len(spikes)
+        past = train["stimulus"].values[spikes[3] - 19 : spikes[3] + 1][::-1]
+        np.testing.assert_allclose(images[3], np.tensordot(temporal, past, 1), atol=1e-5)
+
+    def test_the_four_subunits_are_localised_modules(self, cell):
+        result = STNMF({"modules": 6}).run(cell)
+        assert (result["match"] >= 0.85).all()
+        assert int(result["subunit"].sum()) == 4
 
 
 class TestModels:

@@ -1,0 +1,227 @@
+"""Spike-triggered non-negative matrix factorization (Liu et al. 2017): subunits without a model."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from numpy.typing import NDArray
+from pydantic import Field
+
+from retinakit.analysis import Analysis, groups, points, sweep_dims
+from retinakit.config import Config
+from retinakit.errors import UserError
+from retinakit.receptive_field import morans_i, separate
+from retinakit.recording import full_history, mean_response
+from retinakit.spikes import sta
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class STNMFConfig(Config):
+    """Options of the factorization."""
+
+    lags: int = Field(20, ge=1, description="Lags of the temporal filter; 1 for a collapsed one.")
+    modules: int = Field(20, ge=2, description="Modules to factorize into.")
+    sparsity: float = Field(1.7, ge=0, description="Weight of the modules' absolute values.")
+    iterations: int = Field(500, ge=1, description="Alternations of weights and modules.")
+    localised: float = Field(
+        0.25, description="Moran's I from which a module counts as a localised subunit."
+    )
+    crop: int | None = Field(
+        None, ge=3, description="Side of a square around the receptive field's peak, in checks."
+    )
+
+
+class STNMF(Analysis):
+    """Modules that a cell's spike-triggered stimuli are sums of; the local ones are subunits.
+
+    The stimulus before each spike is weighted with the temporal filter of the spike-triggered
+    average, which leaves one image for each spike. The images V (pixel, spike) are factorized as
+    V ≈ W H with sparse modules W ≥ 0 and weights H of either sign (Liu et al. 2017). Modules with
+    a Moran's I above `localised` are subunits; ask for more modules than subunits are expected.
+    The result has `module_image (cell, module, y, x)` of unit norm in the order of their weight,
+    `morans_i`, `weight` (mean over spikes times the module's norm), `subunit` (whether it is one),
+    `residual`, and `match (cell, subunit_)`, the cosine of each true subunit with the closest
+    module, where the truth is known.
+    """
+
+    Config = STNMFConfig
+
+    def run(self, data: xr.DataTree) -> xr.Dataset:
+        train = data["train"].to_dataset()
+        if "channel" in train["stimulus"].dims:
+            raise UserError("the stimulus has channels; stnmf takes one without")
+        results = [self._one_cell(train.isel(cell=[i])) for i in range(train.sizes["cell"])]
+        result: xr.Dataset = xr.concat(results, "cell")
+        if "truth" in data.children and "subunit_weight" in data["truth"].to_dataset():
+            truth = data["truth"].to_dataset()["subunit_weight"]
+            if result.sizes["y"] == truth.sizes["y"] and result.sizes["x"] == truth.sizes["x"]:
+                result = result.assign(match=_best_match(result["module_image"], truth))
+        return result
+
+    def _one_cell(self, split: xr.Dataset) -> xr.Dataset:
+        c = self.config
+        average = sta(split, c.lags)["sta"].isel(cell=0)
+        if c.crop is not None:
+            split = split.isel(_around_peak(average, c.crop))
+            average = average.isel(_around_peak(average, c.crop))
+        images = effective_images(split, separate(average)["temporal"].values)
+        if len(images) < c.modules:
+            raise UserError(
+                f"cell {split['cell'].item()} has {len(images)} spikes and {c.modules} modules are "
+                "wanted; ask for fewer modules"
+            )
+        flat = images.reshape(len(images), -1)
+        modules, weights, residual = factorize(flat.T, c.modules, c.sparsity, c.iterations)
+        norm = np.linalg.norm(modules, axis=0)
+        mean = weights.mean(1) * norm
+        order = np.argsort(-np.abs(mean))
+        unit = np.divide(modules, norm, out=np.zeros_like(modules), where=norm > 0)
+        coords: dict[str, Any] = {
+            "module": np.arange(c.modules),
+            **{dim: split[dim] for dim in ("y", "x") if dim in split.coords},
+        }
+        shape = (c.modules, *images.shape[1:])
+        image = xr.DataArray(unit.T[order].reshape(shape), coords, ("module", "y", "x"))
+        autocorrelation = morans_i(image)
+        return xr.Dataset(
+            {
+                "module_image": image,
+                "weight": ("module", mean[order]),
+                "morans_i": autocorrelation,
+                "subunit": autocorrelation > c.localised,
+                "residual": residual,
+                "spikes": len(images),
+            }
+        ).expand_dims(cell=split["cell"].values)
+
+    def plot(self, result: xr.DataTree) -> "Figure":
+        from matplotlib.figure import Figure
+
+        rows = []
+        for name, group in groups(result).items():
+            point = group.isel({dim: -1 for dim in sweep_dims(group) if dim != "cell"})
+            rows += [
+                (f"{name}\ncell {cell}", point.sel(cell=cell)) for cell in point["cell"].values
+            ]
+        rows = rows[:12]
+        columns = min(10, max(row.sizes["module"] for _, row in rows))
+        figure = Figure(figsize=(1.15 * columns + 1.3, 1.35 * len(rows)), layout="constrained")
+        axes = figure.subplots(len(rows), columns, squeeze=False)
+        for row_axes, (label, row) in zip(axes, rows, strict=True):
+            row_axes[0].set_ylabel(label, rotation=0, ha="right", va="center")
+            for index, axis in enumerate(row_axes):
+                axis.set(xticks=[], yticks=[], frame_on=False)
+                image = row["module_image"].values[index]
+                limit = float(np.nanmax(image)) or 1.0
+                axis.imshow(image, cmap="RdBu_r", vmin=-limit, vmax=limit)
+                weight = "bold" if bool(row["subunit"][index]) else "normal"
+                axis.set_title(
+                    f"I = {float(row['morans_i'][index]):.2f}", fontsize=8, pad=2, fontweight=weight
+                )
+        return figure
+
+    def caption(self, result: xr.DataTree) -> str:
+        return (
+            "Modules of the spike-triggered stimuli, the heaviest first. In bold, Moran's I of "
+            f"those above {self.config.localised:g}, which count as subunits."
+        )
+
+    def table(self, result: xr.DataTree) -> pd.DataFrame:
+        frames = []
+        for name, group in groups(result).items():
+            columns = group[["spikes", "residual"]].to_dataframe()
+            columns["subunits"] = group["subunit"].sum("module").to_series()
+            if "match" in group:
+                columns["found (≥ 0.85)"] = (group["match"] >= 0.85).sum("subunit_").to_series()
+            columns = columns.reset_index()
+            columns.insert(0, "model", name)
+            frames.append(columns)
+        table = pd.concat(frames, ignore_index=True)
+        first = points(result)
+        return table[[*first, *[c for c in table if c not in first]]].rename(
+            columns={"model": "dataset"}
+        )
+
+
+def effective_images(split: xr.Dataset, temporal: NDArray[Any]) -> NDArray[np.float32]:
+    """The stimulus before each spike of one cell, weighted over lags: (spike, y, x).
+
+    A bin with several spikes gives as many images; a mean over repeats is rounded.
+
+    Args:
+        split: of a recording, with one cell.
+        temporal: (lag,).
+    """
+    stimulus = split["stimulus"].values
+    counts = np.nan_to_num(np.asarray(mean_response(split))[:, 0])
+    counts = np.where(full_history(split["segment"], len(temporal)), np.rint(counts), 0)
+    frames = np.repeat(np.arange(len(counts)), counts.astype(int))
+    images = np.zeros((len(frames), *stimulus.shape[1:]), np.float32)
+    for lag, weight in enumerate(np.asarray(temporal, np.float32)):
+        images += weight * stimulus[frames - lag]
+    return images
+
+
+def factorize(
+    images: NDArray[np.float32], modules: int, sparsity: float, iterations: int
+) -> tuple[NDArray[Any], NDArray[Any], float]:
+    """Semi-NMF: images (pixel, spike) ≈ W (pixel, module) · H (module, spike), W ≥ 0 and sparse.
+
+    Minimises |V - W H|² / 2 + sparsity · Σ W over W ≥ 0 and H with rows of unit norm: in turns the
+    least-squares H, its rows normalised, and W column by column (hierarchical alternating least
+    squares). W needs the spikes only through V Vᵀ, so a turn does not take longer for more spikes.
+    It starts at the positive and the negative parts of the leading singular vectors, and nothing is
+    random.
+
+    Returns:
+        W, H, and the residual |V - W H| / |V|.
+    """
+    gram = images.astype(np.float64) @ images.T
+    power, vectors = np.linalg.eigh(gram)
+    half = min(-(-modules // 2), len(gram))
+    leading = vectors[:, ::-1][:, :half] * np.sqrt(np.sqrt(np.clip(power[::-1][:half], 0, None)))
+    leading *= np.sign(leading[np.abs(leading).argmax(0), np.arange(half)])
+    w = np.concatenate([np.clip(leading, 0, None), np.clip(-leading, 0, None)], 1)[:, :modules]
+    w += 1e-16
+    ridge = 1e-9 * np.eye(w.shape[1])
+    for _ in range(iterations):
+        weights = w.T @ w
+        inverse = np.linalg.solve(weights + ridge * np.trace(weights), w.T)  # H = inverse V
+        norm = np.sqrt(np.clip(np.einsum("kp,pq,kq->k", inverse, gram, inverse), 1e-300, None))
+        inverse /= norm[:, None]
+        cross, overlap = gram @ inverse.T, inverse @ gram @ inverse.T
+        for _ in range(SWEEPS):
+            for k in range(w.shape[1]):
+                w[:, k] += cross[:, k] - w @ overlap[:, k] - sparsity
+                np.maximum(w[:, k], 0, out=w[:, k])
+        w[:, w.sum(0) == 0] = 1e-16
+    weights = w.T @ w
+    h = np.linalg.solve(weights + ridge * np.trace(weights), w.T @ images)
+    residual = float(np.linalg.norm(images - w @ h) / np.linalg.norm(images))
+    return w, h, residual
+
+
+SWEEPS = 3
+"""Passes over the modules for each update of the weights."""
+
+
+def _around_peak(average: xr.DataArray, crop: int) -> dict[str, slice]:
+    """The square of checks around the strongest check of an average (lag, y, x)."""
+    power = (average**2).sum("lag").values
+    found = {}
+    for dim, at in zip(("y", "x"), np.unravel_index(power.argmax(), power.shape), strict=True):
+        first = min(max(int(at) - crop // 2, 0), max(average.sizes[dim] - crop, 0))
+        found[dim] = slice(first, first + crop)
+    return found
+
+
+def _best_match(images: xr.DataArray, truth: xr.DataArray) -> xr.DataArray:
+    """The cosine of each true subunit with the closest module, (cell, subunit_)."""
+    known = truth.rename(subunit="subunit_")
+    norm = (known**2).sum(("y", "x")) ** 0.5
+    cosine = xr.dot(images, known, dim=("y", "x")) / norm
+    best: xr.DataArray = cosine.max("module")
+    return best.assign_coords(subunit_=truth["subunit"].values)
