@@ -144,6 +144,43 @@ def _fit_gaussian(image: NDArray[Any], y: NDArray[Any], x: NDArray[Any]) -> NDAr
     return np.array([amplitude, y0, x0, sd1, sd2, angle % np.pi])
 
 
+def field_distance(first: xr.Dataset, second: xr.Dataset) -> xr.DataArray:
+    """Cosine distance of two receptive fields, from their ellipses (Zheng et al. 2021).
+
+    1 - ⟨G1, G2⟩ / (|G1| |G2|) of the two Gaussians over the whole plane, in closed form: 0 for the
+    same Gaussian, 1 for fields that do not meet. NaN where one has no ellipse.
+
+    Args:
+        first, second: what `fit_ellipse` gives, of the same units and matching dimensions.
+    """
+    a, b = _covariance(first), _covariance(second)
+    total = {name: a[name] + b[name] for name in a}
+    dy = first["centre_y"] - second["centre_y"]
+    dx = first["centre_x"] - second["centre_x"]
+    determinant = _determinant(total)
+    distance = (total["xx"] * dy**2 - 2 * total["xy"] * dx * dy + total["yy"] * dx**2) / determinant
+    # ⟨G1, G2⟩ ∝ √(|A||B| / |A+B|) exp(-d/2), and |G|² is the same with A = B.
+    overlap = 2 * (_determinant(a) * _determinant(b)) ** 0.25 / determinant**0.5
+    result: xr.DataArray = 1 - overlap * xr.ufuncs.exp(-0.5 * distance)
+    return result
+
+
+def _covariance(ellipse: xr.Dataset) -> dict[str, xr.DataArray]:
+    """The covariance of a Gaussian's shape, from its axes and angle."""
+    major, minor = ellipse["sd_major"] ** 2, ellipse["sd_minor"] ** 2
+    angle = ellipse["angle"]
+    cos, sin = xr.ufuncs.cos(angle), xr.ufuncs.sin(angle)
+    return {
+        "xx": major * cos**2 + minor * sin**2,
+        "yy": major * sin**2 + minor * cos**2,
+        "xy": (major - minor) * cos * sin,
+    }
+
+
+def _determinant(covariance: dict[str, xr.DataArray]) -> xr.DataArray:
+    return covariance["xx"] * covariance["yy"] - covariance["xy"] ** 2
+
+
 def morans_i(image: xr.DataArray) -> xr.DataArray:
     """Moran's I, the spatial autocorrelation of a map over its 4-neighbours.
 

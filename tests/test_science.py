@@ -6,8 +6,19 @@ import xarray as xr
 from scipy.stats import poisson
 
 from retinakit import metrics
-from retinakit.receptive_field import fit_ellipse, gaussian, morans_i, separate
+from retinakit.receptive_field import (
+    ELLIPSE,
+    field_distance,
+    fit_ellipse,
+    gaussian,
+    morans_i,
+    separate,
+)
+from retinakit.recording import make_recording, make_split
+from retinakit.significance import analytic_deviation, shuffled_deviation
+from retinakit.spikes import sta
 from retinakit_plugins.analyses.score import Score
+from retinakit_plugins.analyses.sta import STA
 from retinakit_plugins.analyses.stnmf import STNMF, effective_images, factorize
 from retinakit_plugins.analyses.subunits import Subunits
 from retinakit_plugins.datasets.subunit_rgc import SubunitRGC
@@ -108,6 +119,16 @@ class TestReceptiveField:
         np.testing.assert_allclose(found, [250, 400, 90, 50], rtol=1e-3)
         assert float(fitted["angle"]) == pytest.approx(0.6, abs=1e-3)
 
+    def test_the_distance_of_two_fields_is_the_cosine_of_their_gaussians(self):
+        y, x = np.linspace(-40, 40, 401), np.linspace(-40, 40, 401)
+        shapes = [[1.0, 0.0, 0.0, 5.0, 2.0, 0.4], [1.0, 2.0, -3.0, 4.0, 3.0, 2.0]]
+        images = [gaussian(y, x, shape) for shape in shapes]
+        norms = [np.sqrt((image**2).sum()) for image in images]
+        expected = 1 - (images[0] * images[1]).sum() / norms[0] / norms[1]
+        first, second = (xr.Dataset(dict(zip(ELLIPSE, shape, strict=True))) for shape in shapes)
+        assert float(field_distance(first, second)) == pytest.approx(expected, abs=1e-6)
+        assert float(field_distance(first, first)) == pytest.approx(0, abs=1e-12)
+
     def test_morans_i_of_noise_is_its_expectation_and_of_a_gradient_near_one(self):
         noise = xr.DataArray(
             np.random.default_rng(0).standard_normal((4000, 7, 7)), dims=("n", "y", "x")
@@ -119,6 +140,36 @@ class TestReceptiveField:
     def test_morans_i_of_a_checkerboard_is_minus_one(self):
         board = xr.DataArray((-1.0) ** np.add.outer(np.arange(6), np.arange(6)), dims=("y", "x"))
         assert float(morans_i(board)) == pytest.approx(-1)
+
+
+@pytest.fixture(scope="module")
+def unrelated():
+    """Spikes that have nothing to do with the stimulus, in bursts of several."""
+    random = np.random.default_rng(0)
+    stimulus = 3 * (2 * random.integers(0, 2, (20_000, 8, 8), dtype=np.int8) - 1)
+    response = random.poisson(3, (20_000, 2)) * (random.random((20_000, 2)) < 0.05)
+    return make_split(stimulus.astype(np.int8), response, frame_interval=0.1)
+
+
+class TestSignificance:
+    def test_the_analytic_deviation_is_that_of_unrelated_spikes(self, unrelated):
+        measured = sta(unrelated, 5)["sta"].std(("lag", "y", "x"))
+        expected = analytic_deviation([unrelated], 5)
+        np.testing.assert_allclose(measured, expected, rtol=0.15)
+
+    def test_shifted_spikes_have_the_same_deviation(self, unrelated):
+        expected = analytic_deviation([unrelated], 5)
+        np.testing.assert_allclose(
+            shuffled_deviation([unrelated], 5, 0, draws=10, seed=1), expected, rtol=0.06
+        )
+
+    @pytest.mark.parametrize("null", ["background", "analytic", "shuffled"])
+    def test_unrelated_spikes_have_no_receptive_field_and_a_cell_has(self, unrelated, cell, null):
+        splits = {"train": unrelated, "validation": unrelated, "test": unrelated}
+        nothing = STA({"null": null}).run(make_recording(splits))
+        assert (nothing["peak_z"] < 5).all() and np.isnan(nothing["sd_major"]).all()
+        found = STA({"null": null}).run(cell)
+        assert (found["peak_z"] > 5).all() and np.isfinite(found["sd_major"]).all()
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from pydantic import Field
 from retinakit.analysis import Analysis, groups
 from retinakit.config import Config
 from retinakit.receptive_field import ELLIPSE, fit_ellipse, separate, z_score
+from retinakit.significance import analytic_deviation, shuffled_deviation
 from retinakit.spikes import sta
 
 if TYPE_CHECKING:
@@ -24,6 +25,12 @@ class STAConfig(Config):
     splits: list[Literal["train", "validation", "test"]] = Field(
         ["train"], min_length=1, description="Which frames to average over."
     )
+    null: Literal["background", "analytic", "shuffled"] = Field(
+        "background",
+        description="What z-scores are measured in: the average's own background (robust), the "
+        "deviation expected of white noise, or that of spikes shifted against the stimulus.",
+    )
+    draws: int = Field(20, ge=1, description="Shifts for the shuffled null.")
     threshold: float = Field(
         5.0, gt=0, description="Peak z-score from which a receptive field counts as found."
     )
@@ -32,8 +39,8 @@ class STAConfig(Config):
 class STA(Analysis):
     """Spike-triggered average with its space and time (SVD), z-scores, and Gaussian outline.
 
-    The result has `sta`, `z (cell, lag, y, x)` in robust standard
-    deviations of the background, `spatial` and `temporal` (the first singular vectors),
+    The result has `sta`, `z (cell, lag, y, x)` in standard deviations
+    of the `null`, `spatial` and `temporal` (the first singular vectors),
     `separability`, `peak_z`, the ellipse of the fitted Gaussian (one standard deviation, in the
     units of y and x; NaN where no field was found), and the spikes counted.
     """
@@ -52,10 +59,18 @@ class STA(Analysis):
                 "channel", errors="ignore"
             )
         parts = separate(field)
-        z = z_score(field)
+        z = self._z_score(field, splits)
         result = result.merge(parts).assign(z=z, peak_z=abs(z).max(("lag", "y", "x")))
         found = result["peak_z"] >= self.config.threshold
         return result.merge(fit_ellipse(result["spatial"].where(found)), join="exact")
+
+    def _z_score(self, field: xr.DataArray, splits: list[xr.Dataset]) -> xr.DataArray:
+        c = self.config
+        if c.null == "background":
+            return z_score(field)
+        if c.null == "analytic":
+            return field / analytic_deviation(splits, c.first_lag + c.lags)
+        return field / shuffled_deviation(splits, c.lags, c.first_lag, c.draws, self.seed)
 
     def plot(self, result: xr.DataTree) -> "Figure":
         from matplotlib.figure import Figure
