@@ -67,6 +67,11 @@ def retinakit_analyses() -> list[AnalysisSpec]:
             summary="A model's filters, matched to the true subunits where they are known.",
         ),
         AnalysisSpec(
+            name="stc",
+            target=f"{folder}.stc:STC",
+            summary="Spike-triggered covariance: directions beyond those of unrelated spikes.",
+        ),
+        AnalysisSpec(
             name="stnmf",
             target=f"{folder}.stnmf:STNMF",
             summary="Subunits by spike-triggered non-negative matrix factorization (Liu 2017).",

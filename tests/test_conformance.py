@@ -39,6 +39,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "ln": TRAINING,
     "cnn": TRAINING | {"filters": 2, "kernel": 5},
     "sta": {"lags": 5},
+    "stc": {"lags": 3, "components": 2, "draws": 2, "prior_frames": 300},
     "stnmf": {"lags": 5, "modules": 4, "iterations": 20},
     "score": {"draws": 20},
     "raster": {"frames": 40, "trials": 4},

@@ -1,0 +1,172 @@
+"""Spike-triggered covariance: the directions in which a cell's stimuli vary more or less."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from numpy.typing import NDArray
+from pydantic import Field
+
+from retinakit.analysis import Analysis, groups, points, sweep_dims
+from retinakit.config import Config
+from retinakit.covariance import prior_covariance, stc
+from retinakit.recording import lag_coordinate
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class STCConfig(Config):
+    """Options of the covariance."""
+
+    lags: int = Field(10, ge=1, description="Frames of a window; 1 for a collapsed stimulus.")
+    components: int = Field(8, ge=1, description="Largest and smallest eigenvectors to keep.")
+    remove_sta: bool = Field(
+        True, description="Project the spike-triggered average out of the covariance."
+    )
+    draws: int = Field(10, ge=2, description="Shifts of the spikes for the null band.")
+    prior_frames: int = Field(
+        50_000, ge=100, description="Frames that the stimulus' own covariance is measured on."
+    )
+
+
+class STC(Analysis):
+    """Eigenvectors of the spike-triggered covariance beyond what unrelated spikes would give.
+
+    The covariance of the stimulus before the spikes (training frames), less that of the stimulus
+    itself, with the spike-triggered average projected out. Largest eigenvalues belong to directions
+    that excite whatever their sign, such as the subunits of the field; smallest ones to directions
+    that suppress. `null_low` and `null_high` are the smallest and largest eigenvalues of spikes
+    shifted against the stimulus, mean plus or minus two standard deviations over the draws. The
+    result has `eigenvalue (cell, rank)`, all of them, `component (cell, side, component, lag, y,
+    x)`, and how many eigenvalues are `excitatory` (above) and `suppressive` (below the band).
+    """
+
+    Config = STCConfig
+
+    def run(self, data: xr.DataTree) -> xr.Dataset:
+        train = data["train"].to_dataset()
+        prior = prior_covariance(train, self.config.lags, self.config.prior_frames, self.seed)
+        cells = [self._one_cell(train.isel(cell=[i]), prior) for i in range(train.sizes["cell"])]
+        result: xr.Dataset = xr.concat(cells, "cell")
+        return result
+
+    def _one_cell(self, split: xr.Dataset, prior: NDArray[np.float64]) -> xr.Dataset:
+        c = self.config
+        values, vectors = np.linalg.eigh(self._difference(split, prior, 0))
+        random = np.random.default_rng([self.seed, 1])
+        frames = split.sizes["frame"]
+        extremes = []
+        for _ in range(c.draws):
+            shift = int(random.integers(min(c.lags, frames - 1), max(frames - c.lags, c.lags + 1)))
+            null = np.linalg.eigvalsh(self._difference(split, prior, shift))
+            extremes.append((null[0], null[-1]))
+        (low, high), (low_sd, high_sd) = np.mean(extremes, 0), np.std(extremes, 0, ddof=1)
+        low, high = low - 2 * low_sd, high + 2 * high_sd
+        number = min(c.components, len(values))
+        space = split["stimulus"].dims[1:]
+        shape = (number, c.lags, *split["stimulus"].shape[1:])
+        sides = np.stack([vectors[:, ::-1].T[:number], vectors.T[:number]])
+        coords: dict[str, Any] = {
+            "rank": np.arange(len(values)),
+            "side": ["largest", "smallest"],
+            "component": np.arange(number),
+            **lag_coordinate(np.arange(c.lags), split.attrs["frame_interval"]),
+            **{str(dim): split[dim].variable for dim in space if dim in split.coords},
+        }
+        return xr.Dataset(
+            {
+                "eigenvalue": ("rank", values[::-1].copy()),
+                "component_image": (
+                    ("side", "component", "lag", *space),
+                    sides.reshape(2, *shape),
+                ),
+                "null_low": low,
+                "null_high": high,
+                "excitatory": int((values > high).sum()),
+                "suppressive": int((values < low).sum()),
+            },
+            coords=coords,
+        ).expand_dims(cell=split["cell"].values)
+
+    def _difference(
+        self, split: xr.Dataset, prior: NDArray[np.float64], shift: int
+    ) -> NDArray[np.float64]:
+        mean, covariance = stc(split, self.config.lags, shift=shift)
+        difference = covariance - prior
+        norm = np.linalg.norm(mean)
+        if self.config.remove_sta and norm > 0:
+            direction = mean / norm
+            across = difference @ direction
+            difference = (
+                difference
+                - np.outer(across, direction)
+                - np.outer(direction, across)
+                + (direction @ across) * np.outer(direction, direction)
+            )
+        return difference
+
+    def plot(self, result: xr.DataTree) -> "Figure":
+        from matplotlib.figure import Figure
+
+        rows = list(_rows(result))[:6]
+        shown = min(6, max(row.sizes["component"] for _, row in rows))
+        figure = Figure(figsize=(3.2 + 1.1 * shown, 1.7 * len(rows)), layout="constrained")
+        grid = figure.add_gridspec(len(rows), shown + 1, width_ratios=[2.6] + [1] * shown)
+        for index, (label, row) in enumerate(rows):
+            axis = figure.add_subplot(grid[index, 0])
+            axis.axhspan(float(row["null_low"]), float(row["null_high"]), color="0.9", label="null")
+            axis.plot(row["rank"], row["eigenvalue"], ".", ms=3, color="0.2")
+            axis.set_ylabel(label)
+            for component in range(shown):
+                image_axis = figure.add_subplot(grid[index, component + 1])
+                image_axis.set(xticks=[], yticks=[], frame_on=False)
+                if component >= row.sizes["component"]:
+                    continue
+                image = _strongest_frame(row["component_image"].sel(side="largest")[component])
+                limit = float(np.abs(image).max()) or 1.0
+                image_axis.imshow(image, cmap="RdBu_r", vmin=-limit, vmax=limit)
+                beyond = float(row["eigenvalue"][component]) > float(row["null_high"])
+                image_axis.set_title(
+                    f"{component + 1}", fontsize=8, fontweight="bold" if beyond else "normal"
+                )
+        figure.axes[0].legend(frameon=False, fontsize=8)
+        return figure
+
+    def caption(self, result: xr.DataTree) -> str:
+        return (
+            "Eigenvalues of the spike-triggered covariance with the band of unrelated spikes, and "
+            "the largest eigenvectors at their strongest lag; bold where they are beyond the band."
+        )
+
+    def table(self, result: xr.DataTree) -> pd.DataFrame:
+        frames = []
+        for name, group in groups(result).items():
+            columns = ["excitatory", "suppressive", "null_low", "null_high"]
+            frame = group[columns].to_dataframe()
+            frame.insert(0, "largest", group["eigenvalue"].max("rank").to_series())
+            frame.insert(1, "smallest", group["eigenvalue"].min("rank").to_series())
+            frame = frame.reset_index()
+            frame.insert(0, "model", name)
+            frames.append(frame)
+        table = pd.concat(frames, ignore_index=True)
+        first = points(result)
+        ordered = table[[*first, *[c for c in table if c not in first]]]
+        return ordered.rename(columns={"model": "dataset"})
+
+
+def _rows(result: xr.DataTree) -> Any:
+    """Each cell at the last point of whatever else was swept, with a label."""
+    for name, group in groups(result).items():
+        point = group.isel({dim: -1 for dim in sweep_dims(group) if dim != "cell"})
+        for cell in point["cell"].values:
+            yield f"{name}\ncell {cell}", point.sel(cell=cell)
+
+
+def _strongest_frame(component: xr.DataArray) -> NDArray[Any]:
+    """The lag (and channel) of a component that has most power, (y, x)."""
+    others = [dim for dim in component.dims if dim not in ("y", "x")]
+    flat = component.stack(place=others).transpose("place", "y", "x").values
+    frame: NDArray[Any] = flat[(flat**2).sum((1, 2)).argmax()]
+    return frame
