@@ -10,6 +10,7 @@ from retinakit.bits import Bits
 from retinakit.errors import UserError
 from retinakit.kernels import compiled
 from retinakit.simulation import SubunitCells, simulate
+from retinakit_plugins.datasets.subunit_rgc import SubunitRGC
 
 BACKENDS = ["numba"] if compiled is None else ["compiled", "numba"]
 NONLINEARITIES = {
@@ -245,3 +246,49 @@ def test_what_does_not_fit_is_refused():
         SubunitCells(cells.spatial, np.ones((2, 5)), cells.output)
     with pytest.raises(UserError, match="spikes per bin"):
         simulate(population(gain=1e3), movie(100), spikes="poisson")
+
+
+@pytest.mark.parametrize(
+    ("preset", "cells", "subunits", "inner"),
+    [
+        ("yan", 1, 4, "rectify"),
+        ("ln", 1, 1, "identity"),
+        ("zheng1", 2, 4, "rectify"),
+        ("zheng2", 2, 4, "rectify"),
+    ],
+)
+def test_the_rate_of_a_preset_follows_from_its_truth(preset, cells, subunits, inner):
+    options = {"preset": preset, "frames": 2000, "validation_frames": 200, "test_frames": 200}
+    recording = SubunitRGC(options).load()
+    truth = recording["truth"]
+    assert truth["output_weight"].shape == (cells, subunits)
+    model = SubunitCells(
+        0.5 * truth["subunit_weight"].values.reshape(cells * subunits, 8, 8),
+        truth["temporal"].values,
+        np.kron(np.eye(cells), np.ones(subunits)),
+        inner,
+        threshold=2.5,
+        gain=2 / 30,
+    )
+    expected = by_hand(model, recording["train"]["stimulus"].values)
+    assert expected.any(axis=0).all()
+    np.testing.assert_allclose(recording["train"]["rate"], expected, atol=1e-6)
+
+
+def test_the_two_models_of_zheng_differ_in_the_first_subunit_only():
+    small = {"frames": 100, "validation_frames": 100, "test_frames": 100}
+    first, second = (
+        SubunitRGC({"preset": preset, **small, "threshold": 0.0}).load()["truth"]["subunit_weight"]
+        for preset in ("zheng1", "zheng2")
+    )
+    differ = (first != second).any(("y", "x")).values
+    assert differ[0, 0] and differ.sum() == 1
+    # The two cells overlap, and the subunits of one do not.
+    for model in (first, second):
+        assert model.sum("subunit").max() == 1
+        assert model.sum(("cell", "subunit")).max() == 2
+
+
+def test_the_layout_of_a_published_model_is_not_an_option():
+    with pytest.raises(ValueError, match="the preset zheng1 has cells 2; leave it out"):
+        SubunitRGC({"preset": "zheng1", "cells": 3})
