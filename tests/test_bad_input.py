@@ -121,7 +121,7 @@ def test_a_folder_in_place_of_a_file_is_refused(command: Callable[..., Any]) -> 
         (
             "datasets:\n  cell:\n    plugin: subunit_rgc\n    with:\n      fraems: 600\n",
             "p.yaml:5:7: datasets.cell.with.fraems: there is no such option; "
-            "did you mean 'frames' or 'test_frames' or 'frame_rate'?",
+            "did you mean 'frames' or 'test_frames' or 'preset'?",
         ),
     ],
 )

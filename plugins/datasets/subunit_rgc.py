@@ -1,23 +1,39 @@
-"""Simulated retinal ganglion cells made of subunits (Yan et al. 2020, II-A)."""
+"""Simulated retinal ganglion cells made of subunits (Yan et al. 2020, II-A; Zheng et al. 2021)."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
+from scipy.linalg import block_diag
 
 from retinakit.config import Config
 from retinakit.dataset import Dataset
 from retinakit.errors import UserError
 from retinakit.recording import lag_coordinate, make_recording, make_split
-from retinakit.temporal import filter_in_time
+from retinakit.simulation import SubunitCells, simulate
+
+ZHENG = {"cells": 2, "subunits": 4, "subunit_size": 2, "height": 8, "width": 8}
+PRESETS: dict[str, dict[str, Any]] = {
+    "yan": {},
+    "ln": {"subunits": 1, "subunit_size": 4, "nonlinearity": "identity"},
+    "zheng1": ZHENG,
+    "zheng2": ZHENG,
+}
+"""What the options are where they are not given. The layout of Zheng et al.'s models is fixed."""
 
 
 class SubunitRGCConfig(Config):
     """Options of the simulation. The defaults are the cell of Yan et al.'s public code."""
 
+    preset: Literal["yan", "ln", "zheng1", "zheng2"] = Field(
+        "yan",
+        description="The options of a published cell (Yan et al. 2020), of a linear-nonlinear "
+        "cell as large, or of the two cells of models I and II of Zheng et al. 2021, which "
+        "overlap; other options change it.",
+    )
     frames: int = Field(600_000, ge=100, description="Frames of white noise for training.")
     validation_frames: int = Field(60_000, ge=100, description="More frames, for validation.")
     test_frames: int = Field(10_000, ge=100, description="More frames, for the test.")
@@ -27,6 +43,12 @@ class SubunitRGCConfig(Config):
     subunit_size: int = Field(2, ge=1, description="Side of a subunit, in checks.")
     height: int = Field(8, ge=2, description="Height of the field, in checks.")
     width: int = Field(8, ge=2, description="Width of the field, in checks.")
+    nonlinearity: Literal["identity", "rectify", "softplus", "exponential"] = Field(
+        "rectify", description="Of a subunit."
+    )
+    output_nonlinearity: Literal["rectify", "softplus", "exponential"] = Field(
+        "rectify", description="Of the cell, over its threshold."
+    )
     contrast: float = Field(0.5, gt=0, description="The stimulus is ±1, the cell sees ±contrast.")
     weight_spread: float = Field(
         0.0, ge=0, description="Standard deviation of the logarithm of the subunits' weights."
@@ -42,14 +64,46 @@ class SubunitRGCConfig(Config):
         "binary", description="One spike at most in a bin, as in the paper, or Poisson counts."
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_the_preset(cls, options: Any) -> Any:
+        if not isinstance(options, dict):
+            return options
+        return PRESETS.get(str(options.get("preset", "yan")), {}) | options
+
+    @model_validator(mode="after")
+    def _layout_of_zheng(self) -> "SubunitRGCConfig":
+        if self.preset in ("zheng1", "zheng2"):
+            for name, value in ZHENG.items():
+                if getattr(self, name) != value:
+                    raise ValueError(f"the preset {self.preset} has {name} {value}; leave it out")
+        return self
+
+
+def _two_cells(second_model: bool) -> NDArray[np.float32]:
+    """(cell, subunit, y, x) of Zheng et al.'s models: two blocks of squares that overlap."""
+    maps = np.zeros((2, 4, 8, 8), np.float32)
+    for cell, corner in enumerate([(1, 0), (2, 3)]):
+        for subunit in range(4):
+            y, x = corner[0] + 2 * (subunit // 2), corner[1] + 2 * (subunit % 2)
+            maps[cell, subunit, y : y + 2, x : x + 2] = 1
+    if second_model:
+        maps[0, 0] = 0
+        maps[0, 0, :3, 0] = maps[0, 0, 2, 1] = 1
+    return maps
+
 
 class SubunitRGC(Dataset):
     """Ganglion cells that sum rectified subunits and fire above a threshold.
 
     A subunit sums its checks, filters them in time, and rectifies; the cell sums its subunits,
-    subtracts a threshold, rectifies, and fires. The recording has the true `rate`, and in `truth`
-    the subunits' `subunit_weight (cell, subunit, y, x)`, their `output_weight` and the
-    `temporal` filter.
+    subtracts a threshold, rectifies, and fires (`retinakit.simulation` has the equation). The
+    recording has the true `rate`, and in `truth` the subunits' `subunit_weight (cell, subunit, y,
+    x)`, their `output_weight` and the `temporal` filter.
+
+    The paper of Zheng et al. does not give the shapes of its subunits: those of the presets, four
+    squares of 2 × 2 checks for each of two overlapping cells, are ours. As in the paper, model II
+    is model I with another first subunit, here an L.
     """
 
     Config = SubunitRGCConfig
@@ -61,19 +115,34 @@ class SubunitRGC(Dataset):
         if c.weight_spread:
             random = np.random.default_rng([self.seed, 1])
             weights = np.exp(c.weight_spread * random.standard_normal(weights.shape))
+        cells = SubunitCells(
+            c.contrast * subunits.reshape(-1, c.height, c.width),
+            self._temporal(),
+            block_diag(*weights),
+            c.nonlinearity,
+            c.output_nonlinearity,
+            c.threshold,
+            c.gain / c.frame_rate,
+        )
         splits = {}
         lengths = {"train": c.frames, "validation": c.validation_frames, "test": c.test_frames}
         for stream, (name, frames) in enumerate(lengths.items()):
             random = np.random.default_rng([self.seed, 2, stream])
             bits = random.integers(0, 2, (frames, c.height, c.width), dtype=np.int8)
-            stimulus = (2 * bits - 1).astype(np.int8)
-            rate = self._rate(stimulus, subunits, weights)
-            repeats = (c.repeats,) if name == "test" and c.repeats > 1 else ()
+            stimulus = 2 * bits - 1
+            repeats = c.repeats if name == "test" else 1
+            simulated = simulate(
+                cells,
+                stimulus,
+                spikes=c.spikes,
+                seed=int(random.integers(2**63)),
+                repeats=repeats,
+            )
             splits[name] = make_split(
                 stimulus,
-                self._spikes(random, rate, repeats),
+                simulated.spikes if repeats > 1 else simulated.spikes[0],
                 frame_interval=1 / c.frame_rate,
-                rate=rate,
+                rate=simulated.rate,
             )
         splits["truth"] = xr.Dataset(
             {
@@ -92,6 +161,8 @@ class SubunitRGC(Dataset):
     def _subunits(self) -> NDArray[np.float32]:
         """(cell, subunit, y, x): ones in each subunit's square, the squares in a block."""
         c = self.config
+        if c.preset in ("zheng1", "zheng2"):
+            return _two_cells(c.preset == "zheng2")
         columns = math.ceil(math.sqrt(c.subunits))
         rows = math.ceil(c.subunits / columns)
         block = (rows * c.subunit_size, columns * c.subunit_size)
@@ -130,34 +201,3 @@ class SubunitRGC(Dataset):
         kernel = np.where(t > 0, gamma(4, 0.05) - gamma(5, 0.05), 0)
         kernel /= np.linalg.norm(kernel)
         return -kernel if c.polarity == "off" else kernel
-
-    def _rate(
-        self,
-        stimulus: NDArray[np.int8],
-        subunits: NDArray[np.float32],
-        weights: NDArray[np.float64],
-    ) -> NDArray[np.float32]:
-        """(frame, cell), spikes per bin."""
-        c = self.config
-        frames = stimulus.reshape(len(stimulus), -1)
-        kernels = subunits.reshape(-1, frames.shape[1]).T * c.contrast
-        drive = np.concatenate(
-            [
-                frames[i : i + 65536].astype(np.float32) @ kernels
-                for i in range(0, len(frames), 65536)
-            ]
-        )
-        drive = filter_in_time(drive, self._temporal(), [slice(0, len(drive))])
-        rectified = np.maximum(drive, 0).reshape(len(frames), c.cells, c.subunits)
-        summed = np.einsum("tcs,cs->tc", rectified, weights.astype(np.float32))
-        rate: NDArray[np.float32] = (
-            c.gain / c.frame_rate * np.maximum(summed - c.threshold, 0)
-        ).astype(np.float32)
-        return rate
-
-    def _spikes(
-        self, random: np.random.Generator, rate: NDArray[np.float32], repeats: tuple[int, ...]
-    ) -> NDArray[np.uint8]:
-        if self.config.spikes == "poisson":
-            return random.poisson(rate, (*repeats, *rate.shape)).astype(np.uint8)
-        return (random.random((*repeats, *rate.shape), np.float32) < rate).astype(np.uint8)
