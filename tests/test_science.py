@@ -227,7 +227,7 @@ class TestSTNMF:
             known[pixels, module] = 0.5
         weights = random.standard_normal((3, 4000)) * [[1.0], [1.5], [2.0]]
         noise = 0.2 * random.standard_normal((36, 4000))
-        found, _, residual = factorize((known @ weights + noise).astype(np.float32), 6, 1.7, 200)
+        found, _, residual, _ = factorize((known @ weights + noise).astype(np.float32), 6, 1.7, 200)
         cosine = known.T @ (found / np.linalg.norm(found, axis=0))
         assert (cosine.max(1) > 0.99).all()
         assert residual < 0.8

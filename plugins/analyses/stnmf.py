@@ -26,6 +26,9 @@ class STNMFConfig(Config):
     modules: int = Field(20, ge=2, description="Modules to factorize into.")
     sparsity: float = Field(1.7, ge=0, description="Weight of the modules' absolute values.")
     iterations: int = Field(500, ge=1, description="Alternations of weights and modules.")
+    starts: int = Field(
+        5, ge=1, description="Factorizations from different starts; the best is kept."
+    )
     localised: float = Field(
         0.25, description="Moran's I from which a module counts as a localised subunit."
     )
@@ -74,7 +77,12 @@ class STNMF(Analysis):
                 "wanted; ask for fewer modules"
             )
         flat = images.reshape(len(images), -1)
-        modules, weights, residual = factorize(flat.T, c.modules, c.sparsity, c.iterations)
+        # The first start is the same for every seed, the others are random.
+        randoms = [None, *(np.random.default_rng([self.seed, i]) for i in range(1, c.starts))]
+        modules, weights, residual, _ = min(
+            (factorize(flat.T, c.modules, c.sparsity, c.iterations, random) for random in randoms),
+            key=lambda found: found[3],
+        )
         norm = np.linalg.norm(modules, axis=0)
         mean = weights.mean(1) * norm
         order = np.argsort(-np.abs(mean))
@@ -166,24 +174,30 @@ def effective_images(split: xr.Dataset, temporal: NDArray[Any]) -> NDArray[np.fl
 
 
 def factorize(
-    images: NDArray[np.float32], modules: int, sparsity: float, iterations: int
-) -> tuple[NDArray[Any], NDArray[Any], float]:
+    images: NDArray[np.float32],
+    modules: int,
+    sparsity: float,
+    iterations: int,
+    random: np.random.Generator | None = None,
+) -> tuple[NDArray[Any], NDArray[Any], float, float]:
     """Semi-NMF: images (pixel, spike) ≈ W (pixel, module) · H (module, spike), W ≥ 0 and sparse.
 
     Minimises |V - W H|² / 2 + sparsity · Σ W over W ≥ 0 and H with rows of unit norm: in turns the
     least-squares H, its rows normalised, and W column by column (hierarchical alternating least
     squares). W needs the spikes only through V Vᵀ, so a turn does not take longer for more spikes.
-    It starts at the positive and the negative parts of the leading singular vectors, and nothing is
-    random.
+    It starts at the positive and the negative parts of the leading singular vectors, or, with
+    `random`, at parts of random mixtures of them.
 
     Returns:
-        W, H, and the residual |V - W H| / |V|.
+        W, H, the residual |V - W H| / |V|, and what was minimised.
     """
     gram = images.astype(np.float64) @ images.T
     power, vectors = np.linalg.eigh(gram)
     half = min(-(-modules // 2), len(gram))
     leading = vectors[:, ::-1][:, :half] * np.sqrt(np.sqrt(np.clip(power[::-1][:half], 0, None)))
     leading *= np.sign(leading[np.abs(leading).argmax(0), np.arange(half)])
+    if random is not None:
+        leading = leading @ np.linalg.qr(random.standard_normal((half, half)))[0]
     w = np.concatenate([np.clip(leading, 0, None), np.clip(-leading, 0, None)], 1)[:, :modules]
     w += 1e-16
     ridge = 1e-9 * np.eye(w.shape[1])
@@ -200,8 +214,10 @@ def factorize(
         w[:, w.sum(0) == 0] = 1e-16
     weights = w.T @ w
     h = np.linalg.solve(weights + ridge * np.trace(weights), w.T @ images)
-    residual = float(np.linalg.norm(images - w @ h) / np.linalg.norm(images))
-    return w, h, residual
+    lost = float(np.linalg.norm(images - w @ h))
+    # Σ W counts for rows of H of unit norm.
+    minimised = lost**2 / 2 + sparsity * float(w.sum(0) @ np.linalg.norm(h, axis=1))
+    return w, h, lost / float(np.linalg.norm(images)), minimised
 
 
 SWEEPS = 3
