@@ -11,6 +11,7 @@ from retinakit.errors import RecordingError, UserError, nearest
 from retinakit.progress import Progress, silent
 from retinakit.recording import lag_coordinate
 from retinakit.triggered.choice import ALGORITHMS, Task, order, possible
+from retinakit.triggered.covariance import require_memory, weighted_covariance
 from retinakit.triggered.response import Response
 
 BLOCK_BYTES = 256 * 2**20
@@ -161,3 +162,112 @@ def _check(algorithm: str, values: NDArray[Any], response: Response) -> None:
             f"algorithm 'int8' takes stimuli of 8 bits, and this one is {values.dtype}; "
             "name 'float' or 'auto'"
         )
+
+
+def spike_triggered_ensemble(
+    split: xr.Dataset, lags: int = 20, *, first_lag: int = 0, cell: Any = None
+) -> xr.Dataset:
+    """The stimuli before each response of one cell.
+
+    Args:
+        split: a split of a recording. Repeats are averaged first.
+        lags, first_lag: as in `sta`.
+        cell: its name; may be left out where there is one.
+
+    Returns:
+        `ensemble (event, lag, [channel,] y, x)` in the type of the stimulus, one event for each
+        frame with a response, and `weight (event)`: its count or rate; `frame (event)`.
+
+    Raises:
+        RecordingError: if no segment is as long as the history.
+        UserError: if there are several cells and none is named.
+    """
+    response = _of_one_cell(split, first_lag + lags, cell)
+    frames, weight = response.events()
+    stimulus = split["stimulus"]
+    lag = np.arange(first_lag, first_lag + lags)
+    shown, at = np.unique(frames[:, None] - lag, return_inverse=True)
+    ensemble = stimulus[shown].values[at.reshape(len(frames), lags)]
+    dims = ("event", "lag", *stimulus.dims[1:])
+    coords: dict[str, Any] = lag_coordinate(lag, split.attrs["frame_interval"])
+    coords |= {str(name): split[name].variable for name in dims if name in split.coords}
+    return xr.Dataset(
+        {"ensemble": (dims, ensemble), "weight": ("event", weight)},
+        coords=coords | {"frame": ("event", frames)},
+    )
+
+
+def stc(
+    split: xr.Dataset,
+    lags: int = 20,
+    *,
+    first_lag: int = 0,
+    cell: Any = None,
+    prior: bool = False,
+    project_out: bool = False,
+    progress: Progress = silent,
+) -> xr.Dataset:
+    """Spike-triggered covariance of one cell.
+
+    C = Σ_t r[t] (s_t - a)(s_t - a)ᵀ / Σ_t r[t], where s_t is the stimulus of the history of frame t
+    as one vector and a the spike-triggered average. Products are in single precision within
+    blocks, and added in double precision.
+
+    Args:
+        split: a split of a recording. Repeats are averaged first.
+        lags, first_lag: as in `sta`.
+        cell: its name; may be left out where there is one.
+        prior: whether the covariance of all stimuli that could have been answered is subtracted.
+        project_out: whether the direction of the average is removed from every stimulus.
+        progress: is told the events done.
+
+    Returns:
+        `stc (feature, feature_2)`, features being lag by [channel by] y by x in this order, with
+        `sta (lag, [channel,] y, x)` and `spikes`. NaN where nothing was counted.
+
+    Raises:
+        RecordingError: if no segment is as long as the history.
+        UserError: if there are several cells and none is named, if a response is negative, or if
+            the covariance is larger than the memory.
+    """
+    response = _of_one_cell(split, first_lag + lags, cell)
+    stimulus = split["stimulus"]
+    lag = np.arange(first_lag, first_lag + lags)
+    features = lags * int(np.prod(stimulus.shape[1:]))
+    require_memory(features)
+    frames, weight = response.events()
+    if (weight < 0).any():
+        raise UserError("a covariance needs responses that are not negative; subtract their least")
+    covariance, mean = weighted_covariance(stimulus, frames, weight, lag, progress)
+    if prior:
+        everything = np.flatnonzero(response.full)
+        ones = np.ones(len(everything))
+        before, _ = weighted_covariance(stimulus, everything, ones, lag, progress)
+        covariance -= before
+    if project_out:
+        # With Q = 1 - a aᵀ / |a|², Q C Q, by two updates of rank 1.
+        direction = mean / np.linalg.norm(mean)
+        covariance -= np.outer(direction, direction @ covariance)
+        covariance -= np.outer(covariance @ direction, direction)
+    coords: dict[str, Any] = lag_coordinate(lag, split.attrs["frame_interval"])
+    dims = ("lag", *(str(dim) for dim in stimulus.dims[1:]))
+    coords |= {name: split[name].variable for name in dims if name in split.coords}
+    return xr.Dataset(
+        {
+            "stc": (("feature", "feature_2"), covariance),
+            "sta": (dims, mean.reshape(lags, *stimulus.shape[1:])),
+            "spikes": ((), weight.sum() / response.repeats),
+        },
+        coords=coords,
+    )
+
+
+def _of_one_cell(split: xr.Dataset, reach: int, cell: Any) -> Response:
+    if cell is None and split.sizes["cell"] != 1:
+        names = ", ".join(str(name) for name in split["cell"].values[:5])
+        raise UserError(f"there are {split.sizes['cell']} cells ({names}, ...); name one as 'cell'")
+    one = split if cell is None else split.sel(cell=[cell])
+    response = Response(one, reach)
+    if not response.full.any():
+        raise RecordingError(f"no segment is as long as {reach} frames of history; use fewer lags")
+    return response

@@ -57,6 +57,11 @@ class Response:
         assert part is not None
         return Block(part[begin:end], begin - oldest)
 
+    def events(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Frames in which the one cell responded, and how much."""
+        _, frames, r = self.between(0, self.frames, 0).lists()
+        return frames, r.astype(float)
+
 
 class Block:
     """The response r of some frames, of which the first has the number `first`."""
