@@ -30,15 +30,12 @@ class Response:
         self.full = full_history(split["segment"], reach)
         values, self.repeats = _over_repeats(split)
         self.frames, self.cells = values.shape
-        counted = values != 0
-        counted &= self.full[:, None]
-        index = np.flatnonzero(counted)
+        index = np.flatnonzero(values != 0)
         frame, cell = np.divmod(index, self.cells)
         some = values.reshape(-1)[index]
-        if some.dtype.kind == "f":
-            known = np.isfinite(some)
-            if not known.all():
-                frame, cell, some = frame[known], cell[known], some[known]
+        counted = self.full[frame] & np.isfinite(some)
+        if not counted.all():
+            frame, cell, some = frame[counted], cell[counted], some[counted]
         self.terms = len(some)
         total = np.bincount(cell, some, minlength=self.cells)
         self.total: NDArray[np.float64] = total / self.repeats
@@ -49,7 +46,7 @@ class Response:
             start = np.searchsorted(frame, np.arange(self.frames + 1))
             self._sparse = csr_array((some, cell, start), shape=values.shape)
         else:
-            self._dense = np.where(counted & np.isfinite(values), values, 0)
+            self._dense = np.where(self.full[:, None] & np.isfinite(values), values, 0)
 
     def between(self, begin: int, end: int, oldest: int) -> "Block":
         """The response of the frames begin to end, counted from `oldest`."""
