@@ -5,7 +5,7 @@ WORKERS ?= 2
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint types tests clean
+.PHONY: demo test lint types tests bench bench-goals clean
 
 demo: $(VENV)/demo
 	$(BIN)/retina-run pipelines/quickstart.yaml --workers $(WORKERS)
@@ -22,6 +22,14 @@ types: $(VENV)/test
 tests: $(VENV)/test
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
+bench: $(VENV)/bench
+	mkdir -p benchmarks/results
+	OMP_NUM_THREADS=1 PYTHONPATH=benchmarks $(BIN)/python -m pytest benchmarks \
+	  --benchmark-group-by=group --benchmark-json=benchmarks/results/$(shell date +%F-%H%M).json
+
+bench-goals: $(VENV)/bench
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/goals.py
+
 SOURCES = $(shell find core plugins csrc -type f -not -name '*.pyc' -not -name '*.so')
 
 $(VENV)/demo: setup.py pyproject.toml constraints.txt $(SOURCES)
@@ -32,6 +40,11 @@ $(VENV)/demo: setup.py pyproject.toml constraints.txt $(SOURCES)
 $(VENV)/test: setup.py pyproject.toml constraints.txt $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) ".[test]"
+	touch $@
+
+$(VENV)/bench: setup.py pyproject.toml constraints.txt $(SOURCES)
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) ".[test,peers]"
 	touch $@
 
 clean:

@@ -1,14 +1,21 @@
 """Spike-triggered averages: the definition, and the mistakes that others make."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import xarray as xr
 
 from retinakit import spikes
-from retinakit.errors import RecordingError
+from retinakit.errors import RecordingError, UserError
 from retinakit.kernels import compiled
-from retinakit.recording import make_split
-from retinakit.spikes import sta
+from retinakit.recording import full_history, make_split
+from retinakit.spikes import spike_triggered_ensemble, sta, stc
+from retinakit.triggered import bits, sparse
+from retinakit.triggered.choice import ALGORITHMS
 
 
 def split(stimulus, response, **more):
@@ -108,23 +115,274 @@ def test_too_short_segments_are_named():
         sta(data, 10)
 
 
-def test_the_compiled_kernel_equals_its_numba_twin():
+def response_lists(random, cells, frames, history):
+    """Frames and counts of each cell, as the kernels take them."""
+    counts = random.poisson(0.3, (cells, frames))
+    counts[:, :history] = 0
+    counts[0, frames // 2] = 2**30
+    counts[-1] = 0
+    cell, frame = np.nonzero(counts)
+    starts = np.searchsorted(cell, np.arange(cells + 1))
+    return starts, frame.copy(), counts[cell, frame]
+
+
+@pytest.mark.parametrize("checks", [1, 64, 512, 700])
+@pytest.mark.parametrize("kind", [np.int64, np.float64])
+def test_counting_bits_is_the_same_compiled_and_in_numba(checks, kind):
     assert compiled is not None, "the test environment has a compiler, so the kernels are built"
     random = np.random.default_rng(0)
-    stimulus = random.integers(-128, 128, (400, 5000), dtype=np.int8)
-    frames = np.sort(random.integers(6, 400, 9000))
-    counts = random.integers(1, 60, 9000).astype(np.int32)
-    counts[::1000] = 2**30
-    first, second = np.zeros((2, 5, 5000), np.int64)
-    compiled.spike_triggered_sum(stimulus, frames, counts, 1, first)
-    spikes._spike_triggered_sum(stimulus, frames, counts, 1, second)
+    stimulus = 2 * random.integers(0, 2, (9000, checks), np.int8) - 1
+    starts, frames, _ = response_lists(random, 3, 9000, 6)
+    results = []
+    for pack, add in (
+        (compiled.pack_bits, compiled.bit_sums),
+        (bits._pack_bits, bits._bit_sums),
+    ):
+        packed = np.empty((-(-checks // 512), 9000, 8), np.uint64)
+        assert pack(stimulus, -1, 1, packed, 2)
+        sums = np.zeros((3, 5, checks), kind)
+        add(packed, starts, frames, 1, kind(2), kind(-1), sums, 2)
+        results.append((packed, sums))
+    np.testing.assert_array_equal(results[0][0], results[1][0])
+    np.testing.assert_array_equal(results[0][1], results[1][1])
+    expected = [
+        [stimulus[f - 1 - lag].sum(0) for lag in range(5)] for f in np.split(frames, starts[1:-1])
+    ]
+    np.testing.assert_array_equal(results[0][1], expected)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8])
+def test_sums_of_eight_bits_are_the_same_compiled_and_in_numba(dtype):
+    assert compiled is not None
+    random = np.random.default_rng(0)
+    limits = np.iinfo(dtype)
+    stimulus = random.integers(limits.min, limits.max + 1, (5000, 200)).astype(dtype)
+    stimulus[:, 0] = limits.min
+    stimulus[:, 1] = limits.max
+    starts, frames, counts = response_lists(random, 3, 5000, 12)
+    first, second = np.zeros((2, 3, 12, 200), np.int64)
+    compiled.sparse_sums(stimulus, starts, frames, counts, 1, first, 2)
+    sparse._sparse_sums(stimulus, starts, frames, counts, 1, second, 1)
     np.testing.assert_array_equal(first, second)
 
 
-def test_the_compiled_kernel_refuses_spikes_without_history():
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.float32, np.float64])
+def test_packing_stops_at_a_third_value(dtype):
     assert compiled is not None
+    stimulus = np.random.default_rng(0).integers(0, 2, (50, 700)).astype(dtype)
+    for pack in (compiled.pack_bits, bits._pack_bits):
+        packed = np.empty((2, 50, 8), np.uint64)
+        low, high = dtype(0).item(), dtype(1).item()
+        assert pack(stimulus, low, high, packed, 1)
+        for check in (0, 511, 640, 699):
+            spoiled = stimulus.copy()
+            spoiled[49, check] = 2
+            assert not pack(spoiled, low, high, packed, 1)
+
+
+def test_the_compiled_kernels_refuse_spikes_without_history():
+    assert compiled is not None
+    starts, frames, sums = np.array([0, 1]), np.array([2]), np.zeros((1, 4, 2), np.int64)
     with pytest.raises(IndexError, match="history"):
-        compiled.spike_triggered_sum(
-            np.zeros((5, 2), np.int8), np.array([2]), np.array([1], np.int32), 0,
-            np.zeros((4, 2), np.int64),
-        )  # fmt: skip
+        compiled.sparse_sums(np.zeros((5, 2), np.int8), starts, frames, frames, 0, sums, 1)
+    with pytest.raises(IndexError, match="history"):
+        compiled.bit_sums(np.zeros((1, 5, 8), np.uint64), starts, frames, 0, 2, -1, sums, 1)
+
+
+STIMULI = {
+    "±1": lambda random, shape: 2 * random.integers(0, 2, shape, np.int8) - 1,
+    "bool": lambda random, shape: random.random(shape) < 0.5,
+    "0 and 1": lambda random, shape: random.integers(0, 2, shape, np.uint8),
+    "int8": lambda random, shape: random.integers(-128, 128, shape, np.int8),
+    "uint8": lambda random, shape: random.integers(0, 256, shape, np.uint8),
+    "int16": lambda random, shape: random.integers(-3000, 3000, shape, np.int16),
+    "±0.3": lambda random, shape: np.float32(0.6) * random.integers(0, 2, shape) - np.float32(0.3),
+    "float32": lambda random, shape: random.standard_normal(shape, np.float32),
+    "float64": lambda random, shape: random.standard_normal(shape),
+}
+EIGHT_BITS = ("±1", "bool", "0 and 1", "int8", "uint8")
+TWO_VALUES = ("±1", "bool", "0 and 1", "±0.3")
+
+
+@pytest.mark.parametrize("algorithm", ["auto", *ALGORITHMS])
+@pytest.mark.parametrize("kind", STIMULI)
+@pytest.mark.parametrize("real", [False, True])
+def test_every_algorithm_is_the_definition(algorithm, kind, real):
+    random = np.random.default_rng(1)
+    stimulus = STIMULI[kind](random, (700, 5, 7))
+    response = random.poisson(0.4, (700, 3)).astype(float)
+    if real:
+        response = random.random((700, 3)) * (random.random((700, 3)) < 0.7)
+    response[::31, 1] = np.nan
+    data = split(stimulus, response, segment=np.repeat([0, 1, 2], [400, 4, 296]))
+    able = {"bits": not real and kind in TWO_VALUES, "int8": not real and kind in EIGHT_BITS}
+    if not able.get(algorithm, True):
+        with pytest.raises(UserError, match="name 'float' or 'auto'"):
+            sta(data, 6, first_lag=1, algorithm=algorithm)
+        return
+    expected, counted = by_definition(data, 6, 1)
+    result = sta(data, 6, first_lag=1, algorithm=algorithm, threads=2)
+    scale = np.abs(stimulus.astype(float)).max()
+    np.testing.assert_allclose(result["sta"], expected, rtol=1e-6, atol=1e-6 * scale)
+    np.testing.assert_allclose(result["spikes"], counted)
+    if not real and kind in EIGHT_BITS and algorithm in ("auto", "bits", "int8"):
+        np.testing.assert_allclose(result["sta"], expected, rtol=1e-14, atol=1e-13)
+    if algorithm != "auto":
+        assert result.attrs["algorithm"] == algorithm
+    else:
+        assert result.attrs["algorithm"] in ALGORITHMS
+
+
+def test_repeats_are_averaged_and_counts_stay_exact():
+    random = np.random.default_rng(0)
+    stimulus = 2 * random.integers(0, 2, (300, 4, 4), np.int8) - 1
+    response = random.poisson(0.2, (3, 300, 2))
+    mean = split(stimulus, response.mean(0))
+    result = sta(split(stimulus, response), 5)
+    assert result.attrs["algorithm"] == "bits"
+    np.testing.assert_allclose(result["sta"], by_definition(mean, 5)[0], rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(result["spikes"], by_definition(mean, 5)[1])
+    lost = response.astype(float)
+    lost[1, 100:] = np.nan
+    mean = split(stimulus, np.nanmean(lost, 0))
+    np.testing.assert_allclose(
+        sta(split(stimulus, lost), 5)["sta"], by_definition(mean, 5)[0], atol=1e-6
+    )
+
+
+def test_false_and_true_are_zero_and_one_and_not_minus_one():
+    stimulus = np.zeros((40, 1, 2), bool)
+    stimulus[:, 0, 1] = True
+    for algorithm in ALGORITHMS:
+        result = sta(split(stimulus, np.ones((40, 1))), 3, algorithm=algorithm)
+        np.testing.assert_allclose(result["sta"], np.tile([0.0, 1.0], (1, 3, 1, 1)), atol=1e-6)
+
+
+def test_a_stimulus_of_one_value_is_its_own_average():
+    for value in (-1, 0, 1):
+        stimulus = np.full((40, 2, 2), value, np.int8)
+        np.testing.assert_array_equal(sta(split(stimulus, np.ones((40, 1))), 3)["sta"], value)
+
+
+@pytest.mark.parametrize("algorithm", ["bits", "int8", "float", "toeplitz", "fft"])
+def test_windows_do_not_cross_segments(algorithm):
+    stimulus = np.repeat(np.array([-1, 1], np.int8), 20)[:, None, None]
+    response = np.ones((40, 1))
+    data = split(stimulus, response, segment=np.repeat([0, 1], 20))
+    result = sta(data, 5, algorithm=algorithm)
+    np.testing.assert_allclose(result["sta"], 0, atol=1e-6)
+    assert float(result["spikes"].item()) == 32
+
+
+@pytest.mark.parametrize("algorithm", ["auto", "float"])
+def test_nan_in_the_stimulus_reaches_only_the_spikes_that_saw_it(algorithm):
+    random = np.random.default_rng(0)
+    stimulus = random.standard_normal((500, 2, 2), np.float32)
+    stimulus[200, 0, 0] = np.nan
+    response = random.random((500, 2))
+    response[195:210, 0] = 0
+    result = sta(split(stimulus, response), 5, algorithm=algorithm)["sta"]
+    assert np.isfinite(result[0]).all()
+    assert np.isnan(result[1, :, 0, 0]).all()
+    assert np.isnan(result[1]).sum() == 5
+
+
+@pytest.mark.parametrize("algorithm", ["toeplitz", "fft"])
+def test_products_refuse_nan_in_the_stimulus(algorithm):
+    stimulus = np.full((50, 1, 1), np.nan, np.float32)
+    with pytest.raises(UserError, match="NaN"):
+        sta(split(stimulus, np.ones((50, 1))), 3, algorithm=algorithm)
+
+
+def test_a_third_value_late_in_the_movie_is_counted():
+    random = np.random.default_rng(0)
+    stimulus = 2 * random.integers(0, 2, (300, 3, 3), np.int8) - 1
+    stimulus[250] = 0
+    data = split(stimulus, random.poisson(0.5, (300, 1)))
+    result = sta(data, 4)
+    np.testing.assert_allclose(result["sta"], by_definition(data, 4)[0], rtol=1e-14, atol=1e-14)
+    assert result.attrs["algorithm"] == "int8"
+
+
+def test_an_unknown_algorithm_names_the_nearest():
+    with pytest.raises(UserError, match="did you mean 'float'"):
+        sta(split(np.ones((9, 1, 1)), np.ones((9, 1))), 2, algorithm="floats")
+
+
+@pytest.mark.parametrize("bits", [128, 256])
+def test_narrower_vectors_count_the_same(bits):
+    """The processor here may be wider; the kernels are asked to hold back."""
+    mine = Path(__file__)
+    chosen = "same_compiled or every_algorithm or third_value"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", mine, "-k", chosen]
+    environment = os.environ | {"RETINAKIT_VECTOR_BITS": str(bits)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def windows_of(data, lags, first_lag=0):
+    """All windows with a full history, as vectors, and their responses."""
+    stimulus = data["stimulus"].values.astype(float)
+    full = np.flatnonzero(full_history(data["segment"], lags + first_lag))
+    lag = np.arange(first_lag, first_lag + lags)
+    response = data["response"].values[full, 0]
+    known = np.isfinite(response)
+    return stimulus[full[:, None] - lag].reshape(len(full), -1)[known], response[known]
+
+
+@pytest.mark.parametrize("real", [False, True])
+def test_the_covariance_is_its_definition_with_counts_weighted_once(real):
+    random = np.random.default_rng(0)
+    stimulus = 100 + random.standard_normal((400, 2, 3))
+    response = random.poisson(0.7, (400, 1)) * (random.random((400, 1)) if real else 1.0)
+    response[7::50] = np.nan
+    data = split(stimulus, response, segment=np.repeat([0, 1], 200))
+    windows, weight = windows_of(data, 4, 1)
+    expected = np.cov(windows.T, aweights=weight, ddof=0)
+    result = stc(data, 4, first_lag=1)
+    np.testing.assert_allclose(result["stc"], expected, atol=1e-5)
+    np.testing.assert_allclose(result["spikes"], weight.sum())
+    mean = np.average(windows, axis=0, weights=weight)
+    np.testing.assert_allclose(result["sta"].values.ravel(), mean, atol=1e-4)
+
+
+def test_the_covariance_without_the_prior_and_the_average():
+    random = np.random.default_rng(0)
+    data = split(random.standard_normal((400, 2, 2)), random.poisson(0.7, (400, 1)))
+    windows, weight = windows_of(data, 3)
+    expected = np.cov(windows.T, aweights=weight, ddof=0) - np.cov(windows.T, ddof=0)
+    np.testing.assert_allclose(stc(data, 3, prior=True)["stc"], expected, atol=1e-5)
+    result = stc(data, 3, project_out=True)
+    np.testing.assert_allclose(result["stc"].values @ result["sta"].values.ravel(), 0, atol=1e-6)
+
+
+def test_a_covariance_of_no_spikes_is_nan():
+    result = stc(split(np.ones((20, 2, 2)), np.zeros((20, 1))), 3)
+    assert np.isnan(result["stc"]).all()
+
+
+def test_a_covariance_that_cannot_be_held_is_refused():
+    data = split(np.zeros((30, 900, 900), np.int8), np.ones((30, 1)))
+    with pytest.raises(UserError, match=r"crop the stimulus .* at most"):
+        stc(data, 20)
+
+
+def test_several_cells_need_a_name():
+    data = split(np.ones((20, 2, 2)), np.ones((20, 2)), cell=["a", "b"])
+    with pytest.raises(UserError, match="name one"):
+        stc(data, 3)
+    assert stc(data, 3, cell="b")["spikes"] == 18
+
+
+def test_the_ensemble_is_the_windows_and_large_counts_are_weights():
+    random = np.random.default_rng(0)
+    response = np.zeros((60, 1), int)
+    response[[1, 20, 40], 0] = 5, 200, 1
+    stimulus = random.integers(-1, 2, (60, 2, 2)).astype(np.int8)
+    result = spike_triggered_ensemble(split(stimulus, response), 4)
+    assert result["frame"].values.tolist() == [20, 40]
+    assert result["weight"].values.tolist() == [200, 1]
+    assert result["ensemble"].dtype == np.int8
+    np.testing.assert_array_equal(result["ensemble"][0], stimulus[[20, 19, 18, 17]])
+    nothing = spike_triggered_ensemble(split(stimulus, 0 * response), 4)
+    assert nothing["ensemble"].shape == (0, 4, 2, 2)

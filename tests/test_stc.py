@@ -1,35 +1,12 @@
-"""Spike-triggered covariance against its definition, and cells with known directions."""
+"""Spike-triggered covariance of cells with known directions."""
 
 import numpy as np
 import pytest
 
-from retinakit.covariance import stc
-from retinakit.errors import UserError
 from retinakit.recording import make_recording, make_split
+from retinakit.spikes import stc
 from retinakit.testing import small_recording
 from retinakit_plugins.analyses.stc import STC
-
-
-def test_the_covariance_is_its_definition_with_counts_as_weights():
-    random = np.random.default_rng(0)
-    stimulus = random.standard_normal((400, 2, 3))
-    counts = random.poisson(0.7, (400, 1)).astype(float)
-    counts[50] = np.nan
-    split = make_split(stimulus, counts, frame_interval=0.1, segment=np.repeat([0, 1], [150, 250]))
-    ensemble = []
-    for t in range(400):
-        if (2 <= t < 150 or t >= 152) and counts[t, 0] > 0:
-            window = stimulus[t - 2 : t + 1][::-1].ravel()
-            ensemble += [window] * int(counts[t, 0])
-    mean, covariance = stc(split, 3)
-    np.testing.assert_allclose(mean, np.mean(ensemble, 0), atol=1e-6)
-    np.testing.assert_allclose(covariance, np.cov(np.array(ensemble).T), atol=1e-5)
-
-
-def test_a_covariance_that_does_not_fit_is_refused_with_what_to_do():
-    split = make_split(np.zeros((300, 60, 60), np.int8), np.ones((300, 1)), frame_interval=0.1)
-    with pytest.raises(UserError, match=r"20 lags of 3600 checks.*crop the field"):
-        stc(split, 20)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +47,7 @@ def test_unrelated_spikes_stay_within_the_band():
 def test_the_average_is_projected_out():
     recording = small_recording(frames=2000, cells=1)
     result = STC({"lags": 3, "draws": 2}).run(recording).isel(cell=0)
-    mean, _ = stc(recording["train"].to_dataset(), 3)
+    mean = stc(recording["train"].to_dataset(), 3)["sta"].values.ravel()
     for side in ("largest", "smallest"):
         found = result["component_image"].sel(side=side, component=0).values.ravel()
         assert abs(found @ mean) / np.linalg.norm(mean) < 0.02

@@ -10,8 +10,9 @@ from pydantic import Field
 
 from retinakit.analysis import Analysis, groups, points, sweep_dims
 from retinakit.config import Config
-from retinakit.covariance import prior_covariance, stc
-from retinakit.recording import lag_coordinate
+from retinakit.errors import UserError
+from retinakit.recording import full_history, lag_coordinate, mean_response
+from retinakit.spikes import stc
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,7 +48,7 @@ class STC(Analysis):
 
     def run(self, data: xr.DataTree) -> xr.Dataset:
         train = data["train"].to_dataset()
-        prior = prior_covariance(train, self.config.lags, self.config.prior_frames, self.seed)
+        prior = self._prior(train)
         cells = [self._one_cell(train.isel(cell=[i]), prior) for i in range(train.sizes["cell"])]
         result: xr.Dataset = xr.concat(cells, "cell")
         return result
@@ -90,21 +91,33 @@ class STC(Analysis):
             coords=coords,
         ).expand_dims(cell=split["cell"].values)
 
+    def _prior(self, split: xr.Dataset) -> NDArray[np.float64]:
+        """The covariance of the stimulus itself, measured on random frames."""
+        known = np.flatnonzero(full_history(split["segment"], self.config.lags))
+        random = np.random.default_rng(self.seed)
+        chosen = random.choice(known, min(self.config.prior_frames, len(known)), replace=False)
+        ones = xr.zeros_like(mean_response(split).isel(cell=[0]), dtype=float)
+        ones[{"frame": chosen}] = 1
+        everything = split.drop_vars("response").isel(cell=[0]).assign(response=ones)
+        covariance: NDArray[np.float64] = stc(everything, self.config.lags)["stc"].values
+        return covariance
+
     def _difference(
         self, split: xr.Dataset, prior: NDArray[np.float64], shift: int
     ) -> NDArray[np.float64]:
-        mean, covariance = stc(split, self.config.lags, shift=shift)
-        difference = covariance - prior
+        """The covariance beyond the prior, with the spikes shifted around the split."""
+        shifted = split.assign(response=split["response"].roll(frame=shift))
+        found = stc(shifted, self.config.lags)
+        if not found["spikes"] > 0:
+            cell = split["cell"].item()
+            raise UserError(f"cell {cell} has no spike with a full history; leave it out")
+        difference: NDArray[np.float64] = found["stc"].values - prior
+        mean = found["sta"].values.ravel()
         norm = np.linalg.norm(mean)
         if self.config.remove_sta and norm > 0:
             direction = mean / norm
-            across = difference @ direction
-            difference = (
-                difference
-                - np.outer(across, direction)
-                - np.outer(direction, across)
-                + (direction @ across) * np.outer(direction, direction)
-            )
+            difference -= np.outer(direction, direction @ difference)
+            difference -= np.outer(difference @ direction, direction)
         return difference
 
     def plot(self, result: xr.DataTree) -> "Figure":
