@@ -5,7 +5,7 @@ WORKERS ?= 2
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint types tests bench bench-goals clean
+.PHONY: demo test lint types tests bench bench-compare bench-goals clean
 
 demo: $(VENV)/demo
 	$(BIN)/retina-run pipelines/quickstart.yaml --workers $(WORKERS)
@@ -23,12 +23,20 @@ tests: $(VENV)/test
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 bench: $(VENV)/bench
-	mkdir -p benchmarks/results
-	OMP_NUM_THREADS=1 PYTHONPATH=benchmarks $(BIN)/python -m pytest benchmarks \
-	  --benchmark-group-by=group --benchmark-json=benchmarks/results/$(shell date +%F-%H%M).json
+	mkdir -p $(RESULTS)
+	OMP_NUM_THREADS=1 $(BENCH) --benchmark-json=$(RESULTS)/$(shell date +%F-%H%M).json
+
+bench-compare: $(VENV)/bench
+	$(BIN)/pytest-benchmark compare $(lastword $(sort $(wildcard $(RESULTS)/*.json))) \
+	  $(lastword $(filter-out $(lastword $(sort $(wildcard $(RESULTS)/*.json))), \
+	    $(sort $(wildcard $(RESULTS)/*.json)))) --columns=median,rounds --group-by=fullname
 
 bench-goals: $(VENV)/bench
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/goals.py
+	OMP_NUM_THREADS=1 $(BENCH) -k test_goal -s -q | grep -E ' (met|short)'
+
+RESULTS = benchmarks/results
+BENCH = PYTHONPATH=benchmarks $(BIN)/python -m pytest benchmarks --benchmark-group-by=group
 
 SOURCES = $(shell find core plugins csrc -type f -not -name '*.pyc' -not -name '*.so')
 
@@ -44,7 +52,8 @@ $(VENV)/test: setup.py pyproject.toml constraints.txt $(SOURCES)
 
 $(VENV)/bench: setup.py pyproject.toml constraints.txt $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
-	$(INSTALL) ".[test,peers]"
+	$(INSTALL) ".[test]" scikit-image scikit-learn shapely tqdm
+	$(INSTALL) --no-deps pyret stnmf  # they ask for an older NumPy than they need
 	touch $@
 
 clean:
