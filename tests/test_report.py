@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -373,7 +374,10 @@ def test_the_snippets_open_the_file_they_name(run: Path, monkeypatch: pytest.Mon
     for code in (snippets[0], snippets[1]):
         lines = [line for line in code.splitlines() if line.strip()]
         end = next(i for i, line in enumerate(lines) if "tree[" in line or "values =" in line)
-        exec("\n".join(lines[: end + 1]), {})
+        names: dict[str, Any] = {}
+        exec("\n".join(lines[: end + 1]), names)
+        opened = [v for v in names.values() if isinstance(v, xr.DataTree | h5py.File | np.ndarray)]
+        assert opened, code
 
 
 def test_the_page_is_drawn_from_the_folder_alone(run: Path, tmp_path_factory: Any) -> None:
