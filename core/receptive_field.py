@@ -23,7 +23,6 @@ def separate(field: xr.DataArray) -> xr.Dataset:
     """
 
     def decompose(matrix: NDArray[Any]) -> tuple[Any, ...]:
-        lags = matrix.shape[-3]
         flat = np.nan_to_num(matrix.reshape(*matrix.shape[:-2], -1))
         u, s, v = np.linalg.svd(flat, full_matrices=False)
         temporal, spatial = u[..., 0], s[..., :1] * v[..., 0, :]
@@ -31,7 +30,6 @@ def separate(field: xr.DataArray) -> xr.Dataset:
         sign = np.where(peak < 0, -1.0, 1.0)
         power = (s**2).sum(-1)
         part = np.divide(s[..., 0] ** 2, power, out=np.full(power.shape, np.nan), where=power > 0)
-        assert temporal.shape[-1] == lags
         return (
             temporal * sign,
             (spatial * sign).reshape(*matrix.shape[:-3], *matrix.shape[-2:]),
