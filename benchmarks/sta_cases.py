@@ -41,14 +41,13 @@ def ours(split, algorithm="auto"):
 
 def in_numba(split):
     """Ours without the compiled kernels."""
-    from retinakit.triggered import bits
+    from retinakit.triggered import bits, bits_numba
 
-    kept = bits.pack_bits, bits.bit_sums
-    bits.pack_bits, bits.bit_sums = bits._pack_bits, bits._bit_sums
+    kept, bits.bit_sums = bits.bit_sums, bits_numba.bit_sums
     try:
         return ours(split, "bits")
     finally:
-        bits.pack_bits, bits.bit_sums = kept
+        bits.bit_sums = kept
 
 
 def product_per_lag(split):

@@ -238,10 +238,11 @@ def full_history(segment: ArrayLike, lags: int) -> NDArray[np.bool_]:
         (frame,) booleans.
     """
     segment = np.asarray(segment)
-    frames = np.arange(len(segment))
-    starts = np.flatnonzero(np.r_[True, segment[1:] != segment[:-1]]) if len(segment) else frames
-    first = starts[np.searchsorted(starts, frames, side="right") - 1]
-    return frames - first >= lags - 1
+    full = np.ones(len(segment), bool)
+    starts = np.flatnonzero(np.r_[True, segment[1:] != segment[:-1]]) if len(segment) else []
+    for start in starts:
+        full[start : start + lags - 1] = False
+    return full
 
 
 def segments(split: xr.Dataset | xr.DataArray) -> list[slice]:

@@ -111,7 +111,7 @@ def _sums(
     for begin, end in _blocks(len(response.full), reach, pixels, 1 if exact else 4):
         # The first frames are the history; they were counted in the block before.
         block = response.between(begin + reach - 1, end, begin)
-        if not block.empty():
+        if len(block.lists[1]):
             values = as_numbers(stimulus[begin:end].values.reshape(end - begin, pixels))
             able = possible(values, response.counts)
             if algorithm == "auto":

@@ -44,32 +44,35 @@ void check_frames(const Array<int64_t>& starts, const Array<int64_t>& frames, in
   }
 }
 
-template <class T>
-bool pack(const Array<T>& stimulus, T low, T high, Array<uint64_t>& bits, int threads) {
-  check(stimulus.ndim() == 2 && bits.ndim() == 3, "stimulus must be (frame, check)");
-  const int64_t frames = stimulus.shape(0), checks = stimulus.shape(1);
-  check(checks > 0 && bits.shape(0) == (checks + retinakit::kTileChecks - 1) /
-                                           retinakit::kTileChecks &&
-            bits.shape(1) == frames && bits.shape(2) == retinakit::kTileWords,
-        "bits must be (tile, frame, 8)");
-  uint64_t* out = bits.mutable_data();
-  py::gil_scoped_release release;
-  return retinakit::pack_bits(stimulus.data(), frames, checks, low, high, out, threads);
+// A count for each frame, none negative, and not so many in a cell that 31 bits cannot hold them.
+void check_counts(const Array<int64_t>& starts, const Array<int64_t>& counts, int64_t frames,
+                  int64_t cells) {
+  check(counts.ndim() == 1 && counts.size() == frames, "frames and counts must be of one length");
+  for (int64_t c = 0; c < cells; ++c) {
+    int64_t total = 0;
+    for (int64_t i = starts.data()[c]; i < starts.data()[c + 1]; ++i) {
+      const int64_t count = counts.data()[i];
+      check(count >= 0, "counts must not be negative");
+      total += std::min<int64_t>(count, INT32_MAX);
+      check(total < INT32_MAX, "a cell has more than 2^31 - 1 spikes");
+    }
+  }
 }
 
-template <class T>
-void bits(const Array<uint64_t>& bits, const Array<int64_t>& starts, const Array<int64_t>& frames,
-          int64_t first_lag, T scale, T offset, Array<T>& sums, int threads) {
-  check(bits.ndim() == 3 && sums.ndim() == 3, "sums must be (cell, lag, check)");
-  const int64_t cells = sums.shape(0), lags = sums.shape(1), checks = sums.shape(2);
-  check(bits.shape(0) == (checks + retinakit::kTileChecks - 1) / retinakit::kTileChecks &&
-            bits.shape(2) == retinakit::kTileWords,
-        "bits must be (tile, frame, 8)");
-  check_frames(starts, frames, cells, bits.shape(1), first_lag, lags);
-  T* out = sums.mutable_data();
+template <class T, class Sum>
+bool bits(const Array<T>& stimulus, T low, T high, const Array<int64_t>& starts,
+          const Array<int64_t>& frames, const Array<int64_t>& counts, int64_t first_lag,
+          Array<Sum>& sums, int threads) {
+  check(stimulus.ndim() == 2 && sums.ndim() == 3 && sums.shape(2) == stimulus.shape(1),
+        "stimulus must be (frame, check) and sums (cell, lag, check)");
+  const int64_t cells = sums.shape(0), lags = sums.shape(1);
+  check_frames(starts, frames, cells, stimulus.shape(0), first_lag, lags);
+  check_counts(starts, counts, frames.size(), cells);
+  Sum* out = sums.mutable_data();
   py::gil_scoped_release release;
-  retinakit::bit_sums(bits.data(), bits.shape(1), checks, starts.data(), frames.data(), cells,
-                      first_lag, lags, scale, offset, out, threads);
+  return retinakit::bit_sums(stimulus.data(), stimulus.shape(0), stimulus.shape(1), low, high,
+                             {starts.data(), frames.data(), counts.data(), cells}, first_lag, lags,
+                             out, threads);
 }
 
 template <class Stimulus, class Weight, class Sum>
@@ -93,19 +96,14 @@ void sparse(const Array<Stimulus>& stimulus, const Array<int64_t>& starts,
                          frames.data(), weights.data(), cells, first_lag, lags, out, threads);
 }
 
-template <class T>
-void define_pack(py::module_& m) {
-  m.def("pack_bits", &pack<T>, py::arg("stimulus").noconvert(), py::arg("low"), py::arg("high"),
-        py::arg("bits").noconvert(), py::arg("threads"),
-        "Packs a stimulus (frame, check) of two values; false if there is a third.");
-}
-
-template <class T>
+template <class T, class Sum>
 void define_bits(py::module_& m) {
-  m.def("bit_sums", &bits<T>, py::arg("bits").noconvert(), py::arg("starts").noconvert(),
-        py::arg("frames").noconvert(), py::arg("first_lag"), py::arg("scale"), py::arg("offset"),
-        py::arg("sums").noconvert(), py::arg("threads"),
-        "Adds the sum of scale * bit + offset before the frames of each cell.");
+  m.def("bit_sums", &bits<T, Sum>, py::arg("stimulus").noconvert(), py::arg("low"),
+        py::arg("high"), py::arg("starts").noconvert(), py::arg("frames").noconvert(),
+        py::arg("counts").noconvert(), py::arg("first_lag"), py::arg("sums").noconvert(),
+        py::arg("threads"),
+        "Adds the sum of count * stimulus before the frames of each cell; false, and nothing is "
+        "added, if the stimulus has a value besides low and high.");
 }
 
 template <class Stimulus, class Weight, class Sum>
@@ -195,12 +193,10 @@ void define_simulate(py::module_& m) {
 PYBIND11_MODULE(_kernels, m) {
   m.doc() = "Compiled kernels of retinakit";
   m.attr("vector_bits") = retinakit::vector_bits();
-  define_pack<int8_t>(m);
-  define_pack<uint8_t>(m);
-  define_pack<float>(m);
-  define_pack<double>(m);
-  define_bits<int64_t>(m);
-  define_bits<double>(m);
+  define_bits<int8_t, int64_t>(m);
+  define_bits<uint8_t, int64_t>(m);
+  define_bits<float, double>(m);
+  define_bits<double, double>(m);
   define_sparse<int8_t, int64_t, int64_t>(m);
   define_sparse<uint8_t, int64_t, int64_t>(m);
   define_sparse<float, float, double>(m);

@@ -3,6 +3,7 @@
 #include "bits.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <vector>
 
@@ -14,8 +15,10 @@ namespace retinakit {
 namespace {
 
 constexpr int64_t kBlockFrames = 4096;  // of one tile: 256 KB, which the L2 cache holds
-constexpr int kBlockPlanes = 13;        // counts of a block go up to kBlockFrames
-constexpr int kMaxPlanes = 40;
+constexpr int64_t kGroupTiles = 8;      // read together: long runs of memory are read faster
+constexpr int kMaxPlanes = 31;
+constexpr int kSparePlanes = 6;         // so many are counted in whatever the number of spikes
+constexpr int64_t kLineBytes = 8 * kTileWords;
 
 // low + a + b = low + 2 high, bit by bit.
 template <class V>
@@ -35,56 +38,56 @@ RETINAKIT_INLINE void ripple(V* planes, int level, int top, V x) {
   }
 }
 
-// Adds the bits of some frames (one vector of each line) to the bit-sliced `total`.
+// Adds 16 lines to the numbers of which ones, twos, fours and eights are the lowest bits; what they
+// carry is the bit of 16.
 template <class V>
-RETINAKIT_INLINE void count(const uint64_t* lines, const int64_t* frames, int64_t number, V* total,
+RETINAKIT_INLINE void add_16(V& carry, V& ones, V& twos, V& fours, V& eights, const char* lines,
+                             const int64_t* at) {
+  const V* line[16];
+  for (int i = 0; i < 16; ++i) line[i] = reinterpret_cast<const V*>(lines + at[i]);
+  V two_a, two_b, four_a, four_b, eight_a, eight_b;
+  add(two_a, ones, *line[0], *line[1]);
+  add(two_b, ones, *line[2], *line[3]);
+  add(four_a, twos, two_a, two_b);
+  add(two_a, ones, *line[4], *line[5]);
+  add(two_b, ones, *line[6], *line[7]);
+  add(four_b, twos, two_a, two_b);
+  add(eight_a, fours, four_a, four_b);
+  add(two_a, ones, *line[8], *line[9]);
+  add(two_b, ones, *line[10], *line[11]);
+  add(four_a, twos, two_a, two_b);
+  add(two_a, ones, *line[12], *line[13]);
+  add(two_b, ones, *line[14], *line[15]);
+  add(four_b, twos, two_a, two_b);
+  add(eight_b, fours, four_a, four_b);
+  add(carry, eights, eight_a, eight_b);
+}
+
+// Adds the bits of some lines, a multiple of 16 of them, to the bit-sliced `total`.
+template <class V>
+RETINAKIT_INLINE void count(const char* lines, const int64_t* offsets, int64_t number, V* total,
                             int planes) {
-  const V zero = {};
-  V plane[kBlockPlanes + 1] = {}, waiting[kBlockPlanes + 1];
-  V ones = zero, twos = zero, fours = zero, eights = zero;
-  const int64_t groups = (number + 15) / 16;
-  for (int64_t group = 0; group < groups; ++group) {
-    const V* line[16];
-    for (int i = 0; i < 16; ++i) {
-      const int64_t at = 16 * group + i;
-      line[i] = at < number ? reinterpret_cast<const V*>(lines + frames[at] * kTileWords) : &zero;
-    }
-    V two_a, two_b, four_a, four_b, eight_a, eight_b, x;
-    add(two_a, ones, *line[0], *line[1]);
-    add(two_b, ones, *line[2], *line[3]);
-    add(four_a, twos, two_a, two_b);
-    add(two_a, ones, *line[4], *line[5]);
-    add(two_b, ones, *line[6], *line[7]);
-    add(four_b, twos, two_a, two_b);
-    add(eight_a, fours, four_a, four_b);
-    add(two_a, ones, *line[8], *line[9]);
-    add(two_b, ones, *line[10], *line[11]);
-    add(four_a, twos, two_a, two_b);
-    add(two_a, ones, *line[12], *line[13]);
-    add(two_b, ones, *line[14], *line[15]);
-    add(four_b, twos, two_a, two_b);
-    add(eight_b, fours, four_a, four_b);
-    add(x, eights, eight_a, eight_b);
-    // Two sixteens make a thirty-two, and so on: one adder per group on average.
-    int level = 4;
-    for (int64_t pairs = group; pairs & 1; pairs >>= 1, ++level) {
-      V carry;
-      add(carry, plane[level], waiting[level], x);
-      x = carry;
-    }
-    waiting[level] = x;
+  V ones = total[0], twos = total[1], fours = total[2], eights = total[3];
+  V sixteens = total[4], thirty_twos = total[5];
+  int64_t i = 0;
+  for (; i + 64 <= number; i += 64) {
+    V a, b, pair_a, pair_b, carry;
+    add_16(a, ones, twos, fours, eights, lines, offsets + i);
+    add_16(b, ones, twos, fours, eights, lines, offsets + i + 16);
+    add(pair_a, sixteens, a, b);
+    add_16(a, ones, twos, fours, eights, lines, offsets + i + 32);
+    add_16(b, ones, twos, fours, eights, lines, offsets + i + 48);
+    add(pair_b, sixteens, a, b);
+    add(carry, thirty_twos, pair_a, pair_b);
+    ripple(total, 6, planes, carry);
   }
-  plane[0] = ones, plane[1] = twos, plane[2] = fours, plane[3] = eights;
-  V carry = zero;
-  for (int k = 0; k < planes; ++k) {
-    V high, low = k <= kBlockPlanes ? plane[k] : zero;
-    add(high, low, total[k], carry);
-    total[k] = low;
-    carry = high;
+  total[4] = sixteens, total[5] = thirty_twos;
+  for (; i < number; i += 16) {
+    V carry;
+    add_16(carry, ones, twos, fours, eights, lines, offsets + i);
+    ripple(total, 4, planes, carry);
   }
-  for (int level = 4; groups >> (level - 4); ++level) {
-    if (groups >> (level - 4) & 1) ripple(total, level, planes, waiting[level]);
-  }
+  total[0] = ones, total[1] = twos, total[2] = fours, total[3] = eights;
 }
 
 // sums += scale * (the bit-sliced numbers) + offset, for the first `width` checks of a line.
@@ -102,100 +105,203 @@ RETINAKIT_INLINE void unslice(const uint64_t* planes, int number, int64_t width,
   for (int64_t i = 0; i < width; ++i) sums[i] += scale * static_cast<T>(value[i]) + offset;
 }
 
+template <class T>
 struct Task {
-  const uint64_t* bits;
-  int64_t frames_in_bits, checks;
-  const int64_t *starts, *frames;
-  int64_t cells, first_lag, lags;
+  const T* stimulus;
+  int64_t frames, checks;
+  T low, high;
+  Responses responses;
+  int64_t first_lag, lags;
+  int planes;
 };
 
-template <class V, class T>
-RETINAKIT_INLINE void tile_sums(const Task& t, int64_t tile, T scale, T offset, T* sums) {
-  constexpr int kParts = kTileWords * 8 / sizeof(V);
-  int64_t longest = 0;
-  for (int64_t c = 0; c < t.cells; ++c) {
-    longest = std::max(longest, t.starts[c + 1] - t.starts[c]);
+// Where the lines of some responses begin, in bytes: lists of a multiple of 16 lines, filled up
+// with `empty`. Responses of the list k count 2^k times.
+class Lists {
+ public:
+  void fill(const Responses& r, int64_t from, int64_t to, int64_t shift, int64_t empty) {
+    const int64_t *frames = r.frames, *counts = r.counts;
+    int64_t total = 0, largest = 0;
+    for (int64_t i = from; i < to; ++i) {
+      total += counts[i];
+      largest = std::max(largest, counts[i]);
+    }
+    for (auto& list : lists_) list.clear();
+    if (total <= 2 * (to - from)) {  // it is less work to count a frame as often as it says
+      for (int64_t i = from; i < to; ++i) {
+        for (int64_t k = 0; k < counts[i]; ++k) push(0, frames[i] + shift);
+      }
+    } else {  // a count is the sum of its binary digits
+      for (int power = 0; largest >> power; ++power) {
+        for (int64_t i = from; i < to; ++i) {
+          if (counts[i] >> power & 1) push(power, frames[i] + shift);
+        }
+      }
+    }
+    for (auto& list : lists_) {
+      while (list.size() % 16) list.push_back(empty * kLineBytes);
+    }
   }
-  int planes = 1;
-  while (longest >> planes) ++planes;
-  // (cell, lag, part, plane)
-  std::vector<uint64_t> store(t.cells * t.lags * planes * kTileWords + 8);
-  V* totals = reinterpret_cast<V*>(store.data());
-  std::vector<int64_t> at(t.starts, t.starts + t.cells);
-  const uint64_t* lines = t.bits + tile * t.frames_in_bits * kTileWords;
-  for (int64_t end = kBlockFrames; end < t.frames_in_bits + kBlockFrames; end += kBlockFrames) {
-    for (int64_t c = 0; c < t.cells; ++c) {
+  int number() const { return static_cast<int>(lists_.size()); }
+  const std::vector<int64_t>& operator[](int power) const { return lists_[power]; }
+
+ private:
+  void push(int power, int64_t line) {
+    if (power >= number()) lists_.resize(power + 1);
+    lists_[power].push_back(line * kLineBytes);
+  }
+  std::vector<std::vector<int64_t>> lists_;
+};
+
+// Counts the bits of neighbouring tiles, each with totals (cell, lag, part of a line, plane).
+// False if there is a third value.
+template <class V, class T>
+RETINAKIT_INLINE bool group_totals(const Task<T>& t, int64_t first_tile, int64_t tiles,
+                                   std::vector<uint64_t>* totals) {
+  constexpr int kParts = kLineBytes / sizeof(V);
+  const Responses& r = t.responses;
+  const int planes = t.planes + kSparePlanes;
+  // Of each tile the lines of a block with its history, and empty ones for what fills up a list.
+  const int64_t history = t.first_lag + t.lags - 1, used = history + kBlockFrames;
+  const int64_t empty = used + t.lags - 1, rows = empty + 1;
+  std::vector<uint64_t> memory((tiles * rows + 1) * kTileWords);
+  uint64_t* lines = memory.data();
+  lines += (-reinterpret_cast<uintptr_t>(lines) & (kLineBytes - 1)) / sizeof(uint64_t);
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    totals[tile].assign(r.cells * t.lags * planes * kTileWords, 0);
+  }
+
+  const int64_t first = first_tile * kTileChecks;
+  const int64_t width = std::min(tiles * kTileChecks, t.checks - first);
+  std::vector<int64_t> at(r.starts, r.starts + r.cells);
+  Lists lists;
+  for (int64_t begin = 0; begin < t.frames; begin += kBlockFrames) {
+    const int64_t end = std::min(begin + kBlockFrames, t.frames);
+    for (int64_t tile = 0; begin > 0 && tile < tiles; ++tile) {
+      uint64_t* oldest = lines + tile * rows * kTileWords;
+      std::memmove(oldest, oldest + kBlockFrames * kTileWords, history * kLineBytes);
+    }
+    if (!pack_tiles(t.stimulus + begin * t.checks + first, end - begin, t.checks, width, t.low,
+                    t.high, lines + history * kTileWords, rows * kTileWords)) {
+      return false;
+    }
+    for (int64_t c = 0; c < r.cells; ++c) {
       const int64_t from = at[c];
       int64_t to = from;
-      while (to < t.starts[c + 1] && t.frames[to] < end) ++to;
+      while (to < r.starts[c + 1] && r.frames[to] < end) ++to;
       at[c] = to;
       if (from == to) continue;
-      for (int64_t lag = 0; lag < t.lags; ++lag) {
-        for (int part = 0; part < kParts; ++part) {
-          count<V>(lines + part * (kTileWords / kParts) - (t.first_lag + lag) * kTileWords,
-                   t.frames + from, to - from,
-                   totals + ((c * t.lags + lag) * kParts + part) * planes, planes);
+      lists.fill(r, from, to, history - begin - t.first_lag, empty);
+      for (int power = 0; power < lists.number(); ++power) {
+        const auto& list = lists[power];
+        for (int64_t tile = 0; tile < (list.empty() ? 0 : tiles); ++tile) {
+          auto* total = reinterpret_cast<V*>(totals[tile].data()) + c * t.lags * kParts * planes;
+          const auto* newest = reinterpret_cast<const char*>(lines + tile * rows * kTileWords);
+          for (int64_t lag = 0; lag < t.lags; ++lag) {
+            for (int part = 0; part < kParts; ++part, total += planes) {
+              count<V>(newest - lag * kLineBytes + part * sizeof(V), list.data(), list.size(),
+                       total + power, planes - power);
+            }
+          }
         }
       }
     }
   }
+  return true;
+}
+
+// Adds low + (high - low) * bit, summed, from the totals of a tile.
+template <class V, class T, class Sum>
+RETINAKIT_INLINE void add_totals(const Task<T>& t, int64_t tile,
+                                 const std::vector<uint64_t>& totals, Sum* sums) {
+  constexpr int kParts = kLineBytes / sizeof(V);
+  const auto* total = reinterpret_cast<const V*>(totals.data());
+  const auto low = static_cast<Sum>(t.low), high = static_cast<Sum>(t.high);
   const int64_t first = tile * kTileChecks, width = std::min(kTileChecks, t.checks - first);
-  for (int64_t c = 0; c < t.cells; ++c) {
-    const int64_t number = t.starts[c + 1] - t.starts[c];
-    if (number == 0) continue;
-    for (int64_t lag = 0; lag < t.lags; ++lag) {
+  for (int64_t c = 0; c < t.responses.cells; ++c) {
+    int64_t spikes = 0;
+    for (int64_t i = t.responses.starts[c]; i < t.responses.starts[c + 1]; ++i) {
+      spikes += t.responses.counts[i];
+    }
+    for (int64_t lag = 0; lag < (spikes ? t.lags : 0); ++lag) {
       V gathered[kMaxPlanes * kParts];
       for (int part = 0; part < kParts; ++part) {
-        for (int k = 0; k < planes; ++k) {
-          gathered[k * kParts + part] = totals[((c * t.lags + lag) * kParts + part) * planes + k];
+        for (int k = 0; k < t.planes; ++k) {
+          gathered[k * kParts + part] = total[((c * t.lags + lag) * kParts + part) * (t.planes + kSparePlanes) + k];
         }
       }
-      unslice<T>(reinterpret_cast<const uint64_t*>(gathered), planes, width, scale,
-                 offset * static_cast<T>(number), sums + (c * t.lags + lag) * t.checks + first);
+      unslice<Sum>(reinterpret_cast<const uint64_t*>(gathered), t.planes, width, high - low,
+                   low * static_cast<Sum>(spikes), sums + (c * t.lags + lag) * t.checks + first);
     }
   }
 }
 
+#define RETINAKIT_TILE(name, target, bytes)                                              \
+  template <class T>                                                                     \
+  target bool totals_##name(const Task<T>& task, int64_t first_tile, int64_t tiles,      \
+                            std::vector<uint64_t>* totals) {                             \
+    return group_totals<Vector<uint64_t, bytes>>(task, first_tile, tiles, totals);       \
+  }                                                                                      \
+  template <class T, class Sum>                                                          \
+  target void add_##name(const Task<T>& task, int64_t tile,                              \
+                         const std::vector<uint64_t>& totals, Sum* sums) {               \
+    add_totals<Vector<uint64_t, bytes>>(task, tile, totals, sums);                       \
+  }
+
+RETINAKIT_TILE(128, , 16)
 #ifdef RETINAKIT_X86
-template <class T>
-RETINAKIT_TARGET("avx512f,avx512bw")
-void tile_sums_512(const Task& task, int64_t tile, T scale, T offset, T* sums) {
-  tile_sums<Vector<uint64_t, 64>>(task, tile, scale, offset, sums);
-}
-template <class T>
-RETINAKIT_TARGET("avx2")
-void tile_sums_256(const Task& task, int64_t tile, T scale, T offset, T* sums) {
-  tile_sums<Vector<uint64_t, 32>>(task, tile, scale, offset, sums);
-}
+RETINAKIT_TILE(256, RETINAKIT_TARGET("avx2"), 32)
+RETINAKIT_TILE(512, RETINAKIT_TARGET("avx512f,avx512bw"), 64)
 #endif
 
 }  // namespace
 
-template <class T>
-void bit_sums(const uint64_t* bits, int64_t frames_in_bits, int64_t checks, const int64_t* starts,
-              const int64_t* frames, int64_t cells, int64_t first_lag, int64_t lags, T scale,
-              T offset, T* sums, int threads) {
-  const Task task{bits, frames_in_bits, checks, starts, frames, cells, first_lag, lags};
-  parallel((checks + kTileChecks - 1) / kTileChecks, threads, [&](int64_t from, int64_t to) {
-    for (int64_t tile = from; tile < to; ++tile) {
+template <class T, class Sum>
+bool bit_sums(const T* stimulus, int64_t frames, int64_t checks, T low, T high,
+              const Responses& responses, int64_t first_lag, int64_t lags, Sum* sums,
+              int threads) {
+  int64_t most = 0;
+  for (int64_t c = 0; c < responses.cells; ++c) {
+    int64_t spikes = 0;
+    for (int64_t i = responses.starts[c]; i < responses.starts[c + 1]; ++i) {
+      spikes += responses.counts[i];
+    }
+    most = std::max(most, spikes);
+  }
+  int planes = 1;
+  while (most >> planes) ++planes;
+  const Task<T> task{stimulus, frames, checks, low, high, responses, first_lag, lags, planes};
+  auto totals_here = totals_128<T>;
+  auto add_here = add_128<T, Sum>;
 #ifdef RETINAKIT_X86
-      if (vector_bits() == 512) {
-        tile_sums_512(task, tile, scale, offset, sums);
-        continue;
-      }
-      if (vector_bits() == 256) {
-        tile_sums_256(task, tile, scale, offset, sums);
-        continue;
-      }
+  if (vector_bits() >= 256) {
+    totals_here = vector_bits() == 512 ? totals_512<T> : totals_256<T>;
+    add_here = vector_bits() == 512 ? add_512<T, Sum> : add_256<T, Sum>;
+  }
 #endif
-      tile_sums<Vector<uint64_t, 16>>(task, tile, scale, offset, sums);
+  // Nothing is added before the whole stimulus was seen to have two values.
+  const int64_t tiles = (checks + kTileChecks - 1) / kTileChecks;
+  std::vector<std::vector<uint64_t>> totals(tiles);
+  std::atomic<bool> fine{true};
+  parallel(tiles, threads, [&](int64_t from, int64_t to) {
+    for (int64_t tile = from; tile < to && fine; tile += kGroupTiles) {
+      const int64_t number = std::min(kGroupTiles, to - tile);
+      if (!totals_here(task, tile, number, &totals[tile])) fine = false;
     }
   });
+  if (!fine) return false;
+  parallel(tiles, threads, [&](int64_t from, int64_t to) {
+    for (int64_t tile = from; tile < to; ++tile) add_here(task, tile, totals[tile], sums);
+  });
+  return true;
 }
 
-template void bit_sums(const uint64_t*, int64_t, int64_t, const int64_t*, const int64_t*, int64_t,
-                       int64_t, int64_t, int64_t, int64_t, int64_t*, int);
-template void bit_sums(const uint64_t*, int64_t, int64_t, const int64_t*, const int64_t*, int64_t,
-                       int64_t, int64_t, double, double, double*, int);
+#define RETINAKIT_BIT_SUMS(T, Sum)                                                              \
+  template bool bit_sums(const T*, int64_t, int64_t, T, T, const Responses&, int64_t, int64_t, \
+                         Sum*, int);
+RETINAKIT_BIT_SUMS(int8_t, int64_t)
+RETINAKIT_BIT_SUMS(uint8_t, int64_t)
+RETINAKIT_BIT_SUMS(float, double)
+RETINAKIT_BIT_SUMS(double, double)
 
 }  // namespace retinakit

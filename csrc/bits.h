@@ -1,24 +1,33 @@
-// Spike-triggered sums of a two-valued stimulus, packed as one bit a check.
+// Spike-triggered sums of a two-valued stimulus, counted as one bit a check.
 #pragma once
 
 #include <cstdint>
 
 namespace retinakit {
 
-// Checks are packed in tiles of 512, a cache line: bits is (tile, frame, 8 words).
+// Checks are packed in tiles of 512: a line of 8 words, a cache line, of each frame.
 constexpr int64_t kTileWords = 8;
 constexpr int64_t kTileChecks = 64 * kTileWords;
 
-// Sets a bit where stimulus (frame, check) is `high`. False if a value is neither high nor low.
+// Packs `checks` values of each frame, which begins `pitch` values after the one before, into a line
+// for each tile, the lines of a tile being `stride` words after those of the tile before: a bit is
+// set where a value is `high`, the lowest bit first. False if a value is neither high nor low.
 template <class T>
-bool pack_bits(const T* stimulus, int64_t frames, int64_t checks, T low, T high, uint64_t* bits,
-               int threads);
+bool pack_tiles(const T* values, int64_t frames, int64_t pitch, int64_t checks, T low, T high,
+                uint64_t* lines, int64_t stride);
 
-// Adds scale * (bits that are set in the frames of a cell) + offset * (its frames) to
-// sums (cell, lag, check). Cell c has the increasing frames[starts[c]] .. frames[starts[c + 1] - 1].
-template <class T>
-void bit_sums(const uint64_t* bits, int64_t frames_in_bits, int64_t checks, const int64_t* starts,
-              const int64_t* frames, int64_t cells, int64_t first_lag, int64_t lags, T scale,
-              T offset, T* sums, int threads);
+// The responses of cells: cell c has frames[starts[c]] .. frames[starts[c + 1] - 1], increasing,
+// with a count for each.
+struct Responses {
+  const int64_t *starts, *frames, *counts;
+  int64_t cells;
+};
+
+// Adds counts[i] * stimulus[frames[i] - first_lag - lag] to sums (cell, lag, check), for the i of
+// each cell. The stimulus is (frame, check). False, and nothing is added, if one of its values is
+// neither low nor high.
+template <class T, class Sum>
+bool bit_sums(const T* stimulus, int64_t frames, int64_t checks, T low, T high,
+              const Responses& responses, int64_t first_lag, int64_t lags, Sum* sums, int threads);
 
 }  // namespace retinakit

@@ -1,8 +1,7 @@
-#include <atomic>
+#include <algorithm>
 #include <cstring>
 
 #include "bits.h"
-#include "parallel.h"
 #include "simd.h"
 #ifdef RETINAKIT_X86
 #include <immintrin.h>
@@ -24,98 +23,100 @@ RETINAKIT_INLINE uint64_t word_of(const uint8_t* bytes) {
 }
 
 template <class T>
-RETINAKIT_INLINE bool pack_frame(const T* values, int64_t checks, T low, T high, uint64_t* out,
-                                 int64_t stride) {
-  uint8_t known = 255;
-  for (int64_t start = 0; start < checks; start += 64) {
-    uint8_t set[64] = {};
-    const int64_t count = std::min<int64_t>(64, checks - start);
-    for (int64_t i = 0; i < count; ++i) {
-      const T value = values[start + i];
-      set[i] = value == high ? 255 : 0;
-      known &= static_cast<uint8_t>(set[i] | (value == low ? 255 : 0));
-    }
-    out[start / kTileChecks * stride + start % kTileChecks / 64] = word_of(set);
+RETINAKIT_INLINE bool pack_word(const T* values, int64_t count, T low, T high, uint64_t& word) {
+  uint8_t known = 255, set[64] = {};
+  for (int64_t i = 0; i < count; ++i) {
+    set[i] = values[i] == high ? 255 : 0;
+    known &= static_cast<uint8_t>(set[i] | (values[i] == low ? 255 : 0));
   }
+  word = word_of(set);
   return known;
 }
 
-#ifdef RETINAKIT_X86
-RETINAKIT_TARGET("avx2")
-bool pack_frame_avx2(const int8_t* values, int64_t checks, int8_t low, int8_t high, uint64_t* out,
-                     int64_t stride) {
-  const __m256i lows = _mm256_set1_epi8(low), highs = _mm256_set1_epi8(high);
-  __m256i known = _mm256_set1_epi8(-1);
-  int64_t start = 0;
-  for (; start + 64 <= checks; start += 64) {
-    const auto* from = reinterpret_cast<const __m256i*>(values + start);
-    const __m256i a = _mm256_loadu_si256(from), b = _mm256_loadu_si256(from + 1);
-    const __m256i set_a = _mm256_cmpeq_epi8(a, highs), set_b = _mm256_cmpeq_epi8(b, highs);
-    known = _mm256_and_si256(known, _mm256_or_si256(set_a, _mm256_cmpeq_epi8(a, lows)));
-    known = _mm256_and_si256(known, _mm256_or_si256(set_b, _mm256_cmpeq_epi8(b, lows)));
-    const uint64_t first = static_cast<uint32_t>(_mm256_movemask_epi8(set_a));
-    const uint64_t second = static_cast<uint32_t>(_mm256_movemask_epi8(set_b));
-    out[start / kTileChecks * stride + start % kTileChecks / 64] = first | second << 32;
-  }
-  bool fine = _mm256_movemask_epi8(known) == -1;
-  if (start < checks) {
-    // The rest begins in the middle of a tile; the words before it are done.
-    uint64_t word = 0;
-    for (int64_t i = start; i < checks; ++i) {
-      fine = fine && (values[i] == low || values[i] == high);
-      word |= uint64_t{values[i] == high} << (i - start);
+// Where the word of the checks from `check` on lies.
+RETINAKIT_INLINE uint64_t* word_at(uint64_t* lines, int64_t stride, int64_t frame, int64_t check) {
+  return lines + check / kTileChecks * stride + frame * kTileWords + check % kTileChecks / 64;
+}
+
+template <class T>
+RETINAKIT_INLINE bool pack_all(const T* values, int64_t frames, int64_t pitch, int64_t checks,
+                               T low, T high, uint64_t* lines, int64_t stride) {
+  bool fine = true;
+  for (int64_t frame = 0; frame < frames && fine; ++frame) {
+    for (int64_t check = 0; check < checks; check += 64) {
+      const int64_t count = std::min<int64_t>(64, checks - check);
+      fine &= pack_word(values + frame * pitch + check, count, low, high,
+                        *word_at(lines, stride, frame, check));
     }
-    out[start / kTileChecks * stride + start % kTileChecks / 64] = word;
   }
   return fine;
 }
 
+#ifdef RETINAKIT_X86
 template <class T>
 RETINAKIT_TARGET("avx2")
-bool pack_wide_frame_avx2(const T* values, int64_t checks, T low, T high, uint64_t* out,
-                          int64_t stride) {
-  return pack_frame(values, checks, low, high, out, stride);
+bool pack_wide_avx2(const T* values, int64_t frames, int64_t pitch, int64_t checks, T low, T high,
+                    uint64_t* lines, int64_t stride) {
+  return pack_all(values, frames, pitch, checks, low, high, lines, stride);
 }
-#endif
 
-template <class T>
-bool pack_any_frame(const T* values, int64_t checks, T low, T high, uint64_t* out,
-                    int64_t stride) {
-#ifdef RETINAKIT_X86
-  if (vector_bits() >= 256) {
-    if constexpr (sizeof(T) == 1) {
-      return pack_frame_avx2(reinterpret_cast<const int8_t*>(values), checks,
-                             static_cast<int8_t>(low), static_cast<int8_t>(high), out, stride);
-    } else {
-      return pack_wide_frame_avx2(values, checks, low, high, out, stride);
+RETINAKIT_TARGET("avx2")
+bool pack_bytes_avx2(const int8_t* values, int64_t frames, int64_t pitch, int64_t checks,
+                     int8_t low, int8_t high, uint64_t* lines, int64_t stride) {
+  const __m256i lows = _mm256_set1_epi8(low), highs = _mm256_set1_epi8(high);
+  __m256i known = _mm256_set1_epi8(-1);
+  bool fine = true;
+  for (int64_t frame = 0; frame < frames; ++frame) {
+    const int8_t* row = values + frame * pitch;
+    int64_t check = 0;
+    for (; check + 64 <= checks; check += 64) {
+      _mm_prefetch(row + pitch + check, _MM_HINT_T0);
+      const auto* from = reinterpret_cast<const __m256i*>(row + check);
+      const __m256i a = _mm256_loadu_si256(from), b = _mm256_loadu_si256(from + 1);
+      const __m256i set_a = _mm256_cmpeq_epi8(a, highs), set_b = _mm256_cmpeq_epi8(b, highs);
+      known = _mm256_and_si256(known, _mm256_or_si256(set_a, _mm256_cmpeq_epi8(a, lows)));
+      known = _mm256_and_si256(known, _mm256_or_si256(set_b, _mm256_cmpeq_epi8(b, lows)));
+      const uint64_t first = static_cast<uint32_t>(_mm256_movemask_epi8(set_a));
+      const uint64_t second = static_cast<uint32_t>(_mm256_movemask_epi8(set_b));
+      *word_at(lines, stride, frame, check) = first | second << 32;
+    }
+    if (check < checks) {
+      fine &= pack_word(row + check, checks - check, low, high,
+                        *word_at(lines, stride, frame, check));
     }
   }
-#endif
-  return pack_frame(values, checks, low, high, out, stride);
+  return fine && _mm256_movemask_epi8(known) == -1;
 }
+#endif
 
 }  // namespace
 
 template <class T>
-bool pack_bits(const T* stimulus, int64_t frames, int64_t checks, T low, T high, uint64_t* bits,
-               int threads) {
-  const int64_t tiles = (checks + kTileChecks - 1) / kTileChecks;
-  const int64_t stride = frames * kTileWords, used = (checks + 63) / 64 - (tiles - 1) * kTileWords;
-  std::atomic<bool> fine{true};
-  parallel(frames, threads, [&](int64_t from, int64_t to) {
-    for (int64_t frame = from; frame < to && fine; ++frame) {
-      uint64_t* out = bits + frame * kTileWords;
-      uint64_t* last = out + (tiles - 1) * stride;
-      std::fill(last + used, last + kTileWords, 0);
-      if (!pack_any_frame(stimulus + frame * checks, checks, low, high, out, stride)) fine = false;
+bool pack_tiles(const T* values, int64_t frames, int64_t pitch, int64_t checks, T low, T high,
+                uint64_t* lines, int64_t stride) {
+  // The words that no check reaches.
+  const int64_t words = (checks + 63) / 64, left = -words & (kTileWords - 1);
+  for (int64_t frame = 0; left && frame < frames; ++frame) {
+    std::fill_n(word_at(lines, stride, frame, 64 * words), left, 0);
+  }
+#ifdef RETINAKIT_X86
+  if (vector_bits() >= 256) {
+    if constexpr (sizeof(T) == 1) {
+      return pack_bytes_avx2(reinterpret_cast<const int8_t*>(values), frames, pitch, checks,
+                             static_cast<int8_t>(low), static_cast<int8_t>(high), lines, stride);
+    } else {
+      return pack_wide_avx2(values, frames, pitch, checks, low, high, lines, stride);
     }
-  });
-  return fine;
+  }
+#endif
+  return pack_all(values, frames, pitch, checks, low, high, lines, stride);
 }
 
-template bool pack_bits(const int8_t*, int64_t, int64_t, int8_t, int8_t, uint64_t*, int);
-template bool pack_bits(const uint8_t*, int64_t, int64_t, uint8_t, uint8_t, uint64_t*, int);
-template bool pack_bits(const float*, int64_t, int64_t, float, float, uint64_t*, int);
-template bool pack_bits(const double*, int64_t, int64_t, double, double, uint64_t*, int);
+#define RETINAKIT_PACK(T) \
+  template bool pack_tiles(const T*, int64_t, int64_t, int64_t, T, T, uint64_t*, int64_t);
+RETINAKIT_PACK(int8_t)
+RETINAKIT_PACK(uint8_t)
+RETINAKIT_PACK(float)
+RETINAKIT_PACK(double)
 
 }  // namespace retinakit

@@ -12,9 +12,12 @@ namespace retinakit {
 
 namespace {
 
-constexpr int64_t kLineBytes = 64;       // of one frame at a time: a cache line
-constexpr int64_t kBlockFrames = 2048;   // of such lines: 128 KB
-constexpr int64_t kLargestTerms = 128;   // 128 * 255 fits 16 bits: no overflow before a flush
+constexpr int64_t kLineBytes = 64;      // of one frame at a time: a cache line
+constexpr int64_t kGroupLines = 8;      // read together: long runs of memory are read faster
+constexpr int64_t kBlockFrames = 4096;  // of such lines: 256 KB, which the L2 cache holds
+constexpr int64_t kPartFrames = 256;    // 16 KB, which the L1 cache holds
+constexpr int64_t kPartBytes = 256 * 1024;  // of partial sums, that the L2 cache holds beside
+constexpr int64_t kLargestTerms = 128;  // 128 * 255 fits 16 bits: no overflow before a flush
 
 template <class Stimulus, class Weight>
 struct Task {
@@ -30,17 +33,21 @@ template <class Stimulus>
 using Partial = std::conditional_t<sizeof(Stimulus) == 1, int16_t, Stimulus>;
 
 // Adds weight * line for `Lags` consecutive lags, the sums being held in registers.
-template <int Bytes, int Lags, class Stimulus, class Weight, class Sum>
+template <int Bytes, int Lags, class Stimulus, class Weight>
 RETINAKIT_INLINE void lag_sums(const Stimulus* lines, const int64_t* frames, const Weight* weights,
-                               int64_t number, int64_t width, int64_t stride, Sum* sums) {
+                               int64_t number, Partial<Stimulus>* sums) {
   using P = Partial<Stimulus>;
   constexpr int64_t line = kLineBytes / sizeof(Stimulus);
   constexpr int lanes = Bytes / sizeof(P), parts = line / lanes;
   using VS = Vector<Stimulus, lanes * sizeof(Stimulus)>;
   using VP = Vector<P, Bytes>;
-  VP sum[Lags][parts] = {};
+  VP sum[Lags][parts];
+  auto* kept = reinterpret_cast<VP*>(sums);
+#pragma GCC unroll 64
+  for (int i = 0; i < Lags * parts; ++i) sum[i / parts][i % parts] = kept[i];
   for (int64_t i = 0; i < number; ++i) {
     const Stimulus* at = lines + frames[i] * line;
+    asm("" : "+r"(at));  // one register, from which all lags lie at constant distances
     const P weight = static_cast<P>(weights[i]);
     const VP weights_here = weight - VP{};
 #pragma GCC unroll 16
@@ -52,101 +59,155 @@ RETINAKIT_INLINE void lag_sums(const Stimulus* lines, const int64_t* frames, con
       }
     }
   }
-  for (int lag = 0; lag < Lags; ++lag) {
-    P flat[line];
-    std::memcpy(flat, sum[lag], sizeof flat);
-    Sum* out = sums + lag * stride;
-    if (width == line) {
-      for (int64_t p = 0; p < line; ++p) out[p] += static_cast<Sum>(flat[p]);
-    } else {
-      for (int64_t p = 0; p < width; ++p) out[p] += static_cast<Sum>(flat[p]);
-    }
-  }
+#pragma GCC unroll 64
+  for (int i = 0; i < Lags * parts; ++i) kept[i] = sum[i / parts][i % parts];
 }
 
 // The same for all lags, in groups.
-template <int Bytes, int Lags, class Stimulus, class Weight, class Sum>
+template <int Bytes, int Lags, class Stimulus, class Weight>
 RETINAKIT_INLINE void all_lag_sums(const Stimulus* lines, const int64_t* frames,
                                    const Weight* weights, int64_t number, int64_t lags,
-                                   int64_t width, int64_t stride, Sum* sums) {
+                                   Partial<Stimulus>* sums) {
   constexpr int64_t line = kLineBytes / sizeof(Stimulus);
   int64_t lag = 0;
   for (; lag + Lags <= lags; lag += Lags) {
-    lag_sums<Bytes, Lags>(lines - lag * line, frames, weights, number, width, stride,
-                          sums + lag * stride);
+    lag_sums<Bytes, Lags>(lines - lag * line, frames, weights, number, sums + lag * line);
   }
   for (; lag < lags; ++lag) {
-    lag_sums<Bytes, 1>(lines - lag * line, frames, weights, number, width, stride,
-                       sums + lag * stride);
+    lag_sums<Bytes, 1>(lines - lag * line, frames, weights, number, sums + lag * line);
   }
 }
 
+// The sums of one line: (cell, lag, pixel of the line), moved to the whole sums now and then.
+template <class Stimulus, class Weight, class Sum>
+class LineSums {
+ public:
+  using P = Partial<Stimulus>;
+  static constexpr int64_t kLine = kLineBytes / sizeof(Stimulus);
+
+  LineSums(const Task<Stimulus, Weight>& task, Sum* sums)
+      : task_(task), sums_(sums), partial_(task.cells * task.lags * kLine), terms_(task.cells) {}
+
+  // The line's first pixel.
+  void start(int64_t first) {
+    first_ = first;
+    width_ = std::min(kLine, task_.pixels - first);
+  }
+
+  // Adds the responses i of a cell, whose frames are counted from `lines` on.
+  template <int Bytes, int Lags>
+  RETINAKIT_INLINE void add(int64_t cell, const Stimulus* lines, int64_t from, int64_t to) {
+    const auto& t = task_;
+    P* sums = partial_.data() + cell * t.lags * kLine;
+    if constexpr (sizeof(Stimulus) > 1) {
+      all_lag_sums<Bytes, Lags>(lines, t.frames + from, t.weights + from, to - from, t.lags, sums);
+      return;
+    }
+    for (int64_t i = from; i < to;) {
+      int64_t last = i;
+      while (last < to && terms_[cell] + t.weights[last] <= kLargestTerms) {
+        terms_[cell] += t.weights[last++];
+      }
+      all_lag_sums<Bytes, Lags>(lines, t.frames + i, t.weights + i, last - i, t.lags, sums);
+      i = last;
+      if (i == to) break;
+      flush(cell);
+      if (t.weights[i] > kLargestTerms) {  // one count that is too large for 16 bits
+        for (int64_t lag = 0; lag < t.lags; ++lag) {
+          const Stimulus* frame = lines + (t.frames[i] - lag) * kLine;
+          Sum* out = sums_ + (cell * t.lags + lag) * t.pixels + first_;
+          for (int64_t p = 0; p < width_; ++p) out[p] += static_cast<Sum>(t.weights[i]) * frame[p];
+        }
+        ++i;
+      }
+    }
+  }
+
+  RETINAKIT_INLINE void flush(int64_t cell) {
+    P* from = partial_.data() + cell * task_.lags * kLine;
+    for (int64_t lag = 0; lag < task_.lags; ++lag) {
+      Sum* to = sums_ + (cell * task_.lags + lag) * task_.pixels + first_;
+      for (int64_t p = 0; p < width_; ++p) to[p] += static_cast<Sum>(from[lag * kLine + p]);
+    }
+    std::fill_n(from, task_.lags * kLine, P{});
+    terms_[cell] = 0;
+  }
+
+ private:
+  const Task<Stimulus, Weight>& task_;
+  Sum* sums_;
+  std::vector<P> partial_;
+  std::vector<int64_t> terms_;
+  int64_t first_ = 0, width_ = 0;
+};
+
+// The sums of neighbouring lines. Blocks of frames of all these lines are copied, and each line is
+// then gone through in parts that stay in the L1 cache while all cells add what they need of it.
 template <int Bytes, int Lags, class Stimulus, class Weight, class Sum>
-RETINAKIT_INLINE void line_sums(const Task<Stimulus, Weight>& t, int64_t first, Sum* sums) {
+RETINAKIT_INLINE void group_sums(const Task<Stimulus, Weight>& t, int64_t first, int64_t lines,
+                                 Sum* sums) {
   constexpr int64_t line = kLineBytes / sizeof(Stimulus);
-  const int64_t width = std::min(line, t.pixels - first), history = t.first_lag + t.lags - 1;
-  std::vector<Stimulus> buffer((kBlockFrames + history + 1) * line);
+  const int64_t history = t.first_lag + t.lags - 1, rows = history + kBlockFrames;
+  std::vector<Stimulus> memory((lines * rows + 1) * line);
   // Lines that straddle two cache lines would cost twice.
-  const auto address = reinterpret_cast<uintptr_t>(buffer.data());
-  Stimulus* block = buffer.data() + (kLineBytes - address % kLineBytes) % kLineBytes /
-                                        sizeof(Stimulus);
-  std::vector<int64_t> at(t.starts, t.starts + t.cells);
+  const auto address = reinterpret_cast<uintptr_t>(memory.data());
+  Stimulus* block = memory.data() + (-address & (kLineBytes - 1)) / sizeof(Stimulus);
+  LineSums<Stimulus, Weight, Sum> line_sums(t, sums);
+  const bool small = t.cells * t.lags * kLineBytes <= kPartBytes;
+  const int64_t part_frames = small ? kPartFrames : kBlockFrames;
+  std::vector<int64_t> at(t.starts, t.starts + t.cells), here;
   for (int64_t begin = 0; begin < t.frames_in_stimulus; begin += kBlockFrames) {
     const int64_t end = std::min(begin + kBlockFrames, t.frames_in_stimulus);
-    const int64_t oldest = std::max<int64_t>(0, begin - history);
-    for (int64_t frame = oldest; frame < end; ++frame) {
+    for (int64_t n = 0; begin > 0 && n < lines; ++n) {
+      Stimulus* oldest = block + n * rows * line;
+      std::memmove(oldest, oldest + kBlockFrames * line, history * kLineBytes);
+    }
+    const int64_t width = std::min(lines * line, t.pixels - first);
+    for (int64_t frame = begin; frame < end; ++frame) {
       const Stimulus* from = t.stimulus + frame * t.pixels + first;
-      Stimulus* to = block + (frame - oldest) * line;
-      if (width == line) {
-        std::memcpy(to, from, kLineBytes);
-      } else {
-        std::memcpy(to, from, width * sizeof(Stimulus));
+      Stimulus* to = block + (frame - begin + history) * line;
+      int64_t n = 0;
+      for (; (n + 1) * line <= width; ++n) {
+        __builtin_prefetch(from + t.pixels + n * line);
+        std::memcpy(to + n * rows * line, from + n * line, kLineBytes);
+      }
+      if (n < lines) {
+        std::memcpy(to + n * rows * line, from + n * line,
+                    (width - n * line) * sizeof(Stimulus));
       }
     }
-    const Stimulus* lines = block - (oldest + t.first_lag) * line;
-    for (int64_t c = 0; c < t.cells; ++c) {
-      Sum* out = sums + c * t.lags * t.pixels + first;
-      int64_t i = at[c];
-      const int64_t last = t.starts[c + 1];
-      while (i < last && t.frames[i] < end) {
-        int64_t to = i;
-        if constexpr (sizeof(Stimulus) == 1) {
-          int64_t terms = 0;
-          while (to < last && t.frames[to] < end && terms + t.weights[to] <= kLargestTerms) {
-            terms += t.weights[to++];
-          }
-          if (to == i) {  // one count that is too large for 16 bits
-            for (int64_t lag = 0; lag < t.lags; ++lag) {
-              const Stimulus* frame = lines + (t.frames[i] - lag) * line;
-              for (int64_t p = 0; p < width; ++p) {
-                out[lag * t.pixels + p] += static_cast<Sum>(t.weights[i]) * frame[p];
-              }
-            }
-            ++i;
-            continue;
-          }
-        } else {
-          while (to < last && t.frames[to] < end) ++to;
+    for (int64_t n = 0; n < lines; ++n) {
+      here = at;
+      line_sums.start(first + n * line);
+      const Stimulus* newest = block + (n * rows + history - begin - t.first_lag) * line;
+      for (int64_t part = begin; part < end; part += part_frames) {
+        const int64_t part_end = std::min(part + part_frames, end);
+        for (int64_t c = 0; c < t.cells; ++c) {
+          const int64_t from = here[c];
+          int64_t to = from;
+          while (to < t.starts[c + 1] && t.frames[to] < part_end) ++to;
+          here[c] = to;
+          if (from < to) line_sums.template add<Bytes, Lags>(c, newest, from, to);
         }
-        all_lag_sums<Bytes, Lags>(lines, t.frames + i, t.weights + i, to - i, t.lags, width,
-                                  t.pixels, out);
-        i = to;
       }
-      at[c] = i;
+      for (int64_t c = 0; c < t.cells; ++c) {
+        if (here[c] > at[c]) line_sums.flush(c);
+      }
     }
+    at = here;
   }
 }
 
 #ifdef RETINAKIT_X86
 template <class Stimulus, class Weight, class Sum>
 RETINAKIT_TARGET("avx512f,avx512bw,avx512dq,avx512vl,fma")
-void line_sums_512(const Task<Stimulus, Weight>& task, int64_t first, Sum* sums) {
-  line_sums<64, 10>(task, first, sums);
+void group_sums_512(const Task<Stimulus, Weight>& task, int64_t first, int64_t lines, Sum* sums) {
+  group_sums<64, 10>(task, first, lines, sums);
 }
 template <class Stimulus, class Weight, class Sum>
 RETINAKIT_TARGET("avx2,fma")
-void line_sums_256(const Task<Stimulus, Weight>& task, int64_t first, Sum* sums) {
-  line_sums<32, sizeof(Stimulus) == 1 ? 2 : 5>(task, first, sums);
+void group_sums_256(const Task<Stimulus, Weight>& task, int64_t first, int64_t lines, Sum* sums) {
+  group_sums<32, sizeof(Stimulus) == 1 ? 2 : 5>(task, first, lines, sums);
 }
 #endif
 
@@ -160,18 +221,19 @@ void sparse_sums(const Stimulus* stimulus, int64_t frames_in_stimulus, int64_t p
   const Task<Stimulus, Weight> task{stimulus, frames_in_stimulus, pixels, starts, frames,
                                     weights,  cells,              first_lag, lags};
   parallel((pixels + line - 1) / line, threads, [&](int64_t from, int64_t to) {
-    for (int64_t first = from * line; first < to * line; first += line) {
+    for (int64_t n = from; n < to; n += kGroupLines) {
+      const int64_t first = n * line, lines = std::min(kGroupLines, to - n);
 #ifdef RETINAKIT_X86
       if (vector_bits() == 512) {
-        line_sums_512(task, first, sums);
+        group_sums_512(task, first, lines, sums);
         continue;
       }
       if (vector_bits() == 256) {
-        line_sums_256(task, first, sums);
+        group_sums_256(task, first, lines, sums);
         continue;
       }
 #endif
-      line_sums<16, 1>(task, first, sums);
+      group_sums<16, 1>(task, first, lines, sums);
     }
   });
 }

@@ -14,7 +14,7 @@ from retinakit.errors import RecordingError, UserError
 from retinakit.kernels import compiled
 from retinakit.recording import full_history, make_split
 from retinakit.spikes import spike_triggered_ensemble, sta, stc
-from retinakit.triggered import bits, sparse
+from retinakit.triggered import bits_numba, sparse
 from retinakit.triggered.choice import ALGORITHMS
 
 
@@ -126,29 +126,22 @@ def response_lists(random, cells, frames, history):
     return starts, frame.copy(), counts[cell, frame]
 
 
-@pytest.mark.parametrize("checks", [1, 64, 512, 700])
-@pytest.mark.parametrize("kind", [np.int64, np.float64])
-def test_counting_bits_is_the_same_compiled_and_in_numba(checks, kind):
+@pytest.mark.parametrize("checks", [1, 64, 512, 700, 5000])
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.float32, np.float64])
+def test_counting_bits_is_the_same_compiled_and_in_numba(checks, dtype):
     assert compiled is not None, "the test environment has a compiler, so the kernels are built"
     random = np.random.default_rng(0)
-    stimulus = 2 * random.integers(0, 2, (9000, checks), np.int8) - 1
-    starts, frames, _ = response_lists(random, 3, 9000, 6)
-    results = []
-    for pack, add in (
-        (compiled.pack_bits, compiled.bit_sums),
-        (bits._pack_bits, bits._bit_sums),
-    ):
-        packed = np.empty((-(-checks // 512), 9000, 8), np.uint64)
-        assert pack(stimulus, -1, 1, packed, 2)
-        sums = np.zeros((3, 5, checks), kind)
-        add(packed, starts, frames, 1, kind(2), kind(-1), sums, 2)
-        results.append((packed, sums))
-    np.testing.assert_array_equal(results[0][0], results[1][0])
-    np.testing.assert_array_equal(results[0][1], results[1][1])
-    expected = [
-        [stimulus[f - 1 - lag].sum(0) for lag in range(5)] for f in np.split(frames, starts[1:-1])
-    ]
-    np.testing.assert_array_equal(results[0][1], expected)
+    low, high = (3, 7) if dtype == np.uint8 else (-1, 1)
+    stimulus = np.where(random.random((9000, checks)) < 0.5, low, high).astype(dtype)
+    starts, frames, counts = response_lists(random, 3, 9000, 6)
+    kind = np.int64 if stimulus.itemsize == 1 else np.float64
+    first, second = np.zeros((2, 3, 5, checks), kind)
+    assert compiled.bit_sums(stimulus, low, high, starts, frames, counts, 1, first, 2)
+    assert bits_numba.bit_sums(stimulus, low, high, starts, frames, counts, 1, second, 2)
+    np.testing.assert_array_equal(first, second)
+    cells = zip(np.split(frames, starts[1:-1]), np.split(counts, starts[1:-1]), strict=True)
+    expected = [[c @ stimulus[f - 1 - lag].astype(kind) for lag in range(5)] for f, c in cells]
+    np.testing.assert_array_equal(first, expected)
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8])
@@ -167,17 +160,20 @@ def test_sums_of_eight_bits_are_the_same_compiled_and_in_numba(dtype):
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.float32, np.float64])
-def test_packing_stops_at_a_third_value(dtype):
+def test_nothing_is_added_where_there_is_a_third_value(dtype):
     assert compiled is not None
-    stimulus = np.random.default_rng(0).integers(0, 2, (50, 700)).astype(dtype)
-    for pack in (compiled.pack_bits, bits._pack_bits):
-        packed = np.empty((2, 50, 8), np.uint64)
-        low, high = dtype(0).item(), dtype(1).item()
-        assert pack(stimulus, low, high, packed, 1)
-        for check in (0, 511, 640, 699):
+    stimulus = np.random.default_rng(0).integers(0, 2, (50, 5000)).astype(dtype)
+    response = np.array([0, 2]), np.array([10, 30]), np.array([1, 2])
+    for add in (compiled.bit_sums, bits_numba.bit_sums):
+        for check in (0, 511, 640, 4999):
+            sums = np.zeros((1, 3, 5000), np.int64 if stimulus.itemsize == 1 else np.float64)
+            low, high = dtype(0).item(), dtype(1).item()
+            assert add(stimulus, low, high, *response, 0, sums, 2)
+            sums[:] = 0
             spoiled = stimulus.copy()
             spoiled[49, check] = 2
-            assert not pack(spoiled, low, high, packed, 1)
+            assert not add(spoiled, low, high, *response, 0, sums, 2)
+            assert not sums.any()
 
 
 def test_the_compiled_kernels_refuse_spikes_without_history():
@@ -186,7 +182,7 @@ def test_the_compiled_kernels_refuse_spikes_without_history():
     with pytest.raises(IndexError, match="history"):
         compiled.sparse_sums(np.zeros((5, 2), np.int8), starts, frames, frames, 0, sums, 1)
     with pytest.raises(IndexError, match="history"):
-        compiled.bit_sums(np.zeros((1, 5, 8), np.uint64), starts, frames, 0, 2, -1, sums, 1)
+        compiled.bit_sums(np.zeros((5, 2), np.int8), 0, 1, starts, frames, frames, 0, sums, 1)
 
 
 STIMULI = {

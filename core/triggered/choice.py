@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
 
+from retinakit.recording import make_split
 from retinakit.triggered.bits import add_bits, two_levels
 from retinakit.triggered.dense import add_fft, add_toeplitz
-from retinakit.triggered.response import Block
+from retinakit.triggered.response import Block, Response
 from retinakit.triggered.sparse import add_float, add_int8
 
 Add = Callable[[NDArray[Any], Block, int, Any, int], bool]
@@ -101,6 +101,8 @@ def _trial(cells: int) -> tuple[Task, NDArray[np.int8], Block]:
     random = np.random.default_rng(0)
     frames, pixels, lags = 4096, 512, 10
     values = 2 * random.integers(0, 2, (frames, pixels), np.int8) - 1
-    response = (random.random((frames - lags, cells)) < 1 / 8).astype(np.int64)
-    task = Task(frames, pixels, cells, lags, int(response.sum()))
-    return task, values.astype(np.int8), Block(csr_array(response), lags)
+    response = (random.random((frames, cells)) < 1 / 8).astype(np.int64)
+    split = make_split(values[..., None], response, frame_interval=1)
+    trial = Response(split, lags)
+    task = Task(frames, pixels, cells, lags, trial.terms)
+    return task, values, trial.between(lags - 1, frames, 0)

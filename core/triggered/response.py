@@ -1,16 +1,18 @@
 """What counts of a response: the frames with a full history and a value."""
 
+from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
+import numba
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
 
 from retinakit.recording import full_history, mean_response
 
-DENSE = 0.25
-"""From this part of frames with a response on, the response is kept as a matrix."""
+Lists = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[Any]]
+"""Cell by cell: where its list starts (cell + 1), and its frames and their r."""
 
 
 class Response:
@@ -20,6 +22,9 @@ class Response:
     stays whole, and is `repeats` times the mean; otherwise it is the mean.
 
     Attributes:
+        full: (frame,) whether the history is.
+        values: (frame, cell) r where the history is full; NaN where nothing was recorded.
+        lists: the r that are not zero.
         repeats: by which sums over r are to be divided.
         total: (cell,) Σ_t r[t, c] / repeats.
         counts: whether every r is a whole number and none is negative.
@@ -28,59 +33,53 @@ class Response:
 
     def __init__(self, split: xr.Dataset, reach: int):
         self.full = full_history(split["segment"], reach)
-        values, self.repeats = _over_repeats(split)
-        self.frames, self.cells = values.shape
-        index = np.flatnonzero(values != 0)
-        frame, cell = np.divmod(index, self.cells)
-        some = values.reshape(-1)[index]
-        counted = self.full[frame] & np.isfinite(some)
-        if not counted.all():
-            frame, cell, some = frame[counted], cell[counted], some[counted]
-        self.terms = len(some)
-        total = np.bincount(cell, some, minlength=self.cells)
-        self.total: NDArray[np.float64] = total / self.repeats
-        self.counts = bool((some >= 0).all() and (some == np.round(some)).all())
-        self._sparse: csr_array | None = None
-        self._dense: NDArray[Any] | None = None
-        if self.terms <= DENSE * values.size:
-            start = np.searchsorted(frame, np.arange(self.frames + 1))
-            self._sparse = csr_array((some, cell, start), shape=values.shape)
-        else:
-            self._dense = np.where(self.full[:, None] & np.isfinite(values), values, 0)
+        self.values, self.repeats = _over_repeats(split)
+        self.frames, self.cells = self.values.shape
+        self.lists: Lists = _lists(np.ascontiguousarray(self.values), self.full)
+        starts, _, r = self.lists
+        self.terms = len(r)
+        total = [r[a:b].sum(dtype=np.float64) for a, b in pairwise(starts)]
+        self.total: NDArray[np.float64] = np.array(total) / self.repeats
+        self.counts = bool((r >= 0).all() and (r.dtype.kind in "biu" or (r == np.round(r)).all()))
 
     def between(self, begin: int, end: int, oldest: int) -> "Block":
         """The response of the frames begin to end, counted from `oldest`."""
-        part = self._sparse if self._sparse is not None else self._dense
-        assert part is not None
-        return Block(part[begin:end], begin - oldest)
+        return Block(self, begin, end, oldest)
 
     def events(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Frames in which the one cell responded, and how much."""
-        _, frames, r = self.between(0, self.frames, 0).lists()
+        _, frames, r = self.lists
         return frames, r.astype(float)
 
 
 class Block:
-    """The response r of some frames, of which the first has the number `first`."""
+    """The response of the frames begin to end, counted from `oldest`."""
 
-    def __init__(self, part: Any, first: int):
-        self.part, self.first = part, first
+    def __init__(self, response: Response, begin: int, end: int, oldest: int):
+        self.response, self.begin, self.end, self.oldest = response, begin, end, oldest
 
-    def lists(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[Any]]:
-        """Cell by cell: where its list starts (cell + 1), and its frames and their r."""
-        columns = (csr_array(self.part) if isinstance(self.part, np.ndarray) else self.part).tocsc()
-        frames = columns.indices.astype(np.int64) + self.first
-        return columns.indptr.astype(np.int64), frames, columns.data
+    @cached_property
+    def lists(self) -> Lists:
+        """Those of these frames."""
+        starts, frames, r = self.response.lists
+        between = (self.begin, self.end)
+        here = [slice(*a + np.searchsorted(frames[a:b], between)) for a, b in pairwise(starts)]
+        number = [part.stop - part.start for part in here]
+        return (
+            np.r_[0, np.cumsum(number)],
+            np.concatenate([frames[part] for part in here]) - self.oldest,
+            np.concatenate([r[part] for part in here]),
+        )
 
     def matrix(self) -> NDArray[np.float32]:
-        """(frame, cell) from frame 0 on; the frames before `first` are 0."""
-        part = self.part if isinstance(self.part, np.ndarray) else self.part.toarray()
-        matrix = np.zeros((self.first + part.shape[0], part.shape[1]), np.float32)
-        matrix[self.first :] = part
+        """(frame, cell) from frame `oldest` on; the frames before `begin` are 0."""
+        here = slice(self.begin, self.end)
+        values, full = self.response.values[here], self.response.full[here]
+        matrix = np.zeros((self.end - self.oldest, values.shape[1]), np.float32)
+        matrix[self.begin - self.oldest :] = np.where(
+            full[:, None] & np.isfinite(values), values, 0
+        )
         return matrix
-
-    def empty(self) -> bool:
-        return not np.any(self.part if isinstance(self.part, np.ndarray) else self.part.data)
 
 
 def _over_repeats(split: xr.Dataset) -> tuple[NDArray[Any], int]:
@@ -92,3 +91,25 @@ def _over_repeats(split: xr.Dataset) -> tuple[NDArray[Any], int]:
     if np.isfinite(whole).all():
         return whole, response.sizes["repeat"]
     return np.asarray(mean_response(split)), 1
+
+
+@numba.njit(cache=True)
+def _lists(values: NDArray[Any], full: NDArray[np.bool_]) -> Any:
+    cells = values.shape[1]
+    starts = np.zeros(cells + 1, np.int64)
+    number = starts[1:]
+    for frame in range(len(values)):
+        if full[frame]:
+            for cell in range(cells):
+                number[cell] += (values[frame, cell] != 0) & np.isfinite(values[frame, cell])
+    starts[1:] = np.cumsum(number)
+    at = starts[:-1].copy()
+    frames, r = np.empty(starts[-1], np.int64), np.empty(starts[-1], values.dtype)
+    for frame in range(len(values)):
+        if full[frame]:
+            for cell in range(cells):
+                value = values[frame, cell]
+                if value != 0 and np.isfinite(value):
+                    frames[at[cell]], r[at[cell]] = frame, value
+                    at[cell] += 1
+    return starts, frames, r

@@ -18,7 +18,7 @@ def add_int8(values: NDArray[Any], block: Block, first_lag: int, sums: Any, thre
         values: (frame, pixel) int8 or uint8.
         sums: (cell, lag, pixel) int64.
     """
-    starts, frames, counts = block.lists()
+    starts, frames, counts = block.lists
     counts = counts.astype(np.int64)
     sparse_sums(values, starts, frames, counts, first_lag, sums, threads)
     return True
@@ -32,7 +32,7 @@ def add_float(values: NDArray[Any], block: Block, first_lag: int, sums: Any, thr
         sums: (cell, lag, pixel) float64.
     """
     precision = np.float64 if values.dtype == np.float64 else np.float32
-    starts, frames, weights = block.lists()
+    starts, frames, weights = block.lists
     weights = weights.astype(precision)
     values = values.astype(precision, copy=False)
     sparse_sums(values, starts, frames, weights, first_lag, sums, threads)
