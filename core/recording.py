@@ -239,8 +239,7 @@ def full_history(segment: ArrayLike, lags: int) -> NDArray[np.bool_]:
     """
     segment = np.asarray(segment)
     full = np.ones(len(segment), bool)
-    starts = np.flatnonzero(np.r_[True, segment[1:] != segment[:-1]]) if len(segment) else []
-    for start in starts:
+    for start in np.flatnonzero(np.r_[True, segment[1:] != segment[:-1]][: len(segment)]):
         full[start : start + lags - 1] = False
     return full
 
