@@ -11,7 +11,7 @@ from torch.nn.functional import conv2d, softplus
 
 from retinakit.errors import UserError
 from retinakit.spikes import sta
-from retinakit.torch_model import TorchConfig, TorchModel, sum_over_lags
+from retinakit.torch_model import TorchConfig, TorchModel, filter_over_lags, sum_over_lags
 
 DENSE_ADVANTAGE = 3.0
 """Up to this ratio of the field to the filter's area, a convolution is taken as one product."""
@@ -33,6 +33,12 @@ class CNNConfig(TorchConfig):
     deeper_kernel: int = Field(3, ge=1, description="Side of the later layers' filters.")
     deeper_padding: Literal["same", "valid"] = Field(
         "same", description="Whether the later layers keep the size of the map."
+    )
+    rank: int | None = Field(
+        None,
+        ge=1,
+        description="Filters in space and time that are sums of so many products of an image and "
+        "a course in time: fewer parameters, less work. null: any filter.",
     )
     start: Literal["patch", "normal"] = Field(
         "patch",
@@ -71,8 +77,13 @@ class CNNModule(nn.Module):
         self.lags, self.noise, self.padding = config.lags, config.noise, config.deeper_padding
         self.stride = config.stride
         self.positive = config.dense_sign == "positive"
+        self.separable = config.rank is not None
         scale, filters, k = 0.05, config.filters, config.kernel
-        self.kernel = nn.Parameter(torch.randn(config.lags, filters, channels, k, k) * scale)
+        if config.rank is None:
+            self.kernel = nn.Parameter(torch.randn(config.lags, filters, channels, k, k) * scale)
+        else:
+            self.space = nn.Parameter(torch.randn(config.rank, filters, channels, k, k) * scale)
+            self.course = nn.Parameter(torch.randn(config.lags, config.rank, filters) * scale)
         self.bias = nn.Parameter(torch.zeros(filters))
         self.deeper = nn.ParameterList()
         self.deeper_bias = nn.ParameterList()
@@ -96,9 +107,13 @@ class CNNModule(nn.Module):
     def forward(self, frames: Tensor) -> Tensor:
         if frames.ndim == 3:
             frames = frames[:, None]
-        lags, filters = self.kernel.shape[:2]
-        drive = correlate(frames, self.kernel.flatten(0, 1), self.stride)
-        drive = sum_over_lags(drive.unflatten(1, (lags, filters)), lags)
+        if self.separable:
+            drive = correlate(frames, self.space.flatten(0, 1), self.stride)
+            drive = filter_over_lags(drive, self.course.flatten(1))
+            drive = drive.unflatten(1, self.course.shape[1:]).sum(1)
+        else:
+            drive = correlate(frames, self.kernel.flatten(0, 1), self.stride)
+            drive = sum_over_lags(drive.unflatten(1, self.kernel.shape[:2]), self.lags)
         hidden = self._rectify(drive + self.bias[:, None, None])
         for kernel, bias in zip(self.deeper, self.deeper_bias, strict=True):
             hidden = self._rectify(conv2d(hidden, kernel, bias, padding=self.padding))
@@ -106,9 +121,24 @@ class CNNModule(nn.Module):
         self.activity = x
         return self.log_a.exp() * softplus(self.log_b.exp() * x)
 
+    def kernels(self) -> Tensor:
+        """(lag, filter, channel, kernel_y, kernel_x): the filters of the first layer."""
+        if self.separable:
+            return torch.einsum("lrf,rfcyx->lfcyx", self.course, self.space)
+        return self.kernel
+
     def dense_weight(self) -> Tensor:
         """(cell, filter, map_y, map_x): the output weights as they act."""
         return self.dense.abs() if self.positive else self.dense
+
+    def add(self, index: int, course: Tensor, image: Tensor) -> None:
+        """Adds the product of a course (lag, channel) and an image (y, x) to a filter."""
+        if not self.separable:
+            self.kernel[:, index] += course[:, :, None, None] * image
+            return
+        u, s, v = torch.linalg.svd(course, full_matrices=False)  # one course for all channels
+        self.course[:, 0, index] = u[:, 0]
+        self.space[0, index] += s[0] * v[0][:, None, None] * image
 
     def _rectify(self, drive: Tensor) -> Tensor:
         if self.training and self.noise:
@@ -205,7 +235,7 @@ class CNN(TorchModel):
                 rows_, columns_ = (
                     slice(p * c.stride, p * c.stride + c.kernel) for p in (top, left)
                 )
-                module.kernel[:, index] += course[:, :, None, None] * patch[rows_, columns_]
+                module.add(index, course, patch[rows_, columns_])
                 if c.layers == 1:
                     module.dense[:, index, top, left] += 1
             if c.layers > 1:
@@ -221,7 +251,7 @@ class CNN(TorchModel):
     def penalty(self, module: nn.Module) -> Tensor:
         assert isinstance(module, CNNModule)
         c = self.config
-        kernels = [module.kernel, *module.deeper]
+        kernels = [module.kernels(), *module.deeper]
         return (
             c.kernel_l1 * sum(k.abs().sum() for k in kernels)
             + c.kernel_l2 * sum((k**2).sum() for k in kernels)
@@ -233,7 +263,7 @@ class CNN(TorchModel):
     def parameters(self) -> xr.Dataset:
         self._check_fitted()
         module: Any = self.module
-        kernel = module.kernel.detach().numpy()
+        kernel = module.kernels().detach().numpy()
         channels = "channel" in self.field.sizes
         dims = ("lag", "filter", "channel", "kernel_y", "kernel_x")
         filters = xr.DataArray(kernel, dims=dims)
