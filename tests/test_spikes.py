@@ -184,7 +184,7 @@ def test_sums_of_numbers_are_products_and_nan_stays_with_the_spikes_that_saw_it(
     )
     seen = np.isnan(expected)
     assert 0 < seen.sum() < 24
-    np.testing.assert_allclose(sums, expected, atol=1e-4 if dtype == np.float32 else 1e-11)
+    np.testing.assert_allclose(sums, expected, atol=1e-3 if dtype == np.float32 else 1e-11)
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.float32, np.float64])
