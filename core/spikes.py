@@ -1,6 +1,7 @@
 """Spike-triggered statistics."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,10 +9,11 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from retinakit.errors import RecordingError, UserError, nearest
+from retinakit.kernels import as_numbers
 from retinakit.progress import Progress, silent
 from retinakit.recording import lag_coordinate
 from retinakit.triggered.choice import ALGORITHMS, Task, order, possible
-from retinakit.triggered.covariance import require_memory, weighted_covariance
+from retinakit.triggered.covariance import Windows, require_memory, weighted_covariance
 from retinakit.triggered.response import Response
 
 BLOCK_BYTES = 256 * 2**20
@@ -141,16 +143,6 @@ def _blocks(frames: int, reach: int, pixels: int, size: int) -> Iterator[tuple[i
         yield begin, min(begin + block, frames)
 
 
-def as_numbers(values: NDArray[Any]) -> NDArray[Any]:
-    """An array of one of the types that the kernels know: bool as 0 and 1, wide integers exact."""
-    values = np.ascontiguousarray(values)
-    if values.dtype == np.bool_:
-        return values.view(np.uint8)
-    if values.dtype in (np.int8, np.uint8):
-        return values
-    return values.astype(np.float32 if values.dtype.kind == "f" else np.float64, copy=False)
-
-
 def _check(algorithm: str, values: NDArray[Any], response: Response) -> None:
     if algorithm in ("bits", "int8") and not response.counts:
         raise UserError(
@@ -205,13 +197,15 @@ def stc(
     cell: Any = None,
     prior: bool = False,
     project_out: bool = False,
+    algorithm: str = "auto",
+    threads: int = 1,
     progress: Progress = silent,
 ) -> xr.Dataset:
     """Spike-triggered covariance of one cell.
 
     C = Σ_t r[t] (s_t - a)(s_t - a)ᵀ / Σ_t r[t], where s_t is the stimulus of the history of frame t
-    as one vector and a the spike-triggered average. Products are in single precision within
-    blocks, and added in double precision.
+    as one vector and a the spike-triggered average. The stimulus is read in blocks, so it may be
+    larger than memory.
 
     Args:
         split: a split of a recording. Repeats are averaged first.
@@ -219,16 +213,21 @@ def stc(
         cell: its name; may be left out where there is one.
         prior: whether the covariance of all stimuli that could have been answered is subtracted.
         project_out: whether the direction of the average is removed from every stimulus.
+        algorithm: "bits" counts the bits that two checks of a two-valued stimulus share before
+            spikes, exactly; "product" multiplies any stimulus, in single precision within blocks.
+            "auto" takes "bits" where it can serve.
+        threads: of "bits"; the product follows the settings of SciPy's BLAS.
         progress: is told the events done.
 
     Returns:
         `stc (feature, feature_2)`, features being lag by [channel by] y by x in this order, with
-        `sta (lag, [channel,] y, x)` and `spikes`. NaN where nothing was counted.
+        `sta (lag, [channel,] y, x)` and `spikes`. NaN where nothing was counted. The attribute
+        `algorithm` says which were used, for the response and for the prior if they differ.
 
     Raises:
         RecordingError: if no segment is as long as the history.
-        UserError: if there are several cells and none is named, if a response is negative, or if
-            the covariance is larger than the memory.
+        UserError: if there are several cells and none is named, if a response is negative, if the
+            covariance is larger than the memory, or if the named algorithm cannot serve.
     """
     response = _of_one_cell(split, first_lag + lags, cell)
     stimulus = split["stimulus"]
@@ -238,12 +237,14 @@ def stc(
     frames, weight = response.events()
     if (weight < 0).any():
         raise UserError("a covariance needs responses that are not negative; subtract their least")
-    covariance, mean = weighted_covariance(stimulus, frames, weight, lag, progress)
+    answered = Windows(stimulus, frames, weight, lag, threads, progress)
+    covariance, mean, used = weighted_covariance(answered, algorithm)
     if prior:
-        everything = np.flatnonzero(response.full)
-        ones = np.ones(len(everything))
-        before, _ = weighted_covariance(stimulus, everything, ones, lag, progress)
+        shown = np.flatnonzero(response.full)
+        everything = replace(answered, frames=shown, weight=np.ones(len(shown)))
+        before, _, also = weighted_covariance(everything, algorithm)
         covariance -= before
+        used = used if also == used else f"{used}, {also}"
     if project_out:
         # With Q = 1 - a aᵀ / |a|², Q C Q, by two updates of rank 1.
         direction = mean / np.linalg.norm(mean)
@@ -259,6 +260,7 @@ def stc(
             "spikes": ((), weight.sum() / response.repeats),
         },
         coords=coords,
+        attrs={"algorithm": used},
     )
 
 

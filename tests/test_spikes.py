@@ -12,8 +12,8 @@ import xarray as xr
 from retinakit import spikes
 from retinakit.errors import RecordingError, UserError
 from retinakit.kernels import compiled
-from retinakit.recording import full_history, make_split
-from retinakit.spikes import spike_triggered_ensemble, sta, stc
+from retinakit.recording import make_split
+from retinakit.spikes import spike_triggered_ensemble, sta
 from retinakit.triggered import bits_numba, sparse_numba
 from retinakit.triggered.choice import ALGORITHMS
 
@@ -365,60 +365,6 @@ def test_narrower_vectors_count_the_same(bits):
     environment = os.environ | {"RETINAKIT_VECTOR_BITS": str(bits)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
-
-
-def windows_of(data, lags, first_lag=0):
-    """All windows with a full history, as vectors, and their responses."""
-    stimulus = data["stimulus"].values.astype(float)
-    full = np.flatnonzero(full_history(data["segment"], lags + first_lag))
-    lag = np.arange(first_lag, first_lag + lags)
-    response = data["response"].values[full, 0]
-    known = np.isfinite(response)
-    return stimulus[full[:, None] - lag].reshape(len(full), -1)[known], response[known]
-
-
-@pytest.mark.parametrize("real", [False, True])
-def test_the_covariance_is_its_definition_with_counts_weighted_once(real):
-    random = np.random.default_rng(0)
-    stimulus = 100 + random.standard_normal((400, 2, 3))
-    response = random.poisson(0.7, (400, 1)) * (random.random((400, 1)) if real else 1.0)
-    response[7::50] = np.nan
-    data = split(stimulus, response, segment=np.repeat([0, 1], 200))
-    windows, weight = windows_of(data, 4, 1)
-    expected = np.cov(windows.T, aweights=weight, ddof=0)
-    result = stc(data, 4, first_lag=1)
-    np.testing.assert_allclose(result["stc"], expected, atol=1e-5)
-    np.testing.assert_allclose(result["spikes"], weight.sum())
-    mean = np.average(windows, axis=0, weights=weight)
-    np.testing.assert_allclose(result["sta"].values.ravel(), mean, atol=1e-4)
-
-
-def test_the_covariance_without_the_prior_and_the_average():
-    random = np.random.default_rng(0)
-    data = split(random.standard_normal((400, 2, 2)), random.poisson(0.7, (400, 1)))
-    windows, weight = windows_of(data, 3)
-    expected = np.cov(windows.T, aweights=weight, ddof=0) - np.cov(windows.T, ddof=0)
-    np.testing.assert_allclose(stc(data, 3, prior=True)["stc"], expected, atol=1e-5)
-    result = stc(data, 3, project_out=True)
-    np.testing.assert_allclose(result["stc"].values @ result["sta"].values.ravel(), 0, atol=1e-6)
-
-
-def test_a_covariance_of_no_spikes_is_nan():
-    result = stc(split(np.ones((20, 2, 2)), np.zeros((20, 1))), 3)
-    assert np.isnan(result["stc"]).all()
-
-
-def test_a_covariance_that_cannot_be_held_is_refused():
-    data = split(np.zeros((30, 900, 900), np.int8), np.ones((30, 1)))
-    with pytest.raises(UserError, match=r"crop the stimulus .* at most"):
-        stc(data, 20)
-
-
-def test_several_cells_need_a_name():
-    data = split(np.ones((20, 2, 2)), np.ones((20, 2)), cell=["a", "b"])
-    with pytest.raises(UserError, match="name one"):
-        stc(data, 3)
-    assert stc(data, 3, cell="b")["spikes"] == 18
 
 
 def test_the_ensemble_is_the_windows_and_large_counts_are_weights():
