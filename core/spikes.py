@@ -1,23 +1,20 @@
 """Spike-triggered statistics."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
+from retinakit.blocks import Reader, blocks
 from retinakit.errors import RecordingError, UserError, nearest
-from retinakit.kernels import as_numbers
 from retinakit.progress import Progress, silent
 from retinakit.recording import lag_coordinate
-from retinakit.triggered.choice import ALGORITHMS, Task, order, possible
+from retinakit.triggered.choice import ALGORITHMS
 from retinakit.triggered.covariance import Windows, require_memory, weighted_covariance
 from retinakit.triggered.response import Response
-
-BLOCK_BYTES = 256 * 2**20
-"""How much of the stimulus is held as numbers at a time."""
+from retinakit.triggered.sums import stimulus_sums
 
 
 def sta(
@@ -33,7 +30,8 @@ def sta(
 
     sta[c, l, p] = Σ_t r[t, c] · s[t - l, p] / Σ_t r[t, c], over the frames t that have a full
     history in their segment and a response. Stimuli of 8 bits and counts are summed exactly. The
-    stimulus is read in blocks, so it may be larger than memory.
+    stimulus is read in blocks, so it may be larger than memory. Where it is a dask array, the
+    scheduler of dask has its workers read the blocks and make their sums in parallel.
 
     Args:
         splits: a split of a recording, or several to average over. Repeats are averaged first.
@@ -43,7 +41,8 @@ def sta(
             8-bit stimulus under counts, "float" any stimulus over the frames with a response;
             "toeplitz" and "fft" are matrix products over all frames, in single precision. "auto"
             takes the one that is expected to be the fastest, and an exact one where there is one.
-        threads: of the first three; the products follow the settings of NumPy's BLAS.
+        threads: of the first three (of each worker, on dask); the products follow the settings of
+            NumPy's BLAS.
         progress: is told the frames done.
 
     Returns:
@@ -65,10 +64,16 @@ def sta(
         raise RecordingError(f"no segment is as long as {reach} frames of history; use fewer lags")
     total: Any = None
     used: dict[str, str] = {}
+    done, whole = 0, sum(len(response.full) for response in responses)
+
+    def tell(frames: int) -> None:
+        progress(done + frames, whole, "spike-triggered average")
+
     for split, response in zip(splits, responses, strict=True):
-        sums, how = _sums(
-            split["stimulus"], response, lags, first_lag, algorithm, threads, progress
+        sums, how = stimulus_sums(
+            split["stimulus"], response, lags, first_lag, algorithm, threads, tell
         )
+        done += len(response.full)
         used |= how
         if response.repeats != 1:
             sums = sums / response.repeats
@@ -89,82 +94,23 @@ def sta(
     )
 
 
-def _sums(
-    stimulus: xr.DataArray,
-    response: Response,
-    lags: int,
-    first_lag: int,
-    algorithm: str,
-    threads: int,
-    progress: Progress,
-) -> tuple[NDArray[Any], dict[str, str]]:
-    """Σ_t r[t, c] · s[t - l, p], (cell, lag, [channel,] y, x), and the algorithms with reasons."""
-    shape = stimulus.shape[1:]
-    pixels, reach = int(np.prod(shape)), first_lag + lags
-    exact = (
-        response.counts
-        and stimulus.dtype.kind in "biu"
-        and stimulus.dtype.itemsize == 1
-        and algorithm in ("auto", "bits", "int8")
-    )
-    total = np.zeros((response.cells, lags, pixels), np.int64 if exact else np.float64)
-    task = Task(len(response.full), pixels, response.cells, lags, response.terms)
-    used: dict[str, str] = {}
-    for begin, end in _blocks(len(response.full), reach, pixels, 1 if exact else 4):
-        # The first frames are the history; they were counted in the block before.
-        block = response.between(begin + reach - 1, end, begin)
-        if len(block.lists[1]):
-            values = as_numbers(stimulus[begin:end].values.reshape(end - begin, pixels))
-            able = possible(values, response.counts)
-            if algorithm == "auto":
-                names, why = order(task, able)
-                names.append("float")  # whatever the stimulus turns out to hold
-            else:
-                names, why = [algorithm], "named by the caller"
-                _check(algorithm, values, response)
-            for name in names:
-                if ALGORITHMS[name](values, block, first_lag, total, threads):
-                    used.setdefault(name, why)
-                    break
-            else:
-                raise UserError(
-                    f"algorithm '{algorithm}' cannot serve a stimulus of "
-                    + ("more than two values" if algorithm == "bits" else "values that are NaN")
-                    + "; name 'float' or 'auto'"
-                )
-        progress(end, len(response.full), "spike-triggered average")
-    return total.reshape(response.cells, lags, *shape), used
-
-
-def _blocks(frames: int, reach: int, pixels: int, size: int) -> Iterator[tuple[int, int]]:
-    """Begin and end of blocks that overlap by the history."""
-    block = max(2 * reach, BLOCK_BYTES // (pixels * size))
-    for begin in range(0, frames - reach + 1, block - reach + 1):
-        yield begin, min(begin + block, frames)
-
-
-def _check(algorithm: str, values: NDArray[Any], response: Response) -> None:
-    if algorithm in ("bits", "int8") and not response.counts:
-        raise UserError(
-            f"algorithm '{algorithm}' takes counts, and the response holds other numbers "
-            "(a mean over repeats, or a rate); name 'float' or 'auto'"
-        )
-    if algorithm == "int8" and values.dtype.itemsize != 1:
-        raise UserError(
-            f"algorithm 'int8' takes stimuli of 8 bits, and this one is {values.dtype}; "
-            "name 'float' or 'auto'"
-        )
-
-
 def spike_triggered_ensemble(
-    split: xr.Dataset, lags: int = 20, *, first_lag: int = 0, cell: Any = None
+    split: xr.Dataset,
+    lags: int = 20,
+    *,
+    first_lag: int = 0,
+    cell: Any = None,
+    progress: Progress = silent,
 ) -> xr.Dataset:
     """The stimuli before each response of one cell.
+
+    The ensemble is held in memory, and a block of the stimulus at a time.
 
     Args:
         split: a split of a recording. Repeats are averaged first.
         lags, first_lag: as in `sta`.
         cell: its name; may be left out where there is one.
+        progress: is told the frames done.
 
     Returns:
         `ensemble (event, lag, [channel,] y, x)` in the type of the stimulus, one event for each
@@ -178,8 +124,15 @@ def spike_triggered_ensemble(
     frames, weight = response.events()
     stimulus = split["stimulus"]
     lag = np.arange(first_lag, first_lag + lags)
-    shown, at = np.unique(frames[:, None] - lag, return_inverse=True)
-    ensemble = stimulus[shown].values[at.reshape(len(frames), lags)]
+    ensemble = np.empty((len(frames), lags, *stimulus.shape[1:]), stimulus.dtype)
+    done, history = 0, first_lag + lags - 1
+    read = Reader(stimulus, history)
+    for part in blocks(stimulus, history):
+        here = slice(done, int(np.searchsorted(frames, part.stop)))
+        if here.stop > done:
+            ensemble[here] = read[part][frames[here, None] - lag - part.start]
+        done = here.stop
+        progress(part.stop, len(stimulus), "spike-triggered ensemble")
     dims = ("event", "lag", *stimulus.dims[1:])
     coords: dict[str, Any] = lag_coordinate(lag, split.attrs["frame_interval"])
     coords |= {str(name): split[name].variable for name in dims if name in split.coords}

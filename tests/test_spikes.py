@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from retinakit import spikes
+from retinakit import blocks
 from retinakit.errors import RecordingError, UserError
 from retinakit.kernels import compiled
 from retinakit.recording import make_split
@@ -105,7 +105,7 @@ def test_blocks_do_not_show(monkeypatch):
     random = np.random.default_rng(0)
     data = split(random.standard_normal((500, 3, 3)), random.poisson(0.5, (500, 2)))
     whole = sta(data, 4)
-    monkeypatch.setattr(spikes, "BLOCK_BYTES", 36 * 50)
+    monkeypatch.setattr(blocks, "BYTES", 36 * 50)
     xr.testing.assert_allclose(sta(data, 4), whole, rtol=1e-5, atol=1e-6)
 
 
