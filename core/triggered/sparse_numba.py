@@ -64,6 +64,7 @@ def _add_lines(
     available, pixels = stimulus.shape
     cells, lags, _ = sums.shape
     history, step = first_lag + lags - 1, _BLOCK_BYTES // (_PIXELS * stimulus.itemsize)
+    # Of the last line some pixels may be unused; what is there is summed and not taken.
     lines = np.empty((step + history) * _PIXELS, stimulus.dtype)
     for first in range(_PIXELS * begin, _PIXELS * end, _PIXELS):
         used = min(_PIXELS, pixels - first)
