@@ -46,8 +46,9 @@ def sta(
         progress: is told the frames done.
 
     Returns:
-        `sta (cell, lag, [channel,] y, x)` with the coordinate `lag_time`, and `spikes (cell)`: the
-        spikes that were counted. The attributes say which `algorithm` was used, and why.
+        `sta (cell, lag, [channel,] y, x)` with the coordinate `lag_time`, NaN for a cell of which
+        nothing was counted, and `spikes (cell)`: the spikes that were counted. The attributes say
+        which `algorithm` was used, and why.
 
     Raises:
         RecordingError: if no frame has so long a history.
