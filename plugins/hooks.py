@@ -81,4 +81,24 @@ def retinakit_analyses() -> list[AnalysisSpec]:
             target=f"{folder}.raster:Raster",
             summary="Spikes of the cell and of the model in the test frames, and their rates.",
         ),
+        AnalysisSpec(
+            name="pruning",
+            target=f"{folder}.pruning:Pruning",
+            summary="What a network predicts with its structured filters, or as many others.",
+        ),
+        AnalysisSpec(
+            name="transfer",
+            target=f"{folder}.transfer:Transfer",
+            summary="Each cell's model on the recordings of the others.",
+        ),
+        AnalysisSpec(
+            name="features",
+            target=f"{folder}.features:Features",
+            summary="What a network's filters respond to in noise: ON, OFF, mixed, or nothing.",
+        ),
+        AnalysisSpec(
+            name="model_receptive_field",
+            target=f"{folder}.model_receptive_field:ModelReceptiveField",
+            summary="The receptive field of a model neuron beside the cell's.",
+        ),
     ]

@@ -1,5 +1,6 @@
 """The convolutional network of Yan et al. (2020), II-C: Versions I and II, one to three layers."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -290,6 +291,18 @@ class CNN(TorchModel):
             + c.dense_l2 * (module.dense**2).sum() / len(module.dense)
             + c.activity_l1 * module.activity.abs().mean()
         )
+
+    def keep_filters(self, filters: Sequence[int]) -> "CNN":
+        """A copy in which the other filters of the first layer have no weight."""
+        self._check_fitted()
+        left_out = np.setdiff1d(np.arange(self.config.filters), filters)
+        pruned = CNN(self.config, seed=self.seed)
+        pruned.restore(self.state())
+        module: Any = pruned.module
+        with torch.no_grad():  # without kernel and bias, a filter's map is 0 in any layer
+            module.kernel[:, left_out] = 0
+            module.bias[left_out] = 0
+        return pruned
 
     def parameters(self) -> xr.Dataset:
         self._check_fitted()
