@@ -53,17 +53,33 @@ RETINAKIT_INLINE void count(const char* lines, const int64_t* offsets, int64_t n
   std::copy(low, low + 4, total);
 }
 
-// sums += scale * (the bit-sliced numbers) + offset, for the first `width` checks of a line.
+// The bits of each byte as eight bytes that are 0 or 1, the lowest bit first.
+struct Spread {
+  uint64_t of[256];
+  constexpr Spread() : of() {
+    for (int byte = 0; byte < 256; ++byte) {
+      for (int bit = 0; bit < 8; ++bit) of[byte] |= uint64_t(byte >> bit & 1) << (8 * bit);
+    }
+  }
+};
+constexpr Spread kSpread;
+
+// sums += scale * (the bit-sliced numbers) + offset, for the first `width` checks of a line. Eight
+// planes at a time give a byte of each number.
 template <class T>
 RETINAKIT_INLINE void unslice(const uint64_t* planes, int number, int64_t width, T scale, T offset,
                               T* sums) {
   int32_t value[kTileChecks] = {};
-  for (int k = 0; k < number; ++k) {
-    uint32_t half[2 * kTileWords];
-    std::memcpy(half, planes + k * kTileWords, sizeof half);
-    for (int w = 0; w < 2 * kTileWords; ++w) {
-      for (int b = 0; b < 32; ++b) value[32 * w + b] += (half[w] >> b & 1) << k;
+  for (int first = 0; first < number; first += 8) {
+    uint64_t eights[kTileChecks / 8] = {};
+    for (int k = first; k < std::min(first + 8, number); ++k) {
+      uint8_t bytes[kTileChecks / 8];
+      std::memcpy(bytes, planes + k * kTileWords, sizeof bytes);
+      for (int i = 0; i < kTileChecks / 8; ++i) eights[i] |= kSpread.of[bytes[i]] << (k - first);
     }
+    uint8_t part[kTileChecks];
+    std::memcpy(part, eights, sizeof part);
+    for (int i = 0; i < kTileChecks; ++i) value[i] |= int32_t{part[i]} << first;
   }
   for (int64_t i = 0; i < width; ++i) sums[i] += scale * static_cast<T>(value[i]) + offset;
 }
@@ -173,13 +189,14 @@ RETINAKIT_INLINE bool group_totals(const Task<T>& t, int64_t first_tile, int64_t
   return true;
 }
 
-// Adds low + (high - low) * bit, summed, from the totals of a tile.
+// Adds sign * (low + (high - low) * bit), summed, from the totals of a tile.
 template <class V, class T, class Sum>
 RETINAKIT_INLINE void add_totals(const Task<T>& t, int64_t tile,
-                                 const std::vector<uint64_t>& totals, Sum* sums) {
+                                 const std::vector<uint64_t>& totals, Sum sign, Sum* sums) {
   constexpr int kParts = kLineBytes / sizeof(V);
   const auto* total = reinterpret_cast<const V*>(totals.data());
-  const auto low = static_cast<Sum>(t.low), high = static_cast<Sum>(t.high);
+  const Sum low = sign * static_cast<Sum>(t.low), high = sign * static_cast<Sum>(t.high);
+  const int stride = t.planes + kSparePlanes;
   const int64_t first = tile * kTileChecks, width = std::min(kTileChecks, t.checks - first);
   for (int64_t c = 0; c < t.responses.cells; ++c) {
     int64_t spikes = 0;
@@ -190,7 +207,7 @@ RETINAKIT_INLINE void add_totals(const Task<T>& t, int64_t tile,
       V gathered[kMaxPlanes * kParts];
       for (int part = 0; part < kParts; ++part) {
         for (int k = 0; k < t.planes; ++k) {
-          gathered[k * kParts + part] = total[((c * t.lags + lag) * kParts + part) * (t.planes + kSparePlanes) + k];
+          gathered[k * kParts + part] = total[((c * t.lags + lag) * kParts + part) * stride + k];
         }
       }
       unslice<Sum>(reinterpret_cast<const uint64_t*>(gathered), t.planes, width, high - low,
@@ -207,8 +224,8 @@ RETINAKIT_INLINE void add_totals(const Task<T>& t, int64_t tile,
   }                                                                                      \
   template <class T, class Sum>                                                          \
   target void add_##name(const Task<T>& task, int64_t tile,                              \
-                         const std::vector<uint64_t>& totals, Sum* sums) {               \
-    add_totals<Vector<uint64_t, bytes>>(task, tile, totals, sums);                       \
+                         const std::vector<uint64_t>& totals, Sum sign, Sum* sums) {     \
+    add_totals<Vector<uint64_t, bytes>>(task, tile, totals, sign, sums);                 \
   }
 
 RETINAKIT_TILE(128, , 16)
@@ -242,21 +259,33 @@ bool bit_sums(const T* stimulus, int64_t frames, int64_t checks, T low, T high,
     add_here = vector_bits() == 512 ? add_512<T, Sum> : add_256<T, Sum>;
   }
 #endif
-  // Nothing is added before the whole stimulus was seen to have two values.
   const int64_t tiles = (checks + kTileChecks - 1) / kTileChecks;
-  std::vector<std::vector<uint64_t>> totals(tiles);
+  std::vector<int64_t> added(tiles);  // how many tiles from this one on
   std::atomic<bool> fine{true};
+  using Totals = std::vector<std::vector<uint64_t>>;
+  const auto add_group = [&](int64_t tile, int64_t number, Sum sign, Totals& totals) {
+    if (!totals_here(task, tile, number, totals.data())) return false;
+    for (int64_t i = 0; i < number; ++i) add_here(task, tile + i, totals[i], sign, sums);
+    return true;
+  };
   parallel(tiles, threads, [&](int64_t from, int64_t to) {
+    Totals totals(kGroupTiles);
     for (int64_t tile = from; tile < to && fine; tile += kGroupTiles) {
       const int64_t number = std::min(kGroupTiles, to - tile);
-      if (!totals_here(task, tile, number, &totals[tile])) fine = false;
+      if (add_group(tile, number, 1, totals)) {
+        added[tile] = number;
+      } else {
+        fine = false;
+      }
     }
   });
-  if (!fine) return false;
-  parallel(tiles, threads, [&](int64_t from, int64_t to) {
-    for (int64_t tile = from; tile < to; ++tile) add_here(task, tile, totals[tile], sums);
-  });
-  return true;
+  if (fine) return true;
+  // A third value is rare: what was added before it was seen is counted again and taken away.
+  Totals totals(kGroupTiles);
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    if (added[tile]) add_group(tile, added[tile], -1, totals);
+  }
+  return false;
 }
 
 #define RETINAKIT_BIT_SUMS(T, Sum)                                                              \

@@ -1,6 +1,7 @@
 """Spike-triggered averages: the definition, and the mistakes that others make."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,11 @@ both_kernels = pytest.mark.parametrize(
         pytest.param((bits_numba, sparse_numba), id="numba"),
     ],
 )
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="no compiler")
+def test_the_kernels_were_built_where_there_is_a_compiler():
+    assert compiled is not None
 
 
 def split(stimulus, response, **more):
