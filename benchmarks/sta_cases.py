@@ -1,14 +1,18 @@
 """The cases of spike-triggered statistics, and how peers do them.
 
 Every method takes a split of a recording and returns (cell, lag, pixel) averages over the frames
-with a full history, lag 0 first. Peers that are not installed are left out.
+with a full history, lag 0 first. Peers that are not installed are left out. RFEst runs the small
+case alone: it holds all windows at once as doubles, which are 16 GB for case a.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import lru_cache, partial
 from importlib import import_module
+from typing import Any
 
 import numpy as np
 import xarray as xr
+from contest import Contest
 
 from retinakit.recording import make_split
 from retinakit.spikes import sta, stc
@@ -18,7 +22,12 @@ INTERVAL = 0.01
 
 
 def case(frames: int, side: int, cells: int, rate: float, kind: str = "bits") -> xr.Dataset:
-    """A split of noise: `kind` is bits (±1 int8 under counts), float, or real (float and rates)."""
+    """A split of noise.
+
+    Its `kind` is bits (±1 int8 under counts), single (the same with at most one spike a bin, since
+    pyret weights counts by their square in the covariance), float, float single, or real (float
+    and rates).
+    """
     random = np.random.default_rng(0)
     shape = (frames, side, side)
     if kind == "real":
@@ -27,25 +36,27 @@ def case(frames: int, side: int, cells: int, rate: float, kind: str = "bits") ->
         response = random.poisson(rate, (frames, cells))
     # Peers differ in what they do with spikes that lack a history, or are in the last frames.
     response[: LAGS + 1] = response[-2:] = 0
-    if kind == "bits":
+    if kind.endswith("single"):
+        response = np.minimum(response, 1)
+    if kind in ("bits", "single"):
         stimulus = 2 * random.integers(0, 2, shape, np.int8) - 1
     else:
         stimulus = random.standard_normal(shape, np.float32)
     return make_split(stimulus, response, frame_interval=INTERVAL)
 
 
-def ours(split, algorithm="auto"):
-    average = sta(split, LAGS, algorithm=algorithm)["sta"].values
+def ours(split, threads=1, algorithm="auto"):
+    average = sta(split, LAGS, algorithm=algorithm, threads=threads)["sta"].values
     return average.reshape(*average.shape[:2], -1)
 
 
-def in_numba(split):
+def ours_in_numba(split, threads=1):
     """Ours without the compiled kernels."""
     from retinakit.triggered import bits, bits_numba
 
     kept, bits.bit_sums = bits.bit_sums, bits_numba.bit_sums
     try:
-        return ours(split, "bits")
+        return ours(split, threads, "bits")
     finally:
         bits.bit_sums = kept
 
@@ -83,7 +94,20 @@ def stnmf(split):
     return average.reshape(len(average), -1, LAGS).swapaxes(1, 2)[:, ::-1]
 
 
-def covariance(split):
+def rfest(split):
+    base = import_module("rfest.GLM._base")
+    windows = import_module("rfest.utils").build_design_matrix
+    stimulus = split["stimulus"].values.reshape(split.sizes["frame"], -1)
+    design = windows(stimulus, LAGS)
+    # It divides by the number of spikes where all responses are whole numbers, as they are here.
+    averages = [
+        base.Base(design, counts, (LAGS, *split["stimulus"].shape[1:])).w_sta
+        for counts in split["response"].values.T
+    ]
+    return np.array(averages).reshape(len(averages), LAGS, -1)[:, ::-1]
+
+
+def covariance(split, threads=1):
     return stc(split, LAGS)["stc"].values
 
 
@@ -111,44 +135,76 @@ def covariance_product(split):
     return (windows * weight[:, None]).T @ windows / weight.sum() - np.outer(mean, mean)
 
 
-def installed(method: Callable[..., np.ndarray]) -> bool:
-    """Whether the library that a peer's method calls can be imported."""
+def missing(method: Callable[..., np.ndarray]) -> str:
+    """Why a peer's method cannot be run, or ""."""
     library = method.__name__.split("_")[-1]
-    module = {"pyret": "pyret.filtertools", "stnmf": "stnmf.preprocessing"}.get(library)
+    module = {"pyret": "pyret.filtertools", "stnmf": "stnmf.preprocessing", "rfest": "rfest"}
     try:
-        return module is None or bool(import_module(module))
-    except ImportError:
-        return False
+        import_module(module.get(library, "numpy"))
+        return ""
+    except ImportError as error:
+        return f"not installed ({error})"
 
 
-def single(split: xr.Dataset) -> xr.Dataset:
-    """At most one spike a bin: pyret weights counts by their square in the covariance."""
-    split["response"] = np.minimum(split["response"], 1).assign_attrs(split["response"].attrs)
-    return split
-
-
-CASES: dict[str, Callable[[], xr.Dataset]] = {
-    "a": lambda: case(100_000, 32, 1, 0.15),
-    "b": lambda: case(100_000, 32, 80, 0.05),
-    "c": lambda: case(300_000, 90, 80, 0.05),
-    "float": lambda: case(100_000, 32, 80, 0.05, "float"),
-    "real": lambda: case(100_000, 32, 80, 0.05, "real"),
-    "stc": lambda: single(case(100_000, 8, 1, 0.163)),
-    "stc_float": lambda: single(case(100_000, 8, 1, 0.163, "float")),
+CASES: dict[str, dict[str, Any]] = {
+    "small": {"frames": 20_000, "side": 16, "cells": 1, "rate": 0.15},
+    "a": {"frames": 100_000, "side": 32, "cells": 1, "rate": 0.15},
+    "b": {"frames": 100_000, "side": 32, "cells": 80, "rate": 0.05},
+    "c": {"frames": 300_000, "side": 90, "cells": 80, "rate": 0.05},
+    "float": {"frames": 100_000, "side": 32, "cells": 80, "rate": 0.05, "kind": "float"},
+    "real": {"frames": 100_000, "side": 32, "cells": 80, "rate": 0.05, "kind": "real"},
+    "stc": {"frames": 100_000, "side": 8, "cells": 1, "rate": 0.163, "kind": "single"},
+    "stc-float": {"frames": 100_000, "side": 8, "cells": 1, "rate": 0.163, "kind": "float single"},
 }
 
-# Which method is to beat whom in each case, and by how much.
-GOALS: dict[str, tuple[Callable, dict[Callable, float]]] = {
-    "a": (ours, {pyret: 25}),
-    "b": (ours, {pyret: 100, stnmf: 60, product_per_lag: 40}),
-    "b-numba": (in_numba, {stnmf: 30}),
-    "c": (ours, {pyret: 100}),
-    "float": (ours, {pyret: 20, stnmf: 10}),
-    "real": (ours, {product_per_lag: 3}),
-    "stc": (covariance, {covariance_pyret: 80, covariance_product: 2}),
-    "stc_float": (covariance, {covariance_pyret: 25, covariance_product: 1.5}),
-}
+CONTESTS: list[tuple[str, str, Callable, Callable, float | None]] = [
+    # id, case, our method, the peer's, how many times faster ours is to be
+    ("sta-small-rfest", "small", ours, rfest, None),
+    ("sta-a-pyret", "a", ours, pyret, 25),
+    ("sta-b-pyret", "b", ours, pyret, 100),
+    ("sta-b-stnmf", "b", ours, stnmf, 60),
+    ("sta-b-product", "b", ours, product_per_lag, 40),
+    ("sta-b-numba-stnmf", "b", ours_in_numba, stnmf, 30),
+    ("sta-c-pyret", "c", ours, pyret, 100),
+    ("sta-float-pyret", "float", ours, pyret, 20),
+    ("sta-float-stnmf", "float", ours, stnmf, 10),
+    ("sta-real-product", "real", ours, product_per_lag, 3),
+    ("stc-pyret", "stc", covariance, covariance_pyret, 80),
+    ("stc-product", "stc", covariance, covariance_product, 2),
+    ("stc-float-pyret", "stc-float", covariance, covariance_pyret, None),
+    ("stc-float-product", "stc-float", covariance, covariance_product, None),
+]
 
 TOLERANCE = 2e-5
 PEER_CELLS = {"c": 1}
 """Fewer cells for a peer whose time is proportional to them."""
+
+
+@lru_cache(maxsize=1)
+def data(name: str) -> xr.Dataset:
+    return case(**CASES[name])
+
+
+def group(name: str) -> str:
+    """A case in words."""
+    of = {"kind": "bits"} | CASES[name]
+    return (
+        f"{'stc' if name.startswith('stc') else 'sta'}, case {name}: {of['kind']}, "
+        f"{of['frames'] // 1000}k frames of {of['side']}x{of['side']}, {of['cells']} cell(s)"
+    )
+
+
+def for_peer(name: str) -> xr.Dataset:
+    return data(name).isel(cell=slice(PEER_CELLS.get(name)))
+
+
+def contests() -> Iterator[Contest]:
+    """Each with ours in one thread."""
+    for name, on, mine, peer, target in CONTESTS:
+
+        def sides(on=on, mine=mine, peer=peer):
+            return partial(mine, data(on)), partial(peer, for_peer(on))
+
+        cells = CASES[on]["cells"]
+        share = PEER_CELLS.get(on, cells) / cells
+        yield Contest(name, group(on), target, sides, TOLERANCE, share, missing(peer))

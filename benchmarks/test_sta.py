@@ -1,42 +1,24 @@
-"""Spike-triggered statistics beside other libraries: equal results first, then the times.
+"""Spike-triggered statistics: ours in one thread and two, and other libraries on the same data.
 
-The peers are those of `pip install retinakit[peers]`. Case c takes some 4 GB and minutes.
+The peers are those of `pip install retinakit[peers]`. Case c takes some 4 GB.
 """
 
-from functools import lru_cache
-
-import numpy as np
 import pytest
-from sta_cases import CASES, GOALS, PEER_CELLS, TOLERANCE, installed
+from sta_cases import CASES, contests, covariance, data, group, ours, ours_in_numba
 
-RUNS = [
-    pytest.param(goal, method, id=f"{goal}-{method.__name__}")
-    for goal, (mine, peers) in GOALS.items()
-    for method in (mine, *peers)
-]
+OURS = [(case, ours, threads) for case in CASES if "stc" not in case for threads in (1, 2)]
+OURS += [("b", ours_in_numba, 1), ("stc", covariance, 1), ("stc-float", covariance, 1)]
 
 
-@lru_cache(maxsize=1)
-def data(name):
-    return CASES[name]()
+@pytest.mark.parametrize(
+    ("case", "method", "threads"),
+    [pytest.param(*run, id="{}-{.__name__}-threads={}".format(*run)) for run in OURS],
+)
+def test_ours(benchmark, case, method, threads):
+    benchmark.group = group(case)
+    benchmark.pedantic(method, (data(case), threads), rounds=5, warmup_rounds=1)
 
 
-@lru_cache(maxsize=1)
-def of_first_cell(goal):
-    mine, _ = GOALS[goal]
-    return mine(data(goal.split("-")[0]).isel(cell=slice(1)))
-
-
-@pytest.mark.parametrize(("goal", "method"), RUNS)
-def test_time(benchmark, goal, method):
-    if not installed(method):
-        pytest.skip("the peer is not installed")
-    mine, _ = GOALS[goal]
-    name = goal.split("-")[0]
-    cells = None if method is mine else PEER_CELLS.get(name)
-    split = data(name).isel(cell=slice(cells))
-    benchmark.group = goal
-    benchmark.extra_info["cells"] = split.sizes["cell"]
-    rows = None if name.startswith("stc") else 1
-    np.testing.assert_allclose(method(split)[:rows], of_first_cell(goal), atol=TOLERANCE)
-    benchmark.pedantic(method, (split,), rounds=3 if method is mine else 1)
+@pytest.mark.parametrize("contest", list(contests()), ids=lambda contest: contest.id)
+def test_contest(contested, contest):
+    contested(contest)

@@ -78,7 +78,7 @@ def contests():
 
     return [
         Contest(
-            id=f"training/{version}/plain_torch",
+            id=f"training-{version}-plain-torch",
             group=f"training, Version {'I' * int(version[1])}",
             target=1.0,
             sides=lambda version=version: sides(version),

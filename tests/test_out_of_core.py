@@ -298,6 +298,17 @@ def test_rates_and_floats_are_summed_on_dask(algorithm: str) -> None:
     xr.testing.assert_allclose(average, sta(split, 12, algorithm=algorithm), rtol=1e-5, atol=1e-6)
 
 
+def test_a_split_that_xarray_opens_in_chunks_is_summed_on_dask(tmp_path: Path) -> None:
+    stimulus, response = arrays()
+    split = make_split(stimulus, response[None], frame_interval=0.1)
+    packed = {"stimulus": {"zlib": True, "chunksizes": (90, SIDE, SIDE)}}
+    split.to_netcdf(tmp_path / "split.nc", engine="h5netcdf", encoding=packed)
+    expected = sta(split, 12)
+    for chunks in (None, {}, {"frame": 180}):
+        with xr.open_dataset(tmp_path / "split.nc", engine="h5netcdf", chunks=chunks) as opened:
+            xr.testing.assert_identical(sta(opened, 12).sta, expected.sta)
+
+
 def test_a_mistake_on_a_worker_is_told_as_it_is_here() -> None:
     stimulus, response = arrays()
     stimulus[-1] = 3

@@ -1,0 +1,97 @@
+"""Contests: one piece of work, done by us and by a peer, timed in turn in one process."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+SECONDS = 15
+"After so long with a peer, it is not run again."
+
+Side = Callable[[], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Contest:
+    """Our way and a peer's way to one result.
+
+    Attributes:
+        id: suite, case and peer.
+        group: the case, in words.
+        target: how many times faster ours is to be, or None if nothing was promised.
+        sides: makes the data; ours and the peer's way, as functions of nothing.
+        tolerance: of the difference of the results.
+        share: what part of the work the peer is given, where its time is proportional to it. It
+            has the first rows of the result then.
+        missing: why it cannot be run here, or "".
+    """
+
+    id: str
+    group: str
+    target: float | None
+    sides: Callable[[], tuple[Side, Side]]
+    tolerance: float
+    share: float = 1.0
+    missing: str = ""
+
+    def run(self) -> str:
+        """Compares the results, times both sides in turn, and says how it ended.
+
+        Raises:
+            AssertionError: if the results differ.
+        """
+        ours, theirs = self.sides()
+        expected, seconds = timed(theirs)
+        agree(ours(), expected, self.tolerance)
+        mine, others = [], [seconds]
+        while True:
+            mine += [timed(ours)[1] for _ in range(3)]
+            if sum(others) > SECONDS or len(others) == 7:
+                return self.verdict(median(mine), median(others))
+            others.append(timed(theirs)[1])
+
+    def benchmark(self, benchmark: Any) -> str:
+        """As `run`, with the peer's times in the report of pytest-benchmark."""
+        ours, theirs = self.sides()
+        expected, seconds = timed(theirs)
+        agree(ours(), expected, self.tolerance)
+        mine: list[float] = []
+        benchmark.group = self.group
+        benchmark.pedantic(
+            theirs,
+            setup=lambda: mine.append(timed(ours)[1]),
+            rounds=3 if seconds < SECONDS else 1,
+        )
+        theirs_took = benchmark.stats.stats.median
+        benchmark.extra_info |= {
+            "contest": self.id,
+            "ratio": theirs_took / self.share / median(mine),
+            "target": self.target,
+            "share": self.share,
+        }
+        return self.verdict(median(mine), theirs_took)
+
+    def verdict(self, ours: float, theirs: float) -> str:
+        """A line from the seconds that both sides took: id, ratio, target, met or short."""
+        theirs /= self.share
+        ratio = theirs / ours
+        goal = ""
+        if self.target is not None:
+            goal = f"target {self.target:3g}x  {'met' if ratio >= self.target else 'short'}"
+        part = f", the peer's from {self.share:.1%} of the work" if self.share < 1 else ""
+        times = f"({ours:.4g} s against {theirs:.4g} s{part})"
+        return f"{self.id:32} {ratio:6.1f}x  {goal:20} {times}"
+
+
+def timed(side: Side) -> tuple[np.ndarray, float]:
+    begin = perf_counter()
+    result = side()
+    return result, perf_counter() - begin
+
+
+def agree(ours: np.ndarray, theirs: np.ndarray, tolerance: float) -> None:
+    """The peer may have done the first rows alone."""
+    np.testing.assert_allclose(ours[: len(theirs)], theirs, atol=tolerance)
