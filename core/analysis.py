@@ -59,6 +59,7 @@ class Analysis(Plugin, ABC):
     - `recordings`, `models`: all of them, as a list of `FittedModel`. For an analysis that wants
       the whole family, such as a transfer matrix.
     - `results`: the results of the analyses that the step's `results:` names, by name.
+    - `progress`: to be told how far it is (a `retinakit.progress.Progress`).
 
     The pipeline puts what one-by-one runs return into one DataTree: a group for each model or
     dataset, in which every sweep is a dimension.

@@ -1,6 +1,7 @@
 """Runs the tasks of a graph: here one after another, or on dask."""
 
 import gc
+import inspect
 import json
 import logging
 import time
@@ -157,7 +158,10 @@ class Workbench:
         self._write(task, write)
 
     def _analyse(self, task: Task, progress: Progress) -> None:
+        analysis = self._plugin(task)
         arguments: dict[str, Any] = {}
+        if "progress" in inspect.signature(analysis.run).parameters:
+            arguments["progress"] = progress
         for role, keys in task.inputs.items():
             if role == "data":
                 arguments[role] = self.recording(keys[0])
@@ -170,7 +174,7 @@ class Workbench:
                     self._member(key, step, coords)
                     for key, (step, coords) in zip(keys, task.members[role], strict=True)
                 ]
-        result = self._plugin(task).run(**arguments)
+        result = analysis.run(**arguments)
         self._write(task, lambda path: result.to_netcdf(path, engine=ENGINE), result.nbytes)
 
     def _member(self, key: str, step: str, coords: Coords) -> FittedModel:
