@@ -300,7 +300,7 @@ class CNN(TorchModel):
         pruned.restore(self.state())
         module: Any = pruned.module
         with torch.no_grad():  # without kernel and bias, a filter's map is 0 in any layer
-            module.kernel[:, left_out] = 0
+            (module.space if module.separable else module.kernel)[:, left_out] = 0
             module.bias[left_out] = 0
         return pruned
 
