@@ -20,6 +20,7 @@ NoPlugins = Annotated[
     bool, Parameter(name="--no-plugins", negative="", help="Use only what retinakit brings.")
 ]
 Pipeline = Annotated[Path, Parameter(help="The pipeline file (YAML).")]
+Profile = Annotated[str | None, Parameter(help="A profile of the pipeline file, such as quick.")]
 Flag = Parameter(negative="")
 
 
@@ -28,6 +29,7 @@ def run(
     pipeline: Pipeline,
     /,
     *,
+    profile: Profile = None,
     out: Annotated[Path, Parameter(help="Folder of the runs.")] = Path("runs"),
     store: Annotated[
         Path | None,
@@ -49,7 +51,7 @@ def run(
     """Runs a pipeline and writes its report."""
     if workers < 1:
         raise UserError(f"--workers is a number of processes, at least 1 (got {workers})")
-    graph, registry = _build(pipeline, no_plugins)
+    graph, registry = _build(pipeline, profile, no_plugins)
     from retinakit.pipeline.store import Store
 
     where = store or Path(os.environ.get("RETINAKIT_STORE") or out / "store")
@@ -80,10 +82,14 @@ def run(
 
 
 @app.command
-def check(pipeline: Pipeline, /, *, no_plugins: NoPlugins = False) -> int:
-    """Only checks a pipeline: plugins, options, references, files."""
-    graph, _ = _build(pipeline, no_plugins)
-    print(f"{pipeline}: {len(graph.steps)} steps, {len(graph.tasks)} tasks, no mistake found")
+def check(pipeline: Pipeline, /, *, profile: Profile = None, no_plugins: NoPlugins = False) -> int:
+    """Only checks a pipeline: plugins, options, references, files. Every profile, or one."""
+    from retinakit.pipeline.document import read_pipeline
+
+    for name in [profile] if profile else [None, *read_pipeline(pipeline)[1].profiles]:
+        graph, _ = _build(pipeline, name, no_plugins)
+        found = f"{len(graph.steps)} steps, {len(graph.tasks)} tasks, no mistake found"
+        print(f"{pipeline}{f' --profile {name}' if name else ''}: {found}")
     return 0
 
 
@@ -173,12 +179,12 @@ def doctor() -> int:
     return 0
 
 
-def _build(path: Path, no_plugins: bool) -> tuple[Any, Any]:
+def _build(path: Path, profile: str | None, no_plugins: bool) -> tuple[Any, Any]:
     from retinakit.pipeline.document import read_pipeline
     from retinakit.pipeline.graph import build
     from retinakit.registry import Registry
 
-    source, document = read_pipeline(path)
+    source, document = read_pipeline(path, profile)
     registry = Registry(builtin_only=no_plugins)
     return build(source, document, registry), registry
 

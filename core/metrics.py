@@ -14,13 +14,19 @@ def _pair(predicted: xr.DataArray, observed: xr.DataArray) -> tuple[xr.DataArray
 
 
 def correlation(predicted: xr.DataArray, observed: xr.DataArray) -> xr.DataArray:
-    """Pearson correlation over frames; NaN where either is constant."""
+    """Pearson correlation over frames; NaN where either is constant, to its type's precision."""
     predicted, observed = _pair(predicted, observed)
-    a, b = predicted - predicted.mean("frame"), observed - observed.mean("frame")
+    (a, varies_a), (b, varies_b) = _deviation(predicted), _deviation(observed)
     variance = (a**2).mean("frame") * (b**2).mean("frame")
-    # A constant trace keeps a variance of rounding errors, far below its own square.
-    floor = 1e-24 * (predicted**2).mean("frame") * (observed**2).mean("frame")
-    return (a * b).mean("frame") / variance.where(variance > floor) ** 0.5
+    return (a * b).mean("frame") / variance.where(varies_a & varies_b) ** 0.5
+
+
+def _deviation(trace: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
+    """A trace less its mean, and whether that is more than rounding errors."""
+    precision = float(np.finfo(trace.dtype).eps) if trace.dtype.kind == "f" else 0.0
+    deviation = trace.astype(float) - trace.astype(float).mean("frame")
+    floor = (4 * precision) ** 2 * (trace.astype(float) ** 2).mean("frame")
+    return deviation, (deviation**2).mean("frame") > floor
 
 
 def fraction_of_explained_variance(predicted: xr.DataArray, rate: xr.DataArray) -> xr.DataArray:

@@ -287,6 +287,67 @@ def test_a_sweep_that_cannot_be_made_is_refused(
     assert refusal(f"{text}    data: cell\n    {options}\n") == sentence
 
 
+# Profiles.
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            "datasets.cel.with.frames: 200",
+            "p.yaml:5:11: profiles.quick.datasets.cel.with.frames: there is no step 'cel'; "
+            "did you mean 'cell'?",
+        ),
+        (
+            "dataset.cell.with.frames: 200",
+            "p.yaml:5:11: profiles.quick.dataset.cell.with.frames: there is no section 'dataset'; "
+            "did you mean 'datasets' or 'analyses'?",
+        ),
+        (
+            "datasets.cell.with.frames.train: 200",
+            "p.yaml:5:11: profiles.quick.datasets.cell.with.frames.train: "
+            "'datasets.cell.with.frames' is no mapping; set it as a whole",
+        ),
+        ("seeds: 3", "p.yaml:5:11: seeds: there is no such option; did you mean 'seed'?"),
+        (
+            "datasets.cell.with: {frames: many}",
+            "p.yaml:5:32: datasets.cell.with.frames: it must be an integer (got 'many')",
+        ),
+        (
+            "datasets.cell.sweep.gain: [1.0, 2.0, 1.0]",
+            "p.yaml:5:48: datasets.cell.sweep.gain.2: the value 1.0 is already in the list",
+        ),
+        ("", "p.yaml:5:3: profiles.quick: it must be a mapping (got nothing)"),
+    ],
+)
+def test_a_mistake_in_a_profile_is_refused_where_it_stands(
+    refusal: Callable[..., str], change: str, sentence: str
+) -> None:
+    value = f" {{{change}}}" if change else ""
+    text = "datasets:\n  cell: {plugin: subunit_rgc, with: {frames: 400}}\n\nprofiles:\n"
+    assert refusal(f"{text}  quick:{value}\n", "--profile", "quick") == sentence
+
+
+def test_a_mistake_beside_what_a_profile_sets_is_refused_where_it_stands(
+    refusal: Callable[..., str],
+) -> None:
+    text = "datasets:\n  cell: {plugin: subunit_rgc, with: {frames: 400, gian: 2}}\n"
+    text += "profiles: {quick: {datasets.cell.with.frames: 300}}\n"
+    assert refusal(text, "--profile", "quick") == (
+        "p.yaml:2:51: datasets.cell.with.gian: there is no such option; did you mean 'gain'?"
+    )
+
+
+def test_an_unknown_profile_is_refused_with_the_nearest(refusal: Callable[..., str]) -> None:
+    text = SMALL + "profiles:\n  quick: {seed: 1}\n"
+    assert refusal(text, "--profile", "quik") == (
+        "--profile quik: p.yaml has no such profile; did you mean 'quick'?"
+    )
+    assert refusal(SMALL, "--profile", "quick") == (
+        "--profile quick: p.yaml has no such profile; none is known"
+    )
+
+
 # Data files.
 
 

@@ -560,6 +560,79 @@ def test_check_counts_the_tasks_and_writes_nothing(bench: Lab) -> None:
     assert [p.name for p in bench.folder.iterdir()] == ["p.yaml"]
 
 
+# Profiles.
+
+PROFILES = (
+    LAB.replace("models: [line]}", "models: [line]}\n")
+    + """
+profiles:
+  quick:
+    datasets.cells.with.frames: 240
+    models.line.sweep.gain: [1.0, 2.0]
+    seed: 4
+"""
+)
+
+
+def test_a_profile_is_the_pipeline_with_its_values(bench: Lab) -> None:
+    run = bench.run(PROFILES, "--profile", "quick")
+    changed = LAB.replace("lab_cells}", "lab_cells, with: {frames: 240}}").replace(
+        "data: cells}", "data: cells, sweep: {gain: [1.0, 2.0]}}"
+    )
+    by_hand = bench.run(changed.replace("datasets:", "seed: 4\ndatasets:"))
+    assert {label: task["key"] for label, task in tasks(run).items()} == {
+        label: task["key"] for label, task in tasks(by_hand).items()
+    }
+    assert run.parent.name == "pipeline-quick"
+    assert provenance(run)["name"] == "pipeline-quick"
+    assert "--profile quick" in (run / "report.html").read_text()
+    again = build(*read_pipeline(run / "resolved.yaml"), Registry())
+    assert keys(again) == {label: task["key"] for label, task in tasks(run).items()}
+
+
+def test_without_its_profile_a_pipeline_is_as_it_stands(bench: Lab) -> None:
+    assert keys(bench.graph(PROFILES)) == keys(bench.graph(LAB))
+
+
+def test_a_profile_may_set_a_whole_step(bench: Lab) -> None:
+    text = PROFILES.replace("datasets.cells.with.frames: 240", "datasets.cells.with: {cells: 2}")
+    (bench.folder / "p.yaml").write_text(text.lstrip())
+    graph = build(*read_pipeline(bench.folder / "p.yaml", "quick"), Registry())
+    (cells,) = (task for task in graph.tasks.values() if task.kind == "dataset")
+    assert json.loads(cells.config) == {"frames": 300, "cells": 2}
+
+
+def test_a_profile_changes_one_of_two_steps_that_share_their_options(bench: Lab) -> None:
+    text = """
+datasets:
+  cells: {plugin: lab_cells, with: &sizes {frames: 200, cells: 2}}
+  others: {plugin: lab_cells, with: *sizes}
+profiles:
+  quick: {datasets.cells.with.frames: 100}
+"""
+    (bench.folder / "p.yaml").write_text(text.lstrip())
+    graph = build(*read_pipeline(bench.folder / "p.yaml", "quick"), Registry())
+    frames = {t.step: json.loads(t.config)["frames"] for t in graph.tasks.values()}
+    assert frames == {"cells": 100, "others": 200}
+
+
+def test_check_checks_every_profile_or_the_one_that_is_named(bench: Lab) -> None:
+    (bench.folder / "p.yaml").write_text(PROFILES)
+    assert bench.command("check", "p.yaml").out.splitlines() == [
+        "p.yaml: 3 steps, 3 tasks, no mistake found",
+        "p.yaml --profile quick: 3 steps, 5 tasks, no mistake found",
+    ]
+    one = bench.command("check", "p.yaml", "--profile", "quick").out
+    assert one == "p.yaml --profile quick: 3 steps, 5 tasks, no mistake found\n"
+    (bench.folder / "p.yaml").write_text(PROFILES.replace("with.frames", "with.fraems"))
+    ended = bench.command("check", "p.yaml")
+    assert (ended.code, ended.err) == (
+        2,
+        "retina-run: p.yaml:12:5: datasets.cells.with.fraems: there is no such option; "
+        "did you mean 'frames'?\n",
+    )
+
+
 # The JSON Schema.
 
 

@@ -91,6 +91,14 @@ def test_a_filter_that_is_not_kept_contributes_nothing(network, layers):
     xr.testing.assert_identical(model.predict(stimulus), before)
 
 
+def test_filters_that_are_sums_of_products_are_left_out_alike(redundant, recording_of):
+    model = CNN({"lags": 3, "filters": 3, "rank": 2, "steps": 2, "check_every": 1})
+    model.fit(recording_of(redundant[0]))
+    before, after = (m.parameters()["kernel"] for m in (model, model.keep_filters([1])))
+    xr.testing.assert_equal(after.sel(filter=1), before.sel(filter=1))
+    assert (after.sel(filter=[0, 2]) == 0).all() and (before != 0).all()
+
+
 def test_as_many_filters_are_kept_as_one_asks_for_or_all_of_them(redundant, recording_of):
     model, _ = redundant
     data = recording_of(model)

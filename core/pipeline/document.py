@@ -57,6 +57,11 @@ class PipelineDocument(Config):
     datasets: dict[str, DatasetDocument] = Field({}, description="Steps that make recordings.")
     models: dict[str, ModelDocument] = Field({}, description="Steps that fit models.")
     analyses: dict[str, AnalysisDocument] = Field({}, description="Steps that analyse.")
+    profiles: dict[str, dict[str, Any]] = Field(
+        {},
+        description="Variants by name, each with new values by their path, such as "
+        "datasets.cell.with.frames; chosen with --profile.",
+    )
 
 
 SECTIONS = {"dataset": "datasets", "model": "models", "analysis": "analyses"}
@@ -68,6 +73,7 @@ class Source:
     def __init__(self, path: Path, content: Any):
         self.path = path
         self.content = content
+        self._moved: dict[Location, Location] = {}  # where what a profile sets stands
 
     @classmethod
     def read(cls, path: Path) -> "Source":
@@ -111,8 +117,41 @@ class Source:
             node = node[part] if isinstance(node, CommentedSeq) or part in node else None
         return node
 
+    def apply(self, profile: str) -> None:
+        """Sets the values of a profile. The form of the file has been checked.
+
+        Raises:
+            UserError: if there is no such profile, or a path leads nowhere.
+        """
+        known = self.at(("profiles",)) or {}
+        if profile not in known:
+            raise UserError(
+                f"--profile {profile}: {self.path} has no such profile; {nearest(profile, known)}"
+            )
+        for path, value in known[profile].items():
+            *parents, last = location = tuple(path.split("."))
+            stands = ("profiles", profile, path)
+            node = self.content
+            for depth, part in enumerate(parents):
+                if part not in node and depth < 2:  # a section and a step must be there
+                    what = ("section", "step")[depth]
+                    steps = SECTIONS.values() if depth == 0 else node
+                    raise self.error(stands, f"there is no {what} '{part}'; {nearest(part, steps)}")
+                child = node.get(part, CommentedMap())
+                if not isinstance(child, CommentedMap):
+                    whole = ".".join(location[: depth + 1])
+                    raise self.error(stands, f"'{whole}' is no mapping; set it as a whole")
+                node[part] = child.copy()  # another step may have the same one, by an alias
+                node = node[part]
+            node[last] = value
+            self._moved[location] = stands
+
     def position(self, location: Location) -> str:
         """`file:line:column` of the value at a location, or of its nearest known parent."""
+        for end in range(len(location), 0, -1):
+            if location[:end] in self._moved:
+                location = self._moved[location[:end]] + location[end:]
+                break
         node, line, column = self.content, 0, 0
         for part in location:
             if isinstance(node, CommentedMap) and part in node:
@@ -152,15 +191,27 @@ def _plain(node: Any) -> Any:
     return node
 
 
-def read_pipeline(path: Path) -> tuple[Source, PipelineDocument]:
+def read_pipeline(path: Path, profile: str | None = None) -> tuple[Source, PipelineDocument]:
     """Reads a pipeline file and checks its form (not yet plugins, options or references).
+
+    Args:
+        profile: one of the file's profiles; its name is added to that of the pipeline.
 
     Raises:
         UserError: with file, line and column.
     """
     source = Source.read(path)
+    document = _checked(source)
+    if profile is not None:
+        source.apply(profile)
+        document = _checked(source)
+        document = document.model_copy(update={"name": f"{document.name}-{profile}"})
+    return source, document
+
+
+def _checked(source: Source) -> PipelineDocument:
     try:
-        return source, PipelineDocument.model_validate(source.plain())
+        return PipelineDocument.model_validate(source.plain())
     except ValidationError as error:
         raise validation_error(source, (), error, PipelineDocument) from None
 
