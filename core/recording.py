@@ -239,8 +239,8 @@ def full_history(segment: ArrayLike, lags: int) -> NDArray[np.bool_]:
     """
     segment = np.asarray(segment)
     full = np.ones(len(segment), bool)
-    starts = np.flatnonzero(np.r_[True, segment[1:] != segment[:-1]]) if len(segment) else []
-    for start in starts:
+    first = np.r_[True, segment[1:] != segment[:-1]][: len(segment)]
+    for start in np.flatnonzero(first):
         full[start : start + lags - 1] = False
     return full
 
