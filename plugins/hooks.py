@@ -27,6 +27,16 @@ def retinakit_datasets() -> list[DatasetSpec]:
             target=f"{folder}.temporal_collapse:TemporalCollapse",
             summary="Another dataset, filtered in time with the cell's filter (Yan's Version I).",
         ),
+        DatasetSpec(
+            name="fraction",
+            target=f"{folder}.fraction:Fraction",
+            summary="Another dataset with the first part of its training frames.",
+        ),
+        DatasetSpec(
+            name="noisy_stimulus",
+            target=f"{folder}.noisy_stimulus:NoisyStimulus",
+            summary="Another dataset with noise in a part of its training images.",
+        ),
     ]
 
 
@@ -80,5 +90,20 @@ def retinakit_analyses() -> list[AnalysisSpec]:
             name="raster",
             target=f"{folder}.raster:Raster",
             summary="Spikes of the cell and of the model in the test frames, and their rates.",
+        ),
+        AnalysisSpec(
+            name="sweep_curve",
+            target=f"{folder}.sweep_curve:SweepCurve",
+            summary="Any score against a swept option, mean and deviation over seeds.",
+        ),
+        AnalysisSpec(
+            name="data_efficiency",
+            target=f"{folder}.data_efficiency:DataEfficiency",
+            summary="Correlation and loss against the amount of training data, with examples.",
+        ),
+        AnalysisSpec(
+            name="noise_robustness",
+            target=f"{folder}.data_efficiency:NoiseRobustness",
+            summary="Correlation and loss against the noise in the training images, with examples.",
         ),
     ]

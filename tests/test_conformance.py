@@ -43,6 +43,9 @@ QUICK: dict[str, dict[str, Any]] = {
     "stnmf": {"lags": 5, "modules": 4, "iterations": 20},
     "score": {"draws": 20},
     "raster": {"frames": 40, "trials": 4},
+    "sweep_curve": {"scores": ["loss"]},
+    "data_efficiency": {"frames": 40},
+    "noise_robustness": {"frames": 40},
 }
 
 
@@ -64,6 +67,14 @@ def fitted(name: str) -> Any:
     model = quick(Registry(builtin_only=True).find("model", name))
     model.fit(recording())
     return model
+
+
+def losses() -> xr.DataTree:
+    """The result of another analysis, of two models, one of them swept."""
+    loss = xr.DataArray(np.arange(6.0).reshape(3, 2), {"size": [1, 2, 4]}, ("size", "seed"))
+    swept = xr.Dataset({"loss": loss.assign_coords(seed=[0, 1])}, attrs={"sweep": "size,seed"})
+    other = xr.Dataset({"loss": ("cell", [2.5])}, {"cell": [0]}, {"sweep": ""})
+    return xr.DataTree.from_dict({"/swept": swept, "/other": other})
 
 
 def own_file(folder: Path) -> Path:
@@ -110,4 +121,5 @@ def test_analysis(plugin: Entry) -> None:
     assert plugin.spec is not None
     # The analysis of subunits is of a model that has some.
     names = ["cnn"] if plugin.spec.name == "subunits" else ["ln", "cnn"]
-    check_analysis(quick(plugin), recording(), {name: fitted(name) for name in names})
+    models = {name: fitted(name) for name in names}
+    check_analysis(quick(plugin), recording(), models, {"losses": losses()})
