@@ -37,6 +37,11 @@ def retinakit_datasets() -> list[DatasetSpec]:
             target=f"{folder}.noisy_stimulus:NoisyStimulus",
             summary="Another dataset with noise in a part of its training images.",
         ),
+        DatasetSpec(
+            name="natural_images",
+            target=f"{folder}.natural_images:NaturalImages",
+            summary="Simulated cells of another dataset, tested on flashed photographs.",
+        ),
     ]
 
 
@@ -105,5 +110,10 @@ def retinakit_analyses() -> list[AnalysisSpec]:
             name="noise_robustness",
             target=f"{folder}.data_efficiency:NoiseRobustness",
             summary="Correlation and loss against the noise in the training images, with examples.",
+        ),
+        AnalysisSpec(
+            name="flash_response",
+            target=f"{folder}.flash_response:FlashResponse",
+            summary="Spikes of cells and models to flashed images, and images without any.",
         ),
     ]

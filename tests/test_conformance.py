@@ -43,9 +43,11 @@ QUICK: dict[str, dict[str, Any]] = {
     "stnmf": {"lags": 5, "modules": 4, "iterations": 20},
     "score": {"draws": 20},
     "raster": {"frames": 40, "trials": 4},
+    "natural_images": {"images": 6, "pixels": 4, "repeats": 2},
     "sweep_curve": {"scores": ["loss"]},
     "data_efficiency": {"frames": 40},
     "noise_robustness": {"frames": 40},
+    "flash_response": {"trials": 3},
 }
 
 
