@@ -96,6 +96,16 @@ def poisson_deviance(predicted: xr.DataArray, response: xr.DataArray) -> xr.Data
     return terms.where(response.notnull() & predicted.notnull()).mean(dims)
 
 
+def poisson_loss(predicted: xr.DataArray, response: xr.DataArray) -> xr.DataArray:
+    """Mean Poisson loss per bin, p - y log(p + 1e-8), as a fit minimises it.
+
+    The negative log-likelihood without what depends on the response alone.
+    """
+    predicted, response = _pair(predicted, response)
+    terms = predicted - response * np.log(predicted + 1e-8)
+    return terms.mean([dim for dim in ("repeat", "frame") if dim in terms.dims])
+
+
 def bits_per_spike(predicted: xr.DataArray, response: xr.DataArray) -> xr.DataArray:
     """Poisson log-likelihood gained over a constant rate, in bits for each spike.
 

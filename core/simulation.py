@@ -7,7 +7,9 @@ from functools import cached_property
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
+import xarray as xr
 from numpy.typing import ArrayLike, NDArray
+from scipy.linalg import block_diag
 from scipy.sparse import csr_array
 
 from retinakit import simulation_numba
@@ -127,6 +129,43 @@ class SubunitCells:
             codes.index(self.nonlinearity),
             codes.index(self.output_nonlinearity),
         )
+
+
+def cells_of(truth: xr.Dataset) -> SubunitCells:
+    """The simulated cells that the group `truth` of a recording describes.
+
+    Args:
+        truth: `subunit_weight (cell, subunit, y, x)`, `output_weight (cell, subunit)`, `temporal
+            ([cell,] lag)`, `threshold (cell)`, `gain (cell)` in spikes per bin, and the attributes
+            `contrast` (what the cell sees of a stimulus of 1), `nonlinearity` and
+            `output_nonlinearity`.
+
+    Raises:
+        UserError: naming what the truth lacks.
+    """
+    wanted = ("subunit_weight", "output_weight", "temporal", "threshold", "gain")
+    missing = [name for name in wanted if name not in truth]
+    missing += [
+        n for n in ("contrast", "nonlinearity", "output_nonlinearity") if n not in truth.attrs
+    ]
+    if missing:
+        raise UserError(
+            f"the group 'truth' does not describe the cells: it has no {', '.join(missing)}"
+        )
+    maps = truth["subunit_weight"].transpose("cell", "subunit", "y", "x").values
+    weights = truth["output_weight"].transpose("cell", "subunit").values
+    temporal = truth["temporal"].transpose(..., "lag").values
+    if temporal.ndim == 2:  # of a cell, and so of each of its subunits
+        temporal = temporal.repeat(maps.shape[1], axis=0)
+    return SubunitCells(
+        truth.attrs["contrast"] * maps.reshape(-1, *maps.shape[2:]),
+        temporal,
+        block_diag(*weights),
+        truth.attrs["nonlinearity"],
+        truth.attrs["output_nonlinearity"],
+        truth["threshold"].values,
+        truth["gain"].values,
+    )
 
 
 def simulate(

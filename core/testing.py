@@ -115,8 +115,7 @@ def small_recording(
         size: checks along y and along x, at least 4.
         lags: length of the temporal filter in frames.
         repeats: of `test`.
-        truth: include the group `truth`, with `subunit_weight (cell, subunit, y, x)` and
-            `temporal (cell, lag)`.
+        truth: include the group `truth`, which `retinakit.simulation.cells_of` understands.
         seed: of cells, stimulus and spikes.
 
     Returns:
@@ -167,12 +166,21 @@ def small_recording(
         groups["truth"] = xr.Dataset(
             {
                 "subunit_weight": (("cell", "subunit", "y", "x"), subunit),
+                "output_weight": (("cell", "subunit"), np.ones((cells, 4))),
                 "temporal": (("cell", "lag"), temporal),
+                "threshold": ("cell", np.zeros(cells)),
+                "gain": ("cell", np.full(cells, 0.5)),
             },
             coords={
                 **lag_coordinate(lag, frame_interval),
                 "subunit": np.arange(4),
                 **{dim: first[dim].variable for dim in ("cell", "y", "x")},
+            },
+            attrs={
+                "contrast": 1.0,
+                "nonlinearity": "rectify",
+                "output_nonlinearity": "rectify",
+                "spikes": "poisson",
             },
         )
     return make_recording(groups)

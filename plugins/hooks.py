@@ -27,6 +27,21 @@ def retinakit_datasets() -> list[DatasetSpec]:
             target=f"{folder}.temporal_collapse:TemporalCollapse",
             summary="Another dataset, filtered in time with the cell's filter (Yan's Version I).",
         ),
+        DatasetSpec(
+            name="fraction",
+            target=f"{folder}.fraction:Fraction",
+            summary="Another dataset with the first part of its training frames.",
+        ),
+        DatasetSpec(
+            name="noisy_stimulus",
+            target=f"{folder}.noisy_stimulus:NoisyStimulus",
+            summary="Another dataset with noise in a part of its training images.",
+        ),
+        DatasetSpec(
+            name="natural_images",
+            target=f"{folder}.natural_images:NaturalImages",
+            summary="Simulated cells of another dataset, tested on flashed photographs.",
+        ),
     ]
 
 
@@ -100,5 +115,25 @@ def retinakit_analyses() -> list[AnalysisSpec]:
             name="model_receptive_field",
             target=f"{folder}.model_receptive_field:ModelReceptiveField",
             summary="The receptive field of a model neuron beside the cell's.",
+        ),
+        AnalysisSpec(
+            name="sweep_curve",
+            target=f"{folder}.sweep_curve:SweepCurve",
+            summary="Any score against a swept option, mean and deviation over seeds.",
+        ),
+        AnalysisSpec(
+            name="data_efficiency",
+            target=f"{folder}.data_efficiency:DataEfficiency",
+            summary="Correlation and loss against the amount of training data, with examples.",
+        ),
+        AnalysisSpec(
+            name="noise_robustness",
+            target=f"{folder}.data_efficiency:NoiseRobustness",
+            summary="Correlation and loss against the noise in the training images, with examples.",
+        ),
+        AnalysisSpec(
+            name="flash_response",
+            target=f"{folder}.flash_response:FlashResponse",
+            summary="Spikes of cells and models to flashed images, and images without any.",
         ),
     ]

@@ -46,6 +46,11 @@ QUICK: dict[str, dict[str, Any]] = {
     "pruning": {"draws": 2},
     "transfer": {"frames": 40},
     "features": {"samples": 200},
+    "natural_images": {"images": 6, "pixels": 4, "repeats": 2},
+    "sweep_curve": {"scores": ["loss"]},
+    "data_efficiency": {"frames": 40},
+    "noise_robustness": {"frames": 40},
+    "flash_response": {"trials": 3},
 }
 
 
@@ -67,6 +72,14 @@ def fitted(name: str) -> Any:
     model = quick(Registry(builtin_only=True).find("model", name))
     model.fit(recording())
     return model
+
+
+def losses() -> xr.DataTree:
+    """The result of another analysis, of two models, one of them swept."""
+    loss = xr.DataArray(np.arange(6.0).reshape(3, 2), {"size": [1, 2, 4]}, ("size", "seed"))
+    swept = xr.Dataset({"loss": loss.assign_coords(seed=[0, 1])}, attrs={"sweep": "size,seed"})
+    other = xr.Dataset({"loss": ("cell", [2.5])}, {"cell": [0]}, {"sweep": ""})
+    return xr.DataTree.from_dict({"/swept": swept, "/other": other})
 
 
 def own_file(folder: Path) -> Path:
@@ -113,5 +126,5 @@ def test_analysis(plugin: Entry) -> None:
     assert plugin.spec is not None
     # Some analyses are of convolution filters.
     convolved = plugin.spec.name in ("subunits", "pruning", "features")
-    names = ["cnn"] if convolved else ["ln", "cnn"]
-    check_analysis(quick(plugin), recording(), {name: fitted(name) for name in names})
+    models = {name: fitted(name) for name in (["cnn"] if convolved else ["ln", "cnn"])}
+    check_analysis(quick(plugin), recording(), models, {"losses": losses()})

@@ -61,6 +61,12 @@ class HDF5Config(Config):
     test_response_dims: list[str] = Field(
         ["repeat", "frame", "cell"], description="Order of its dimensions."
     )
+    test_segment_frames: int | None = Field(
+        None, ge=1, description="The length of its trials, such as flashed images."
+    )
+    test_onset: float = Field(
+        0.0, ge=0, description="Seconds from the start of such a trial to the onset of its image."
+    )
     cells: list[int] | None = Field(None, description="Which cells to keep, counted from 0.")
     check_size: float | None = Field(None, gt=0, description="Side of a check or pixel, in µm.")
     chunks: int | None = Field(
@@ -116,7 +122,12 @@ class HDF5(Dataset):
         if c.test_stimulus is not None and c.test_response is not None:
             test = self._movie(file, c.test_stimulus)
             answer = self._values(file, c.test_response, c.test_response_dims, RESPONSE)
-            splits["test"] = self._split(test, answer, np.zeros(len(test), np.int32))
+            length = c.test_segment_frames or len(test)
+            frame = np.arange(len(test))
+            splits["test"] = self._split(test, answer, frame // length)
+            if c.test_segment_frames is not None:
+                onset = (frame % length) / c.frame_rate - c.test_onset
+                splits["test"].coords["from_onset"] = ("frame", onset, {"units": "s"})
         return make_recording(splits, {"title": c.path.stem, "source": c.path.name})
 
     def _movie(self, file: h5py.File, name: str) -> xr.Variable:

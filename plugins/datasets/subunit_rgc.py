@@ -7,13 +7,12 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
-from scipy.linalg import block_diag
 
 from retinakit.config import Config
 from retinakit.dataset import Dataset
 from retinakit.errors import UserError
 from retinakit.recording import lag_coordinate, make_recording, make_split
-from retinakit.simulation import SubunitCells, simulate
+from retinakit.simulation import cells_of, simulate
 
 ZHENG = {"cells": 2, "subunits": 4, "subunit_size": 2, "height": 8, "width": 8}
 PRESETS: dict[str, dict[str, Any]] = {
@@ -99,7 +98,8 @@ class SubunitRGC(Dataset):
     A subunit sums its checks, filters them in time, and rectifies; the cell sums its subunits,
     subtracts a threshold, rectifies, and fires (`retinakit.simulation` has the equation). The
     recording has the true `rate`, and in `truth` the subunits' `subunit_weight (cell, subunit, y,
-    x)`, their `output_weight` and the `temporal` filter.
+    x)`, their `output_weight` and the `temporal` filter, and the rest of what
+    `retinakit.simulation.cells_of` needs to show the cells another stimulus.
 
     The paper of Zheng et al. does not give the shapes of its subunits: those of the presets, four
     squares of 2 × 2 checks for each of two overlapping cells, are ours. As in the paper, model II
@@ -110,20 +110,8 @@ class SubunitRGC(Dataset):
 
     def load(self) -> xr.DataTree:
         c = self.config
-        subunits = self._subunits()
-        weights = np.ones((c.cells, c.subunits))
-        if c.weight_spread:
-            random = np.random.default_rng([self.seed, 1])
-            weights = np.exp(c.weight_spread * random.standard_normal(weights.shape))
-        cells = SubunitCells(
-            c.contrast * subunits.reshape(-1, c.height, c.width),
-            self._temporal(),
-            block_diag(*weights),
-            c.nonlinearity,
-            c.output_nonlinearity,
-            c.threshold,
-            c.gain / c.frame_rate,
-        )
+        truth = self._truth()
+        cells = cells_of(truth)
         splits = {}
         lengths = {"train": c.frames, "validation": c.validation_frames, "test": c.test_frames}
         for stream, (name, frames) in enumerate(lengths.items()):
@@ -144,19 +132,36 @@ class SubunitRGC(Dataset):
                 frame_interval=1 / c.frame_rate,
                 rate=simulated.rate,
             )
-        splits["truth"] = xr.Dataset(
+        splits["truth"] = truth.assign_coords(
+            {dim: splits["train"][dim] for dim in ("cell", "y", "x")}
+        )
+        return make_recording(splits, {"title": "simulated subunit cells"})
+
+    def _truth(self) -> xr.Dataset:
+        c = self.config
+        weights = np.ones((c.cells, c.subunits))
+        if c.weight_spread:
+            random = np.random.default_rng([self.seed, 1])
+            weights = np.exp(c.weight_spread * random.standard_normal(weights.shape))
+        return xr.Dataset(
             {
-                "subunit_weight": (("cell", "subunit", "y", "x"), subunits),
+                "subunit_weight": (("cell", "subunit", "y", "x"), self._subunits()),
                 "output_weight": (("cell", "subunit"), weights),
                 "temporal": ("lag", self._temporal()),
+                "threshold": ("cell", np.full(c.cells, c.threshold)),
+                "gain": ("cell", np.full(c.cells, c.gain / c.frame_rate)),
             },
             coords={
-                **{dim: splits["train"][dim] for dim in ("cell", "y", "x")},
                 "subunit": np.arange(c.subunits),
                 **lag_coordinate(np.arange(c.lags), 1 / c.frame_rate),
             },
+            attrs={
+                "contrast": c.contrast,
+                "nonlinearity": c.nonlinearity,
+                "output_nonlinearity": c.output_nonlinearity,
+                "spikes": c.spikes,
+            },
         )
-        return make_recording(splits, {"title": "simulated subunit cells"})
 
     def _subunits(self) -> NDArray[np.float32]:
         """(cell, subunit, y, x): ones in each subunit's square, the squares in a block."""

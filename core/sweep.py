@@ -1,0 +1,92 @@
+"""Curves over a sweep: a number against one swept option, mean and spread over another."""
+
+from collections.abc import Sequence
+from itertools import product
+from typing import Any, Final
+
+import numpy as np
+import xarray as xr
+
+from retinakit.analysis import groups, sweep_dims
+from retinakit.errors import UserError, nearest
+
+ABSENT: Final = {"number": 0, "swept": False}
+"""What stands where curves over different values, or of different models, are joined."""
+
+
+def curves(
+    result: xr.DataTree, name: str, over: str, spread: Sequence[str] = ("seed",)
+) -> xr.Dataset:
+    """Curves of a variable of a combined result, one for each model and point of what else varies.
+
+    Args:
+        result: as the pipeline combines it.
+        name: the variable; models that do not have it are left out.
+        over: the swept option along the axis.
+        spread: dimensions that are repetitions of the same.
+
+    Returns:
+        `mean`, `deviation` (ddof 1, NaN for fewer than two) and `number (curve, OVER)` of what is
+        not NaN; `curve` is a label such as "cnn, layers 2". A model that was not swept over the
+        option has the same values throughout, and `swept (curve)` is false.
+
+    Raises:
+        UserError: if no model has the variable, or none that has was swept over the option.
+    """
+    by_model = groups(result)
+    having = {model: group for model, group in by_model.items() if name in group.data_vars}
+    if not having:
+        known = {str(v) for group in by_model.values() for v in group.data_vars}
+        raise UserError(f"the results have no '{name}'; {nearest(name, known)}")
+    axes = [group[over].values for group in having.values() if over in group[name].dims]
+    if not axes:
+        known = {dim for group in having.values() for dim in sweep_dims(group)}
+        raise UserError(f"the results were not swept over '{over}'; {nearest(over, known)}")
+    parts = []
+    for model, group in having.items():
+        values, swept = group[name], over in group[name].dims
+        if not swept:
+            values = values.expand_dims({over: np.unique(np.concatenate(axes))})
+        repeated = [dim for dim in spread if dim in values.dims]
+        number = values.notnull().sum(repeated)
+        mean = values.sum(repeated) / number.where(number > 0)
+        squares = ((values - mean) ** 2).sum(repeated)
+        part = xr.Dataset(
+            {
+                "mean": mean,
+                "deviation": (squares / (number - 1).where(number > 1)) ** 0.5,
+                "number": number,
+            }
+        )
+        others = [str(dim) for dim in mean.dims if dim != over]
+        varied = [dim for dim in others if mean.sizes[dim] > 1]
+        labels = []
+        for point in product(*(range(mean.sizes[dim]) for dim in others)):
+            place = dict(zip(others, point, strict=True))
+            about = [f"{d} {mean[d].values[i]}" for d, i in place.items() if d in varied]
+            labels.append(", ".join([*([model] if len(by_model) > 1 else []), *about]) or name)
+        part = part.stack(curve=others, create_index=False) if others else part.expand_dims("curve")
+        part = part.drop_vars([c for c in part.coords if c != over]).assign_coords(curve=labels)
+        part["swept"] = ("curve", [swept] * len(labels))
+        parts.append(part.transpose("curve", over))
+    joined: xr.Dataset = xr.concat(parts, "curve", join="outer", fill_value=ABSENT)
+    return joined
+
+
+def draw(axis: Any, drawn: xr.Dataset, over: str, **style: Any) -> None:
+    """Draws what `curves` gave: means with bars of one standard deviation, or levels.
+
+    Args:
+        axis: a matplotlib Axes.
+        drawn: the curves, which take the colours of the axis in turn.
+        over: the swept option along the axis.
+        style: of the lines that are no levels, such as ls=":".
+    """
+    for index, label in enumerate(drawn["curve"].values):
+        curve, common = drawn.isel(curve=index), {"color": f"C{index}", "label": str(label)}
+        if not curve["swept"]:
+            axis.axhline(float(curve["mean"][0]), ls="--", **common)
+            continue
+        curve = curve.isel({over: np.flatnonzero(curve["mean"].notnull())})
+        look = {"marker": "o", "ms": 4, "capsize": 2.5} | common | style
+        axis.errorbar(curve[over], curve["mean"], curve["deviation"].fillna(0), **look)

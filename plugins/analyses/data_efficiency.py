@@ -1,0 +1,210 @@
+"""How much data a model needs, and how much noise it bears (Yan et al. 2020, Fig 6)."""
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from pydantic import Field
+
+from retinakit import metrics
+from retinakit.analysis import Analysis, groups, points, sweep_dims
+from retinakit.config import Config
+from retinakit.model import Model
+from retinakit.receptive_field import separate
+from retinakit.recording import mean_response
+from retinakit.spikes import sta
+from retinakit.sweep import curves, draw
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LABELS = {
+    "correlation": "correlation with\nthe response",
+    "correlation_rate": "correlation with\nthe true rate",
+}
+LOSSES = {"train_loss": "-", "validation_loss": ":"}
+NUMBERS = (*LABELS, *LOSSES, "frames", "spikes")
+RATES: dict[str, dict[str, Any]] = {
+    "true": {"color": "0.75", "lw": 3},
+    "data": {"color": "0.4", "lw": 0.8},
+    "model": {"color": "C0", "lw": 1.1},
+}
+
+
+class DataEfficiencyConfig(Config):
+    """What is drawn."""
+
+    over: str = Field("fraction", description="The swept option that changes the training data.")
+    examples: list[float] = Field(
+        [],
+        description="Values of it to show examples of; by default the first, the middle, the last.",
+    )
+    start: int = Field(0, ge=0, description="The first test frame of the examples' rates.")
+    frames: int = Field(300, ge=1, description="How many frames of them.")
+
+
+class DataEfficiency(Analysis):
+    """How well a model predicts, against the amount of data that it was fitted to.
+
+    The result has for each cell the `correlation` with the response of the test frames, and with
+    their true rate where it is known; the mean Poisson loss of the fitted model in the frames that
+    it was fitted to and in those for validation; the training `frames` and `spikes`. To be shown
+    as examples it has rates in a part of the test, and receptive fields (the spatial part of the
+    spike-triggered average of the training frames) of the cell's spikes and of spikes drawn from
+    the model.
+    """
+
+    Config = DataEfficiencyConfig
+    axis: ClassVar[dict[str, Any]] = {"xlabel": "part of the training frames", "xscale": "log"}
+
+    def run(self, model: Model, data: xr.DataTree) -> xr.Dataset:
+        train, validation, test = (
+            data[name].to_dataset() for name in ("train", "validation", "test")
+        )
+        fitted, predicted = model.predict(train["stimulus"]), model.predict(test["stimulus"])
+        response = mean_response(test).astype(float)
+        counted = train["response"].astype(float).where(fitted.notnull())
+        result = xr.Dataset(
+            {
+                "correlation": metrics.correlation(predicted, response),
+                "train_loss": metrics.poisson_loss(fitted, counted),
+                "validation_loss": metrics.poisson_loss(
+                    model.predict(validation["stimulus"]), validation["response"].astype(float)
+                ),
+                "frames": train.sizes["frame"],
+                "spikes": counted.sum([dim for dim in counted.dims if dim != "cell"]),
+            }
+        )
+        known = np.flatnonzero(predicted.notnull().all("cell"))
+        shown = known[min(self.config.start, len(known) - 1) :][: self.config.frames]
+        rates = {"data": response, "model": predicted}
+        if "rate" in test:
+            result["correlation_rate"] = metrics.correlation(predicted, test["rate"])
+            rates["true"] = test["rate"]
+        for name, rate in rates.items():
+            result[f"rate_{name}"] = rate.isel(frame=shown).drop_vars("segment", errors="ignore")
+        drawn = np.random.default_rng(self.seed).poisson(np.nan_to_num(fitted.values))
+        sampled = train.assign(response=(fitted.dims, drawn, train["response"].attrs))
+        for name, split in {"data": train, "model": sampled}.items():
+            average = sta(split, model.lags)["sta"]
+            if "channel" in average.dims:
+                average = average.sum("channel")
+            if model.lags == 1:  # there is no course to take off, and the map keeps its sign
+                result[f"field_{name}"] = average.isel(lag=0, drop=True)
+            else:
+                result[f"field_{name}"] = separate(average)["spatial"]
+        result.attrs["frame_interval"] = test.attrs["frame_interval"]
+        return result.assign_coords(frame=shown)
+
+    def plot(self, result: xr.DataTree) -> "Figure":
+        from matplotlib.figure import Figure
+
+        over, result = self.config.over, _with_dimension(result, self.config.over)
+        examples = self._examples(result)
+        figure = Figure(figsize=(11, max(4.6, 1.45 * len(examples))), layout="constrained")
+        left, right = figure.subfigures(1, 2, width_ratios=[1, 1.6], squeeze=False)[0]
+        score, loss = left.subplots(2, 1, sharex=True)
+        headline = _headline(result)
+        drawn = curves(result, headline, over)
+        draw(score, drawn, over)
+        score.set_ylabel(LABELS[headline])
+        if drawn.sizes["curve"] > 1:
+            score.legend(frameon=False, fontsize=8)
+        handles = []
+        for name, style in LOSSES.items():
+            draw(loss, curves(result, name, over), over, ls=style)
+            handles += loss.plot([], [], color="0.3", ls=style, label=name.replace("_", " "))
+        loss.legend(handles=handles, frameon=False, fontsize=8)
+        loss.set(ylabel="Poisson loss", **self.axis)
+        spikes = [int(example["spikes"]) for _, example in examples]
+        if len(set(spikes)) > 1:
+            top = score.twiny()
+            top.set(xscale=score.get_xscale(), xlim=score.get_xlim())
+            top.set_xticks([value for value, _ in examples], [f"{n:,}" for n in spikes])
+            top.minorticks_off()
+            top.set_xlabel("spikes")
+        axes = right.subplots(len(examples), 3, squeeze=False, width_ratios=[4, 1, 1])
+        for row, (value, example) in zip(axes, examples, strict=True):
+            _draw_example(row, example, f"{over} {value:g}: r = {float(example[headline]):.2f}")
+        for axis in axes[:-1, 0]:
+            axis.tick_params(labelbottom=False)
+        axes[-1, 0].set_xlabel("time in the test (s)")
+        for axis, title in zip(axes[0, 1:], ("cell", "model"), strict=True):
+            axis.set_title(title, fontsize=9)
+        return figure
+
+    def _examples(self, result: xr.DataTree) -> list[tuple[float, xr.Dataset]]:
+        """Points of the first model that was swept: the first cell, seed, and so on."""
+        over = self.config.over
+        group = next(g for g in groups(result).values() if over in sweep_dims(g))
+        values = group[over].values
+        wanted = self.config.examples or values[[0, len(values) // 2, -1]]
+        places = dict.fromkeys(int(np.abs(values - value).argmin()) for value in wanted)
+        first = dict.fromkeys([d for d in (*sweep_dims(group), "cell") if d != over], 0)
+        return [(float(values[i]), group.isel(first | {over: i})) for i in places]
+
+    def caption(self, result: xr.DataTree) -> str:
+        over, by_model = self.config.over, groups(result)
+        if not any(over in sweep_dims(group) for group in by_model.values()):
+            return f"Nothing was swept over '{over}', so there is one point."
+        return (
+            f"Left: correlation on the test frames and Poisson loss against {self.axis['xlabel']}, "
+            "mean and standard deviation over seeds where those were swept. Right: examples of the "
+            "first model (cell, seed): rates of the cell (grey) and of the model, and receptive "
+            "fields from the spikes of the cell and of the model in the training frames."
+        )
+
+    def table(self, result: xr.DataTree) -> pd.DataFrame:
+        frames = []
+        for model, group in groups(result).items():
+            numbers = [name for name in NUMBERS if name in group]
+            frame = group[numbers].to_dataframe().reset_index()
+            frame.insert(0, "model", model)
+            frames.append(frame[[*[p for p in points(result) if p in frame], *numbers]])
+        return pd.concat(frames, ignore_index=True)
+
+
+class NoiseRobustness(DataEfficiency):
+    """How well a model predicts, against the noise in its training data.
+
+    As data_efficiency, of models that were fitted to `noisy_stimulus`: the training loss is that on
+    the noisy images, while those for validation and test have no noise.
+    """
+
+    axis: ClassVar[dict[str, Any]] = {"xlabel": "part of the training images that is noise"}
+
+
+def _headline(result: xr.DataTree) -> str:
+    known = all("correlation_rate" in group for group in groups(result).values())
+    return "correlation_rate" if known else "correlation"
+
+
+def _with_dimension(result: xr.DataTree, over: str) -> xr.DataTree:
+    """The result, with one point along a dimension that nothing was swept over."""
+    if any(over in sweep_dims(group) for group in groups(result).values()):
+        return result
+    return xr.DataTree.from_dict(
+        {
+            f"/{name}": group.expand_dims({over: [1.0]}).assign_attrs(
+                sweep=",".join([*sweep_dims(group), over])
+            )
+            for name, group in groups(result).items()
+        }
+    )
+
+
+def _draw_example(row: Any, example: xr.Dataset, title: str) -> None:
+    """Rates, and receptive fields of the cell and of the model."""
+    rates, *fields = row
+    time, bins = example["time"].values, 1 / example.attrs["frame_interval"]
+    for name, style in RATES.items():
+        if f"rate_{name}" in example:
+            rates.plot(time, example[f"rate_{name}"] * bins, **style)
+    rates.set_ylabel("Hz")
+    rates.set_title(title, loc="left", fontsize=9)
+    for axis, name in zip(fields, ("data", "model"), strict=True):
+        field = example[f"field_{name}"].transpose("y", "x").values
+        limit = float(np.nanmax(np.abs(field), initial=0)) or 1.0
+        axis.imshow(field, cmap="RdBu_r", vmin=-limit, vmax=limit)
+        axis.set(xticks=[], yticks=[])

@@ -1,0 +1,107 @@
+"""Any score against a swept option (Yan et al. 2020, Fig 3)."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import pandas as pd
+import xarray as xr
+from pydantic import Field
+
+from retinakit.analysis import Analysis, groups, sweep_dims
+from retinakit.config import Config
+from retinakit.errors import UserError
+from retinakit.sweep import ABSENT, curves, draw
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class SweepCurveConfig(Config):
+    """What is drawn against what."""
+
+    scores: list[str] = Field(
+        ["correlation"],
+        min_length=1,
+        description="Variables of the results, such as correlation_rate; a panel for each.",
+    )
+    over: str | None = Field(
+        None, description="The swept option along the axis; by default the first with numbers."
+    )
+    spread: list[str] = Field(
+        ["seed"], description="Sweeps (or cell) that mean and standard deviation are taken over."
+    )
+
+
+class SweepCurve(Analysis):
+    """Mean and standard deviation of scores of other analyses against a swept option.
+
+    There is a curve for each model and each point of whatever else was swept, such as the number of
+    layers. The result has `mean`, `deviation` (ddof 1) and `number (score, curve, OVER)`, with OVER
+    the swept option; a model that was not swept over it has one value throughout.
+    """
+
+    Config = SweepCurveConfig
+
+    def run(self, results: Mapping[str, xr.DataTree]) -> xr.Dataset:
+        c, together = self.config, _together(results)
+        over = c.over or self._first(together)
+        found = [curves(together, score, over, c.spread) for score in c.scores]
+        result: xr.Dataset = xr.concat(found, "score", join="outer", fill_value=ABSENT)
+        result = result.assign_coords(
+            score=c.scores, long_name=("score", [_long_name(together, s) for s in c.scores])
+        )
+        result.attrs["over"] = over
+        return result
+
+    def _first(self, result: xr.DataTree) -> str:
+        for group in groups(result).values():
+            for dim in sweep_dims(group):
+                if dim not in (*self.config.spread, "cell") and group[dim].dtype.kind in "iuf":
+                    return dim
+        raise UserError("no result was swept over an option with numbers; name one with over:")
+
+    def plot(self, result: xr.DataTree) -> "Figure":
+        from matplotlib.figure import Figure
+
+        table = result.to_dataset()
+        over, scores = table.attrs["over"], table.sizes["score"]
+        figure = Figure(figsize=(1.2 + 4.0 * scores, 3.6), layout="constrained")
+        for index, axis in enumerate(figure.subplots(1, scores, squeeze=False)[0]):
+            panel = table.isel(score=index)
+            draw(axis, panel.isel(curve=panel["number"].any(over).values), over)
+            axis.set(xlabel=over, ylabel=panel["long_name"].item())
+            if table[over].dtype.kind in "iu" and table.sizes[over] <= 16:
+                axis.set_xticks(table[over].values)
+        if table.sizes["curve"] > 1:
+            figure.axes[0].legend(frameon=False)
+        return figure
+
+    def caption(self, result: xr.DataTree) -> str:
+        table = result.to_dataset()
+        number = int(table["number"].max())
+        what = f"mean ± standard deviation of {number}" if number > 1 else "one value a point"
+        level = "" if table["swept"].all() else " A dashed line was not swept over it."
+        return f"Scores against {table.attrs['over']}: {what}.{level}"
+
+    def table(self, result: xr.DataTree) -> pd.DataFrame:
+        table = result.to_dataset().drop_vars("long_name")
+        frame: pd.DataFrame = table[["mean", "deviation", "number"]].to_dataframe()
+        return frame[frame["number"] > 0].reset_index()
+
+
+def _together(results: Mapping[str, xr.DataTree]) -> xr.DataTree:
+    """Several results as one, with a group for each model of each."""
+    if len(results) == 1:
+        return next(iter(results.values()))
+    return xr.DataTree.from_dict(
+        {
+            "/" + " ".join(filter(None, [model, f"({step})"])): group
+            for step, result in results.items()
+            for model, group in groups(result).items()
+        }
+    )
+
+
+def _long_name(result: xr.DataTree, score: str) -> str:
+    having = next(group[score] for group in groups(result).values() if score in group)
+    return str(having.attrs.get("long_name", score.replace("_", " ")))
