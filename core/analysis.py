@@ -1,8 +1,8 @@
 """The analysis contract: from recordings, models or other results to a labelled result."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -27,13 +27,15 @@ class FittedModel:
 
     Attributes:
         name: the step's name.
-        coords: where in the sweep it stands, such as {"filters": 4}.
+        coords: where in the sweep it stands, such as {"cell": 5, "filters": 4}.
         source: reads it, when it is asked for.
+        data_coords: those of the coords that are its recording's, such as {"cell": 5}.
     """
 
     name: str
     coords: Mapping[str, Any]
     source: _Source
+    data_coords: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def model(self) -> Model:
@@ -57,6 +59,7 @@ class Analysis(Plugin, ABC):
     - `recordings`, `models`: all of them, as a list of `FittedModel`. For an analysis that wants
       the whole family, such as a transfer matrix.
     - `results`: the results of the analyses that the step's `results:` names, by name.
+    - `progress`: to be told how far it is (a `retinakit.progress.Progress`).
 
     The pipeline puts what one-by-one runs return into one DataTree: a group for each model or
     dataset, in which every sweep is a dimension.
@@ -97,6 +100,18 @@ def groups(result: xr.DataTree) -> dict[str, xr.Dataset]:
 def sweep_dims(group: xr.Dataset) -> list[str]:
     """The dimensions of a combined result that came from a sweep, in the order of the sweep."""
     return [name for name in str(group.attrs.get("sweep", "")).split(",") if name]
+
+
+def cases(result: xr.DataTree) -> Iterator[tuple[str, xr.Dataset]]:
+    """Every point of the sweeps of a combined result, with a label of a few short lines."""
+    for name, group in groups(result).items():
+        dims = sweep_dims(group)
+        stacked = group.stack(point=dims) if dims else group.expand_dims("point")
+        for index in range(stacked.sizes["point"]):
+            case = stacked.isel(point=index)
+            values = ", ".join(f"{dim}={case[dim].item()}" for dim in dims if dim != "cell")
+            cell = f"cell {case['cell'].item()}" if "cell" in dims else ""
+            yield "\n".join(filter(None, (name, values, cell))), case
 
 
 def points(result: xr.DataTree) -> list[str]:

@@ -1,8 +1,15 @@
-"""The compiled kernels, or None where they were not built: the Numba twins serve then."""
+"""The compiled kernels, or None where they were not built, and the numbers that they take.
+
+Without them the Numba twins serve.
+"""
 
 import logging
 from importlib import import_module
 from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 compiled: ModuleType | None
 try:
@@ -12,3 +19,13 @@ except ImportError as error:
     logging.getLogger("retinakit").info(
         "the compiled kernels are not there (%s); the Numba ones serve", error
     )
+
+
+def as_numbers(values: NDArray[Any]) -> NDArray[Any]:
+    """An array of one of the types that the kernels know: bool as 0 and 1, wide integers exact."""
+    values = np.ascontiguousarray(values)
+    if values.dtype == np.bool_:
+        return values.view(np.uint8)
+    if values.dtype in (np.int8, np.uint8):
+        return values
+    return values.astype(np.float32 if values.dtype.kind == "f" else np.float64, copy=False)

@@ -7,6 +7,8 @@ import xarray as xr
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
+from retinakit.errors import UserError
+
 
 def separate(field: xr.DataArray) -> xr.Dataset:
     """The best product of a spatial map and a temporal filter (singular value decomposition).
@@ -190,7 +192,7 @@ def morans_i(image: xr.DataArray) -> xr.DataArray:
     """
     b = image - image.mean(("y", "x"))
     height, width = image.sizes["y"], image.sizes["x"]
-    pairs = 2 * (height * (width - 1) + width * (height - 1))
+    pairs = 2 * (height * (width - 1) + width * (height - 1)) or np.nan
     power = (b**2).sum(("y", "x"))
     vertical = (
         b.isel(y=slice(1, None)).drop_vars("y", errors="ignore")
@@ -203,4 +205,30 @@ def morans_i(image: xr.DataArray) -> xr.DataArray:
     result: xr.DataArray = (
         height * width / pairs * 2 * (vertical + horizontal) / power.where(power > 0)
     )
+    return result
+
+
+def morans_i_z(image: xr.DataArray) -> xr.DataArray:
+    """Moran's I in standard deviations from what independent normal values have.
+
+    z = (I - E) / √V with E = -1/(N-1) and V = (N² S1 - N S2 + 3 S0²) / ((N²-1) S0²) - E² (Cliff &
+    Ord 1981), where over 4-neighbours S0 = n, S1 = 2n and S2 = 4 Σ (neighbours of a check)².
+
+    Args:
+        image: (..., y, x).
+
+    Raises:
+        UserError: if it is less than 2 checks high or wide.
+    """
+    sides = [np.arange(image.sizes[dim]) for dim in ("y", "x")]
+    if min(map(len, sides)) < 2:
+        raise UserError(
+            f"Moran's I needs maps of 2 x 2 checks or more, and this has {len(sides[0])} x "
+            f"{len(sides[1])}"
+        )
+    neighbours = np.add.outer(*((n > 0).astype(int) + (n < n[-1]) for n in sides))
+    size, s0, s2 = neighbours.size, float(neighbours.sum()), 4 * float((neighbours**2).sum())
+    expected = -1 / (size - 1)
+    squared = (2 * size**2 * s0 - size * s2 + 3 * s0**2) / ((size**2 - 1) * s0**2)
+    result: xr.DataArray = (morans_i(image) - expected) / (squared - expected**2) ** 0.5
     return result

@@ -21,14 +21,13 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
+from retinakit.blocks import blocks
 from retinakit.errors import RecordingError
 
 SPLITS = ("train", "validation", "test")
 STIMULUS_DIMS = (("frame", "y", "x"), ("frame", "channel", "y", "x"))
 RESPONSE_DIMS = (("frame", "cell"), ("repeat", "frame", "cell"))
 SPIKES_PER_BIN = "spikes per bin"
-BLOCK = 10_000
-"""Frames of a stimulus that are looked at together: it may be larger than memory."""
 
 
 def make_split(
@@ -197,11 +196,13 @@ def _validate_split(name: str, split: xr.Dataset) -> None:
     if len(np.unique(segment)) != 1 + np.count_nonzero(~same):
         raise wrong("coordinate 'segment' is not contiguous along 'frame'; renumber the segments")
     if split["stimulus"].dtype.kind == "f":
-        for start in range(0, split.sizes["frame"], BLOCK):
-            if not np.isfinite(split["stimulus"][start : start + BLOCK].values).all():
+        for part in blocks(split["stimulus"]):
+            finite = np.isfinite(split["stimulus"][part].values)
+            if not finite.all():
+                frame = part.start + int(finite.reshape(len(finite), -1).all(1).argmin())
                 raise wrong(
-                    f"'stimulus' is NaN or infinite somewhere after frame {start} "
-                    "(dimension 'frame'); fill it or leave those frames out"
+                    f"'stimulus' is NaN or infinite in frame {frame} (dimension 'frame'); fill it "
+                    "or leave those frames out"
                 )
     response = split["response"].values
     if response.dtype.kind == "f":
@@ -239,8 +240,7 @@ def full_history(segment: ArrayLike, lags: int) -> NDArray[np.bool_]:
     """
     segment = np.asarray(segment)
     full = np.ones(len(segment), bool)
-    first = np.r_[True, segment[1:] != segment[:-1]][: len(segment)]
-    for start in np.flatnonzero(first):
+    for start in np.flatnonzero(np.r_[True, segment[1:] != segment[:-1]][: len(segment)]):
         full[start : start + lags - 1] = False
     return full
 

@@ -8,7 +8,8 @@ import xarray as xr
 from retinakit.recording import full_history, mean_response
 from retinakit.spikes import sta
 
-VARIANCE_FRAMES = 10_000
+VARIANCE_VALUES = 2**25
+"""How much of the stimulus its variance is taken from."""
 
 
 def analytic_deviation(splits: Sequence[xr.Dataset], reach: int) -> xr.DataArray:
@@ -23,7 +24,9 @@ def analytic_deviation(splits: Sequence[xr.Dataset], reach: int) -> xr.DataArray
     Returns:
         (cell,), in the units of the stimulus.
     """
-    first = splits[0]["stimulus"][:VARIANCE_FRAMES].astype(np.float64)
+    stimulus = splits[0]["stimulus"]
+    few = max(1, VARIANCE_VALUES // int(np.prod(stimulus.shape[1:])))
+    first = stimulus[:few].astype(np.float64)
     counted = [
         mean_response(split).fillna(0).isel(frame=full_history(split["segment"], reach))
         for split in splits

@@ -211,7 +211,7 @@ def simulate(
         )
     rate = np.empty((frames, cells.cells), np.float32)
     counts = np.empty((repeats if spikes != "none" else 0, *rate.shape), np.uint8)
-    tail = (*cells._arrays, get_args(Spikes).index(spikes), seed, rate, counts)
+    tail = (*cells._arrays, get_args(Spikes).index(spikes), np.uint64(seed), rate, counts)
 
     def run(start: int) -> None:
         first, stop = max(0, start - cells.lags + 1), min(start + piece, frames)

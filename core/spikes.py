@@ -1,21 +1,20 @@
 """Spike-triggered statistics."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
+from retinakit.blocks import Reader, blocks
 from retinakit.errors import RecordingError, UserError, nearest
 from retinakit.progress import Progress, silent
 from retinakit.recording import lag_coordinate
-from retinakit.triggered.choice import ALGORITHMS, Task, order, possible
-from retinakit.triggered.covariance import require_memory, weighted_covariance
+from retinakit.triggered.choice import ALGORITHMS
+from retinakit.triggered.covariance import Windows, require_memory, weighted_covariance
 from retinakit.triggered.response import Response
-
-BLOCK_BYTES = 256 * 2**20
-"""How much of the stimulus is held as numbers at a time."""
+from retinakit.triggered.sums import stimulus_sums
 
 
 def sta(
@@ -31,7 +30,8 @@ def sta(
 
     sta[c, l, p] = Σ_t r[t, c] · s[t - l, p] / Σ_t r[t, c], over the frames t that have a full
     history in their segment and a response. Stimuli of 8 bits and counts are summed exactly. The
-    stimulus is read in blocks, so it may be larger than memory.
+    stimulus is read in blocks, so it may be larger than memory. Where it is a dask array, the
+    scheduler of dask has its workers read the blocks and make their sums in parallel.
 
     Args:
         splits: a split of a recording, or several to average over. Repeats are averaged first.
@@ -41,12 +41,14 @@ def sta(
             8-bit stimulus under counts, "float" any stimulus over the frames with a response;
             "toeplitz" and "fft" are matrix products over all frames, in single precision. "auto"
             takes the one that is expected to be the fastest, and an exact one where there is one.
-        threads: of the first three; the products follow the settings of NumPy's BLAS.
+        threads: of the first three (of each worker, on dask); the products follow the settings of
+            NumPy's BLAS.
         progress: is told the frames done.
 
     Returns:
-        `sta (cell, lag, [channel,] y, x)` with the coordinate `lag_time`, and `spikes (cell)`: the
-        spikes that were counted. The attributes say which `algorithm` was used, and why.
+        `sta (cell, lag, [channel,] y, x)` with the coordinate `lag_time`, NaN for a cell of which
+        nothing was counted, and `spikes (cell)`: the spikes that were counted. The attributes say
+        which `algorithm` was used, and why.
 
     Raises:
         RecordingError: if no frame has so long a history.
@@ -63,10 +65,16 @@ def sta(
         raise RecordingError(f"no segment is as long as {reach} frames of history; use fewer lags")
     total: Any = None
     used: dict[str, str] = {}
+    done, whole = 0, sum(len(response.full) for response in responses)
+
+    def tell(frames: int) -> None:
+        progress(done + frames, whole, "spike-triggered average")
+
     for split, response in zip(splits, responses, strict=True):
-        sums, how = _sums(
-            split["stimulus"], response, lags, first_lag, algorithm, threads, progress
+        sums, how = stimulus_sums(
+            split["stimulus"], response, lags, first_lag, algorithm, threads, tell
         )
+        done += len(response.full)
         used |= how
         if response.repeats != 1:
             sums = sums / response.repeats
@@ -87,92 +95,23 @@ def sta(
     )
 
 
-def _sums(
-    stimulus: xr.DataArray,
-    response: Response,
-    lags: int,
-    first_lag: int,
-    algorithm: str,
-    threads: int,
-    progress: Progress,
-) -> tuple[NDArray[Any], dict[str, str]]:
-    """Σ_t r[t, c] · s[t - l, p], (cell, lag, [channel,] y, x), and the algorithms with reasons."""
-    shape = stimulus.shape[1:]
-    pixels, reach = int(np.prod(shape)), first_lag + lags
-    exact = (
-        response.counts
-        and stimulus.dtype.kind in "biu"
-        and stimulus.dtype.itemsize == 1
-        and algorithm in ("auto", "bits", "int8")
-    )
-    total = np.zeros((response.cells, lags, pixels), np.int64 if exact else np.float64)
-    task = Task(len(response.full), pixels, response.cells, lags, response.terms)
-    used: dict[str, str] = {}
-    for begin, end in _blocks(len(response.full), reach, pixels, 1 if exact else 4):
-        # The first frames are the history; they were counted in the block before.
-        block = response.between(begin + reach - 1, end, begin)
-        if len(block.lists[1]):
-            values = as_numbers(stimulus[begin:end].values.reshape(end - begin, pixels))
-            able = possible(values, response.counts)
-            if algorithm == "auto":
-                names, why = order(task, able)
-                names.append("float")  # whatever the stimulus turns out to hold
-            else:
-                names, why = [algorithm], "named by the caller"
-                _check(algorithm, values, response)
-            for name in names:
-                if ALGORITHMS[name](values, block, first_lag, total, threads):
-                    used.setdefault(name, why)
-                    break
-            else:
-                raise UserError(
-                    f"algorithm '{algorithm}' cannot serve a stimulus of "
-                    + ("more than two values" if algorithm == "bits" else "values that are NaN")
-                    + "; name 'float' or 'auto'"
-                )
-        progress(end, len(response.full), "spike-triggered average")
-    return total.reshape(response.cells, lags, *shape), used
-
-
-def _blocks(frames: int, reach: int, pixels: int, size: int) -> Iterator[tuple[int, int]]:
-    """Begin and end of blocks that overlap by the history."""
-    block = max(2 * reach, BLOCK_BYTES // (pixels * size))
-    for begin in range(0, frames - reach + 1, block - reach + 1):
-        yield begin, min(begin + block, frames)
-
-
-def as_numbers(values: NDArray[Any]) -> NDArray[Any]:
-    """An array of one of the types that the kernels know: bool as 0 and 1, wide integers exact."""
-    values = np.ascontiguousarray(values)
-    if values.dtype == np.bool_:
-        return values.view(np.uint8)
-    if values.dtype in (np.int8, np.uint8):
-        return values
-    return values.astype(np.float32 if values.dtype.kind == "f" else np.float64, copy=False)
-
-
-def _check(algorithm: str, values: NDArray[Any], response: Response) -> None:
-    if algorithm in ("bits", "int8") and not response.counts:
-        raise UserError(
-            f"algorithm '{algorithm}' takes counts, and the response holds other numbers "
-            "(a mean over repeats, or a rate); name 'float' or 'auto'"
-        )
-    if algorithm == "int8" and values.dtype.itemsize != 1:
-        raise UserError(
-            f"algorithm 'int8' takes stimuli of 8 bits, and this one is {values.dtype}; "
-            "name 'float' or 'auto'"
-        )
-
-
 def spike_triggered_ensemble(
-    split: xr.Dataset, lags: int = 20, *, first_lag: int = 0, cell: Any = None
+    split: xr.Dataset,
+    lags: int = 20,
+    *,
+    first_lag: int = 0,
+    cell: Any = None,
+    progress: Progress = silent,
 ) -> xr.Dataset:
     """The stimuli before each response of one cell.
+
+    The ensemble is held in memory, and a block of the stimulus at a time.
 
     Args:
         split: a split of a recording. Repeats are averaged first.
         lags, first_lag: as in `sta`.
         cell: its name; may be left out where there is one.
+        progress: is told the frames done.
 
     Returns:
         `ensemble (event, lag, [channel,] y, x)` in the type of the stimulus, one event for each
@@ -186,8 +125,15 @@ def spike_triggered_ensemble(
     frames, weight = response.events()
     stimulus = split["stimulus"]
     lag = np.arange(first_lag, first_lag + lags)
-    shown, at = np.unique(frames[:, None] - lag, return_inverse=True)
-    ensemble = stimulus[shown].values[at.reshape(len(frames), lags)]
+    ensemble = np.empty((len(frames), lags, *stimulus.shape[1:]), stimulus.dtype)
+    done, history = 0, first_lag + lags - 1
+    read = Reader(stimulus, history)
+    for part in blocks(stimulus, history):
+        here = slice(done, int(np.searchsorted(frames, part.stop)))
+        if here.stop > done:
+            ensemble[here] = read[part][frames[here, None] - lag - part.start]
+        done = here.stop
+        progress(part.stop, len(stimulus), "spike-triggered ensemble")
     dims = ("event", "lag", *stimulus.dims[1:])
     coords: dict[str, Any] = lag_coordinate(lag, split.attrs["frame_interval"])
     coords |= {str(name): split[name].variable for name in dims if name in split.coords}
@@ -205,13 +151,15 @@ def stc(
     cell: Any = None,
     prior: bool = False,
     project_out: bool = False,
+    algorithm: str = "auto",
+    threads: int = 1,
     progress: Progress = silent,
 ) -> xr.Dataset:
     """Spike-triggered covariance of one cell.
 
     C = Σ_t r[t] (s_t - a)(s_t - a)ᵀ / Σ_t r[t], where s_t is the stimulus of the history of frame t
-    as one vector and a the spike-triggered average. Products are in single precision within
-    blocks, and added in double precision.
+    as one vector and a the spike-triggered average. The stimulus is read in blocks, so it may be
+    larger than memory.
 
     Args:
         split: a split of a recording. Repeats are averaged first.
@@ -219,16 +167,21 @@ def stc(
         cell: its name; may be left out where there is one.
         prior: whether the covariance of all stimuli that could have been answered is subtracted.
         project_out: whether the direction of the average is removed from every stimulus.
+        algorithm: "bits" counts the bits that two checks of a two-valued stimulus share before
+            spikes, exactly; "product" multiplies any stimulus, in single precision within blocks.
+            "auto" takes "bits" where it can serve.
+        threads: of "bits"; the product follows the settings of SciPy's BLAS.
         progress: is told the events done.
 
     Returns:
         `stc (feature, feature_2)`, features being lag by [channel by] y by x in this order, with
-        `sta (lag, [channel,] y, x)` and `spikes`. NaN where nothing was counted.
+        `sta (lag, [channel,] y, x)` and `spikes`. NaN where nothing was counted. The attribute
+        `algorithm` says which were used, for the response and for the prior if they differ.
 
     Raises:
         RecordingError: if no segment is as long as the history.
-        UserError: if there are several cells and none is named, if a response is negative, or if
-            the covariance is larger than the memory.
+        UserError: if there are several cells and none is named, if a response is negative, if the
+            covariance is larger than the memory, or if the named algorithm cannot serve.
     """
     response = _of_one_cell(split, first_lag + lags, cell)
     stimulus = split["stimulus"]
@@ -238,12 +191,14 @@ def stc(
     frames, weight = response.events()
     if (weight < 0).any():
         raise UserError("a covariance needs responses that are not negative; subtract their least")
-    covariance, mean = weighted_covariance(stimulus, frames, weight, lag, progress)
+    answered = Windows(stimulus, frames, weight, lag, threads, progress)
+    covariance, mean, used = weighted_covariance(answered, algorithm)
     if prior:
-        everything = np.flatnonzero(response.full)
-        ones = np.ones(len(everything))
-        before, _ = weighted_covariance(stimulus, everything, ones, lag, progress)
+        shown = np.flatnonzero(response.full)
+        everything = replace(answered, frames=shown, weight=np.ones(len(shown)))
+        before, _, also = weighted_covariance(everything, algorithm)
         covariance -= before
+        used = used if also == used else f"{used}, {also}"
     if project_out:
         # With Q = 1 - a aᵀ / |a|², Q C Q, by two updates of rank 1.
         direction = mean / np.linalg.norm(mean)
@@ -259,6 +214,7 @@ def stc(
             "spikes": ((), weight.sum() / response.repeats),
         },
         coords=coords,
+        attrs={"algorithm": used},
     )
 
 

@@ -54,7 +54,7 @@ from retinakit.recording import (
 )
 from retinakit.registry import Entry, Registry, load_entry
 
-RUN_PARAMETERS = ("data", "model", "recordings", "models", "results")
+RUN_PARAMETERS = ("data", "model", "recordings", "models", "results", "progress")
 """What the `run` of an analysis may ask for."""
 
 
@@ -518,6 +518,7 @@ class AnalysisCase(Case):
             "data": self.recording,
             "recordings": [FittedModel("recording", {}, _Source(self.recording, None))],
             "results": self.results,
+            "progress": silent,
         }
         if "models" in self.wanted:
             known["models"] = [

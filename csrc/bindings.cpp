@@ -6,6 +6,7 @@
 #include <stdexcept>
 
 #include "bits.h"
+#include "gram.h"
 #include "simd.h"
 #include "simulation.h"
 #include "sparse.h"
@@ -75,6 +76,25 @@ bool bits(const Array<T>& stimulus, T low, T high, const Array<int64_t>& starts,
                              out, threads);
 }
 
+template <class T>
+bool gram(const Array<T>& stimulus, T low, T high, const Array<int64_t>& frames, int64_t first_lag,
+          int64_t lags, double scale, Array<double>& sums, int threads) {
+  check(stimulus.ndim() == 2 && frames.ndim() == 1 && sums.ndim() == 2 && lags > 0 &&
+            sums.shape(0) == sums.shape(1) && sums.shape(0) == lags * stimulus.shape(1),
+        "stimulus must be (frame, check) and sums (lag and check, lag and check)");
+  check(first_lag >= 0, "first_lag must not be negative");
+  for (int64_t i = 0; i < frames.size(); ++i) {
+    const int64_t latest = frames.data()[i] - first_lag;
+    if (latest - lags + 1 < 0 || latest >= stimulus.shape(0)) {
+      throw std::out_of_range("a spike lacks its history in the stimulus");
+    }
+  }
+  double* out = sums.mutable_data();
+  py::gil_scoped_release release;
+  return retinakit::bit_gram(stimulus.data(), stimulus.shape(0), stimulus.shape(1), low, high,
+                             frames.data(), frames.size(), first_lag, lags, scale, out, threads);
+}
+
 template <class Stimulus, class Weight, class Sum>
 void sparse(const Array<Stimulus>& stimulus, const Array<int64_t>& starts,
             const Array<int64_t>& frames, const Array<Weight>& weights, int64_t first_lag,
@@ -104,6 +124,15 @@ void define_bits(py::module_& m) {
         py::arg("threads"),
         "Adds the sum of count * stimulus before the frames of each cell; false, and nothing is "
         "added, if the stimulus has a value besides low and high.");
+}
+
+template <class T>
+void define_gram(py::module_& m) {
+  m.def("bit_gram", &gram<T>, py::arg("stimulus").noconvert(), py::arg("low"), py::arg("high"),
+        py::arg("frames").noconvert(), py::arg("first_lag"), py::arg("lags"), py::arg("scale"),
+        py::arg("sums").noconvert(), py::arg("threads"),
+        "Adds scale * (the frames before which both features are high) on and above the diagonal; "
+        "false, and nothing is added, if the stimulus has a value besides low and high.");
 }
 
 template <class Stimulus, class Weight, class Sum>
@@ -197,6 +226,10 @@ PYBIND11_MODULE(_kernels, m) {
   define_bits<uint8_t, int64_t>(m);
   define_bits<float, double>(m);
   define_bits<double, double>(m);
+  define_gram<int8_t>(m);
+  define_gram<uint8_t>(m);
+  define_gram<float>(m);
+  define_gram<double>(m);
   define_sparse<int8_t, int64_t, int64_t>(m);
   define_sparse<uint8_t, int64_t, int64_t>(m);
   define_sparse<float, float, double>(m);

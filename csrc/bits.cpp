@@ -1,5 +1,5 @@
 // Positional popcount: numbers are kept bit-sliced, plane k holding bit k of the counts of all
-// checks, and carry-save adders add 16 frames at a time (Harley & Seal).
+// checks, and carry-save adders add 16 or 64 frames at a time.
 #include "bits.h"
 
 #include <algorithm>
@@ -7,6 +7,7 @@
 #include <cstring>
 #include <vector>
 
+#include "adder.h"
 #include "parallel.h"
 #include "simd.h"
 
@@ -20,14 +21,6 @@ constexpr int kMaxPlanes = 31;
 constexpr int kSparePlanes = 6;         // so many are counted in whatever the number of spikes
 constexpr int64_t kLineBytes = 8 * kTileWords;
 
-// low + a + b = low + 2 high, bit by bit.
-template <class V>
-RETINAKIT_INLINE void add(V& high, V& low, const V a, const V b) {
-  const V either = low ^ a;
-  high = (low & a) | (either & b);
-  low = either ^ b;
-}
-
 // Adds x * 2^level to bit-sliced numbers.
 template <class V>
 RETINAKIT_INLINE void ripple(V* planes, int level, int top, V x) {
@@ -38,56 +31,26 @@ RETINAKIT_INLINE void ripple(V* planes, int level, int top, V x) {
   }
 }
 
-// Adds 16 lines to the numbers of which ones, twos, fours and eights are the lowest bits; what they
-// carry is the bit of 16.
-template <class V>
-RETINAKIT_INLINE void add_16(V& carry, V& ones, V& twos, V& fours, V& eights, const char* lines,
-                             const int64_t* at) {
-  const V* line[16];
-  for (int i = 0; i < 16; ++i) line[i] = reinterpret_cast<const V*>(lines + at[i]);
-  V two_a, two_b, four_a, four_b, eight_a, eight_b;
-  add(two_a, ones, *line[0], *line[1]);
-  add(two_b, ones, *line[2], *line[3]);
-  add(four_a, twos, two_a, two_b);
-  add(two_a, ones, *line[4], *line[5]);
-  add(two_b, ones, *line[6], *line[7]);
-  add(four_b, twos, two_a, two_b);
-  add(eight_a, fours, four_a, four_b);
-  add(two_a, ones, *line[8], *line[9]);
-  add(two_b, ones, *line[10], *line[11]);
-  add(four_a, twos, two_a, two_b);
-  add(two_a, ones, *line[12], *line[13]);
-  add(two_b, ones, *line[14], *line[15]);
-  add(four_b, twos, two_a, two_b);
-  add(eight_b, fours, four_a, four_b);
-  add(carry, eights, eight_a, eight_b);
-}
-
 // Adds the bits of some lines, a multiple of 16 of them, to the bit-sliced `total`.
 template <class V>
 RETINAKIT_INLINE void count(const char* lines, const int64_t* offsets, int64_t number, V* total,
                             int planes) {
-  V ones = total[0], twos = total[1], fours = total[2], eights = total[3];
-  V sixteens = total[4], thirty_twos = total[5];
-  int64_t i = 0;
-  for (; i + 64 <= number; i += 64) {
-    V a, b, pair_a, pair_b, carry;
-    add_16(a, ones, twos, fours, eights, lines, offsets + i);
-    add_16(b, ones, twos, fours, eights, lines, offsets + i + 16);
-    add(pair_a, sixteens, a, b);
-    add_16(a, ones, twos, fours, eights, lines, offsets + i + 32);
-    add_16(b, ones, twos, fours, eights, lines, offsets + i + 48);
-    add(pair_b, sixteens, a, b);
-    add(carry, thirty_twos, pair_a, pair_b);
+  int64_t at = 0;
+  const auto line = [&](int i, V& bits) {
+    bits = *reinterpret_cast<const V*>(lines + offsets[at + i]);
+  };
+  V low[6], carry;
+  std::copy(total, total + 6, low);
+  for (; at + 64 <= number; at += 64) {
+    add_all<6>(carry, low, 0, line);
     ripple(total, 6, planes, carry);
   }
-  total[4] = sixteens, total[5] = thirty_twos;
-  for (; i < number; i += 16) {
-    V carry;
-    add_16(carry, ones, twos, fours, eights, lines, offsets + i);
+  std::copy(low, low + 6, total);
+  for (; at < number; at += 16) {
+    add_all<4>(carry, low, 0, line);
     ripple(total, 4, planes, carry);
   }
-  total[0] = ones, total[1] = twos, total[2] = fours, total[3] = eights;
+  std::copy(low, low + 4, total);
 }
 
 // sums += scale * (the bit-sliced numbers) + offset, for the first `width` checks of a line.

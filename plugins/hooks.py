@@ -97,6 +97,26 @@ def retinakit_analyses() -> list[AnalysisSpec]:
             summary="Spikes of the cell and of the model in the test frames, and their rates.",
         ),
         AnalysisSpec(
+            name="pruning",
+            target=f"{folder}.pruning:Pruning",
+            summary="What a network predicts with its structured filters, or as many others.",
+        ),
+        AnalysisSpec(
+            name="transfer",
+            target=f"{folder}.transfer:Transfer",
+            summary="Each cell's model on the recordings of the others.",
+        ),
+        AnalysisSpec(
+            name="features",
+            target=f"{folder}.features:Features",
+            summary="What a network's filters respond to in noise: ON, OFF, mixed, or nothing.",
+        ),
+        AnalysisSpec(
+            name="model_receptive_field",
+            target=f"{folder}.model_receptive_field:ModelReceptiveField",
+            summary="The receptive field of a model neuron beside the cell's.",
+        ),
+        AnalysisSpec(
             name="sweep_curve",
             target=f"{folder}.sweep_curve:SweepCurve",
             summary="Any score against a swept option, mean and deviation over seeds.",

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -115,3 +116,73 @@ def retina_run(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]
         )
 
     return run
+
+
+@pytest.fixture
+def network() -> Callable[..., Any]:
+    """Makes a convolutional network with parameters of one's own, without a fit.
+
+    Of one cell and one layer, with an output of log(1 + exp(x)). `kernels` is (filter, lag, y, x),
+    `output` (filter, map_y, map_x) and by default 1 everywhere, `field` the sides of the stimulus.
+    """
+    import numpy as np
+    import torch
+    import xarray as xr
+
+    from retinakit.model import coordinates_of
+    from retinakit_plugins.models.cnn import CNN
+
+    def make(
+        kernels: Any,
+        field: tuple[int, int] = (8, 8),
+        output: Any = None,
+        bias: Any = 0.0,
+        output_bias: float = 0.0,
+        **options: Any,
+    ) -> CNN:
+        filters, lags, side = np.shape(kernels)[:3]
+        sizes = {"filters": filters, "lags": lags, "kernel": side}
+        model = CNN({"output": "softplus", "dense_sign": "any", **sizes, **options})
+        nothing = xr.Dataset(
+            {"stimulus": (("frame", "y", "x"), np.zeros((1, *field)))},
+            coords={"cell": [0], "y": np.arange(field[0]), "x": np.arange(field[1])},
+            attrs={"frame_interval": 1 / 30},
+        )
+        model.field = coordinates_of(nothing, lags)
+        module: Any = model.build(model.field)
+        with torch.no_grad():
+            module.kernel[:, :, 0] = torch.tensor(np.moveaxis(kernels, 1, 0), dtype=torch.float32)
+            module.bias[:] = torch.as_tensor(bias)
+            module.dense[0] = torch.as_tensor(1.0 if output is None else np.asarray(output))
+            module.dense_bias[:] = output_bias
+        model.module = module.eval()
+        return model
+
+    return make
+
+
+@pytest.fixture
+def recording_of() -> Callable[..., Any]:
+    """Makes the recording of a cell that fires as a model predicts, under ±1 white noise."""
+    import numpy as np
+    import xarray as xr
+
+    from retinakit.recording import make_recording, make_split
+
+    def make(model: Any, frames: int = 2000, repeats: int = 1, seed: int = 0) -> Any:
+        random = np.random.default_rng(seed)
+        shape = (model.field.sizes["y"], model.field.sizes["x"])
+
+        def split(length: int, repeats: int) -> xr.Dataset:
+            stimulus = (2 * random.integers(0, 2, (length, *shape)) - 1).astype(np.int8)
+            shown = xr.DataArray(stimulus, dims=("frame", "y", "x"))
+            shown = shown.assign_coords(segment=("frame", np.zeros(length, int)))
+            rate = model.predict(shown).fillna(0).values.astype(float)
+            counts = random.poisson(rate, (repeats, *rate.shape))
+            counts = counts if repeats > 1 else counts[0]
+            return make_split(stimulus, counts, frame_interval=1 / 30, rate=rate)
+
+        lengths = {"train": (frames, 1), "validation": (200, 1), "test": (1000, repeats)}
+        return make_recording({name: split(*sizes) for name, sizes in lengths.items()})
+
+    return make

@@ -43,6 +43,9 @@ QUICK: dict[str, dict[str, Any]] = {
     "stnmf": {"lags": 5, "modules": 4, "iterations": 20},
     "score": {"draws": 20},
     "raster": {"frames": 40, "trials": 4},
+    "pruning": {"draws": 2},
+    "transfer": {"frames": 40},
+    "features": {"samples": 200},
     "natural_images": {"images": 6, "pixels": 4, "repeats": 2},
     "sweep_curve": {"scores": ["loss"]},
     "data_efficiency": {"frames": 40},
@@ -121,7 +124,7 @@ def test_model(plugin: Entry) -> None:
 @pytest.mark.parametrize("plugin", registered("analysis", distribution=BUILT_IN))
 def test_analysis(plugin: Entry) -> None:
     assert plugin.spec is not None
-    # The analysis of subunits is of a model that has some.
-    names = ["cnn"] if plugin.spec.name == "subunits" else ["ln", "cnn"]
-    models = {name: fitted(name) for name in names}
+    # Some analyses are of convolution filters.
+    convolved = plugin.spec.name in ("subunits", "pruning", "features")
+    models = {name: fitted(name) for name in (["cnn"] if convolved else ["ln", "cnn"])}
     check_analysis(quick(plugin), recording(), models, {"losses": losses()})

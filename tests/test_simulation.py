@@ -196,13 +196,13 @@ def test_the_generator_is_philox(backend):
         0xBC57AC4C,
         0x9B00DBD8,
     ]
-    seed = 2**63 + 12345
-    cells = SubunitCells([[1.0]], [1.0], [[1.0], [1.0]], gain=0.5)
-    drawn = simulate(
-        cells, np.ones((99, 1), np.int8), spikes="binary", seed=seed, repeats=2, backend=backend
-    ).spikes
-    for repeat, frame, cell in np.ndindex(drawn.shape):
-        assert drawn[repeat, frame, cell] == (philox(seed, frame, cell, repeat) < 2**31)
+    cells, stimulus = SubunitCells([[1.0]], [1.0], [[1.0], [1.0]], gain=0.5), np.ones((99, 1))
+    for seed in (5, 2**63 + 12345):
+        drawn = simulate(
+            cells, stimulus, spikes="binary", seed=seed, repeats=2, backend=backend
+        ).spikes
+        for repeat, frame, cell in np.ndindex(drawn.shape):
+            assert drawn[repeat, frame, cell] == (philox(seed, frame, cell, repeat) < 2**31)
 
 
 def test_the_spike_triggered_average_of_an_ln_cell_is_its_filter():

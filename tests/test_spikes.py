@@ -9,13 +9,22 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from retinakit import spikes
+from retinakit import blocks
 from retinakit.errors import RecordingError, UserError
 from retinakit.kernels import compiled
-from retinakit.recording import full_history, make_split
-from retinakit.spikes import spike_triggered_ensemble, sta, stc
-from retinakit.triggered import bits_numba, sparse
+from retinakit.recording import make_split
+from retinakit.spikes import spike_triggered_ensemble, sta
+from retinakit.triggered import bits_numba, sparse_numba
 from retinakit.triggered.choice import ALGORITHMS
+
+needs_compiled = pytest.mark.skipif(compiled is None, reason="the compiled kernels were not built")
+both_kernels = pytest.mark.parametrize(
+    "kernels",
+    [
+        pytest.param((compiled, compiled), id="compiled", marks=needs_compiled),
+        pytest.param((bits_numba, sparse_numba), id="numba"),
+    ],
+)
 
 
 def split(stimulus, response, **more):
@@ -96,7 +105,7 @@ def test_blocks_do_not_show(monkeypatch):
     random = np.random.default_rng(0)
     data = split(random.standard_normal((500, 3, 3)), random.poisson(0.5, (500, 2)))
     whole = sta(data, 4)
-    monkeypatch.setattr(spikes, "BLOCK_BYTES", 36 * 50)
+    monkeypatch.setattr(blocks, "BYTES", 36 * 50)
     xr.testing.assert_allclose(sta(data, 4), whole, rtol=1e-5, atol=1e-6)
 
 
@@ -126,10 +135,10 @@ def response_lists(random, cells, frames, history):
     return starts, frame.copy(), counts[cell, frame]
 
 
+@needs_compiled
 @pytest.mark.parametrize("checks", [1, 64, 512, 700, 5000])
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.float32, np.float64])
 def test_counting_bits_is_the_same_compiled_and_in_numba(checks, dtype):
-    assert compiled is not None, "the test environment has a compiler, so the kernels are built"
     random = np.random.default_rng(0)
     low, high = (3, 7) if dtype == np.uint8 else (-1, 1)
     stimulus = np.where(random.random((9000, checks)) < 0.5, low, high).astype(dtype)
@@ -144,9 +153,9 @@ def test_counting_bits_is_the_same_compiled_and_in_numba(checks, dtype):
     np.testing.assert_array_equal(first, expected)
 
 
+@needs_compiled
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8])
 def test_sums_of_eight_bits_are_the_same_compiled_and_in_numba(dtype):
-    assert compiled is not None
     random = np.random.default_rng(0)
     limits = np.iinfo(dtype)
     stimulus = random.integers(limits.min, limits.max + 1, (5000, 200)).astype(dtype)
@@ -155,34 +164,76 @@ def test_sums_of_eight_bits_are_the_same_compiled_and_in_numba(dtype):
     starts, frames, counts = response_lists(random, 3, 5000, 12)
     first, second = np.zeros((2, 3, 12, 200), np.int64)
     compiled.sparse_sums(stimulus, starts, frames, counts, 1, first, 2)
-    sparse._sparse_sums(stimulus, starts, frames, counts, 1, second, 1)
+    sparse_numba.sparse_sums(stimulus, starts, frames, counts, 1, second, 2)
     np.testing.assert_array_equal(first, second)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@both_kernels
+def test_sums_of_numbers_are_products_and_nan_stays_with_the_spikes_that_saw_it(kernels, dtype):
+    random = np.random.default_rng(0)
+    stimulus = random.standard_normal((5000, 100)).astype(dtype)
+    stimulus[4000, 70] = np.nan
+    starts, frames, _ = response_lists(random, 3, 5000, 12)
+    weights = random.standard_normal(len(frames)).astype(dtype)
+    sums = np.zeros((3, 12, 100))
+    kernels[1].sparse_sums(stimulus, starts, frames, weights, 1, sums, 2)
+    cells = zip(np.split(frames, starts[1:-1]), np.split(weights, starts[1:-1]), strict=True)
+    expected = np.array(
+        [[w.astype(float) @ stimulus[f - 1 - lag] for lag in range(12)] for f, w in cells]
+    )
+    seen = np.isnan(expected)
+    assert 0 < seen.sum() < 24
+    np.testing.assert_allclose(sums, expected, atol=1e-3 if dtype == np.float32 else 1e-11)
+
+
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.float32, np.float64])
-def test_nothing_is_added_where_there_is_a_third_value(dtype):
-    assert compiled is not None
+@both_kernels
+def test_nothing_is_added_where_there_is_a_third_value(kernels, dtype):
     stimulus = np.random.default_rng(0).integers(0, 2, (50, 5000)).astype(dtype)
     response = np.array([0, 2]), np.array([10, 30]), np.array([1, 2])
-    for add in (compiled.bit_sums, bits_numba.bit_sums):
-        for check in (0, 511, 640, 4999):
-            sums = np.zeros((1, 3, 5000), np.int64 if stimulus.itemsize == 1 else np.float64)
-            low, high = dtype(0).item(), dtype(1).item()
-            assert add(stimulus, low, high, *response, 0, sums, 2)
-            sums[:] = 0
-            spoiled = stimulus.copy()
-            spoiled[49, check] = 2
-            assert not add(spoiled, low, high, *response, 0, sums, 2)
-            assert not sums.any()
+    for check in (0, 511, 640, 4999):
+        sums = np.zeros((1, 3, 5000), np.int64 if stimulus.itemsize == 1 else np.float64)
+        low, high = dtype(0).item(), dtype(1).item()
+        assert kernels[0].bit_sums(stimulus, low, high, *response, 0, sums, 2)
+        sums[:] = 0
+        spoiled = stimulus.copy()
+        spoiled[49, check] = 2
+        assert not kernels[0].bit_sums(spoiled, low, high, *response, 0, sums, 2)
+        assert not sums.any()
 
 
-def test_the_compiled_kernels_refuse_spikes_without_history():
-    assert compiled is not None
-    starts, frames, sums = np.array([0, 1]), np.array([2]), np.zeros((1, 4, 2), np.int64)
-    with pytest.raises(IndexError, match="history"):
-        compiled.sparse_sums(np.zeros((5, 2), np.int8), starts, frames, frames, 0, sums, 1)
-    with pytest.raises(IndexError, match="history"):
-        compiled.bit_sums(np.zeros((5, 2), np.int8), 0, 1, starts, frames, frames, 0, sums, 1)
+@both_kernels
+def test_the_kernels_refuse_spikes_without_history(kernels):
+    bits, sparse = kernels
+    stimulus, starts, sums = np.zeros((5, 2), np.int8), np.array([0, 1]), np.zeros((1, 4, 2), int)
+    for frame in (2, 5):
+        frames, counts = np.array([frame]), np.array([1])
+        with pytest.raises(IndexError, match="history"):
+            sparse.sparse_sums(stimulus, starts, frames, counts, 0, sums, 1)
+        with pytest.raises(IndexError, match="history"):
+            bits.bit_sums(stimulus, 0, 1, starts, frames, counts, 0, sums, 1)
+
+
+@pytest.mark.parametrize("lags", [1, 7])
+@pytest.mark.parametrize("cells", [1, 3])
+def test_any_number_of_threads_and_of_spikes_counts_the_same_in_numba(lags, cells):
+    random = np.random.default_rng(0)
+    stimulus = random.integers(0, 2, (300, 1000)).astype(np.int8)
+    for number in (0, 1, 15, 16, 17, 31, 33, 64, 250):
+        frames = np.concatenate(
+            [np.sort(random.choice(np.arange(10, 300), number, False)) for _ in range(cells)]
+        )
+        starts, counts = number * np.arange(cells + 1), random.integers(1, 3, len(frames))
+        lists = zip(np.split(frames, starts[1:-1]), np.split(counts, starts[1:-1]), strict=True)
+        expected = [[c @ stimulus[f - 2 - lag] for lag in range(lags)] for f, c in lists]
+        for threads in (1, 2, 5):
+            first, second = np.zeros((2, cells, lags, 1000), np.int64)
+            response = starts, frames, counts, 2
+            assert bits_numba.bit_sums(stimulus, 0, 1, *response, first, threads)
+            sparse_numba.sparse_sums(stimulus, *response, second, threads)
+            np.testing.assert_array_equal(first, expected)
+            np.testing.assert_array_equal(second, expected)
 
 
 STIMULI = {
@@ -314,60 +365,6 @@ def test_narrower_vectors_count_the_same(bits):
     environment = os.environ | {"RETINAKIT_VECTOR_BITS": str(bits)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
-
-
-def windows_of(data, lags, first_lag=0):
-    """All windows with a full history, as vectors, and their responses."""
-    stimulus = data["stimulus"].values.astype(float)
-    full = np.flatnonzero(full_history(data["segment"], lags + first_lag))
-    lag = np.arange(first_lag, first_lag + lags)
-    response = data["response"].values[full, 0]
-    known = np.isfinite(response)
-    return stimulus[full[:, None] - lag].reshape(len(full), -1)[known], response[known]
-
-
-@pytest.mark.parametrize("real", [False, True])
-def test_the_covariance_is_its_definition_with_counts_weighted_once(real):
-    random = np.random.default_rng(0)
-    stimulus = 100 + random.standard_normal((400, 2, 3))
-    response = random.poisson(0.7, (400, 1)) * (random.random((400, 1)) if real else 1.0)
-    response[7::50] = np.nan
-    data = split(stimulus, response, segment=np.repeat([0, 1], 200))
-    windows, weight = windows_of(data, 4, 1)
-    expected = np.cov(windows.T, aweights=weight, ddof=0)
-    result = stc(data, 4, first_lag=1)
-    np.testing.assert_allclose(result["stc"], expected, atol=1e-5)
-    np.testing.assert_allclose(result["spikes"], weight.sum())
-    mean = np.average(windows, axis=0, weights=weight)
-    np.testing.assert_allclose(result["sta"].values.ravel(), mean, atol=1e-4)
-
-
-def test_the_covariance_without_the_prior_and_the_average():
-    random = np.random.default_rng(0)
-    data = split(random.standard_normal((400, 2, 2)), random.poisson(0.7, (400, 1)))
-    windows, weight = windows_of(data, 3)
-    expected = np.cov(windows.T, aweights=weight, ddof=0) - np.cov(windows.T, ddof=0)
-    np.testing.assert_allclose(stc(data, 3, prior=True)["stc"], expected, atol=1e-5)
-    result = stc(data, 3, project_out=True)
-    np.testing.assert_allclose(result["stc"].values @ result["sta"].values.ravel(), 0, atol=1e-6)
-
-
-def test_a_covariance_of_no_spikes_is_nan():
-    result = stc(split(np.ones((20, 2, 2)), np.zeros((20, 1))), 3)
-    assert np.isnan(result["stc"]).all()
-
-
-def test_a_covariance_that_cannot_be_held_is_refused():
-    data = split(np.zeros((30, 900, 900), np.int8), np.ones((30, 1)))
-    with pytest.raises(UserError, match=r"crop the stimulus .* at most"):
-        stc(data, 20)
-
-
-def test_several_cells_need_a_name():
-    data = split(np.ones((20, 2, 2)), np.ones((20, 2)), cell=["a", "b"])
-    with pytest.raises(UserError, match="name one"):
-        stc(data, 3)
-    assert stc(data, 3, cell="b")["spikes"] == 18
 
 
 def test_the_ensemble_is_the_windows_and_large_counts_are_weights():

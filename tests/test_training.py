@@ -10,8 +10,9 @@ import xarray as xr
 
 from retinakit.errors import RecordingError, UserError
 from retinakit.testing import small_recording
-from retinakit.torch_model import sum_over_lags
+from retinakit.torch_model import filter_over_lags, sum_over_lags
 from retinakit.training import Frames
+from retinakit_plugins.models import cnn
 from retinakit_plugins.models.cnn import CNN
 from retinakit_plugins.models.ln import LN
 
@@ -59,6 +60,56 @@ def test_the_sum_over_lags_is_a_causal_filter():
     shifted = torch.from_numpy(stimulus[:, None] * kernel)
     expected = [sum(kernel[lag] * stimulus[t - lag] for lag in range(4)) for t in range(3, 30)]
     np.testing.assert_allclose(sum_over_lags(shifted, 4), expected)
+
+
+@pytest.mark.parametrize(("frames", "lags"), [(30, 4), (63, 1), (200, 20)])
+def test_filters_over_lags_are_causal_filters_of_each_channel(frames, lags):
+    torch.manual_seed(0)
+    movie = torch.randn(frames + lags - 1, 3, 2, dtype=torch.float64)
+    weight = torch.randn(lags, 3, dtype=torch.float64)
+    expected = sum_over_lags(movie[:, None] * weight[:, :, None], lags)
+    torch.testing.assert_close(filter_over_lags(movie, weight), expected)
+
+
+@pytest.mark.parametrize("advantage", [0.0, 9.0])
+@pytest.mark.parametrize(
+    ("lags", "channels", "stride", "frames"), [(1, 1, 1, 10), (4, 2, 2, 13), (20, 1, 2, 50)]
+)
+def test_a_correlation_is_that_of_torch_however_it_is_taken(
+    monkeypatch, advantage, lags, channels, stride, frames
+):
+    monkeypatch.setattr(cnn, "DENSE_ADVANTAGE", advantage)
+    torch.manual_seed(0)
+    movie = torch.randn(frames + lags - 1, channels, 7, 8, dtype=torch.float64)
+    kernels = torch.randn(lags, 3, channels, 4, 3, dtype=torch.float64, requires_grad=True)
+    expected = torch.nn.functional.conv3d(
+        movie.transpose(0, 1), kernels.flip(0).permute(1, 2, 0, 3, 4), stride=(1, stride, stride)
+    ).transpose(0, 1)
+    found = cnn.correlate_in_time(movie, kernels, stride)
+    torch.testing.assert_close(found, expected)
+    weight = torch.randn_like(expected)
+    gradients = [torch.autograd.grad((y * weight).sum(), kernels)[0] for y in (found, expected)]
+    torch.testing.assert_close(*gradients)
+    single = cnn.correlate(movie, kernels[0], stride)
+    torch.testing.assert_close(single, torch.nn.functional.conv2d(movie, kernels[0], stride=stride))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("channels", [None, 2])
+def test_filters_of_a_rank_are_filters_like_any_other(stride, channels):
+    options = {"lags": 6, "filters": 3, "kernel": 4, "stride": stride}
+    size = {} if channels is None else {"channel": channels}
+    field = xr.Dataset(coords={d: range(n) for d, n in {"cell": 2, "y": 9, "x": 8, **size}.items()})
+    torch.manual_seed(0)
+    separable = CNN(options | {"rank": 2}).build(field).eval()
+    full = CNN(options).build(field).eval()
+    shared = {k: v for k, v in separable.state_dict().items() if k not in ("space", "course")}
+    full.load_state_dict(shared | {"kernel": separable.kernels()})
+    shape = (100, 9, 8) if channels is None else (100, channels, 9, 8)
+    frames = torch.randn(shape)
+    torch.testing.assert_close(separable(frames), full(frames))
+    singular = torch.linalg.svdvals(separable.kernels()[:, 0].flatten(1))
+    assert (singular[2:] < 1e-5 * singular[0]).all()
 
 
 def test_the_best_of_several_starts_is_kept():

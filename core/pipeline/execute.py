@@ -1,6 +1,7 @@
 """Runs the tasks of a graph: here one after another, or on dask."""
 
 import gc
+import inspect
 import json
 import logging
 import time
@@ -157,7 +158,10 @@ class Workbench:
         self._write(task, write)
 
     def _analyse(self, task: Task, progress: Progress) -> None:
+        analysis = self._plugin(task)
         arguments: dict[str, Any] = {}
+        if "progress" in inspect.signature(analysis.run).parameters:
+            arguments["progress"] = progress
         for role, keys in task.inputs.items():
             if role == "data":
                 arguments[role] = self.recording(keys[0])
@@ -167,11 +171,15 @@ class Workbench:
                 arguments[role] = self._results(keys)
             else:
                 arguments[role] = [
-                    FittedModel(step, dict(coords), _Member(self, key))
+                    self._member(key, step, coords)
                     for key, (step, coords) in zip(keys, task.members[role], strict=True)
                 ]
-        result = self._plugin(task).run(**arguments)
+        result = analysis.run(**arguments)
         self._write(task, lambda path: result.to_netcdf(path, engine=ENGINE), result.nbytes)
+
+    def _member(self, key: str, step: str, coords: Coords) -> FittedModel:
+        source = _Member(self, key)
+        return FittedModel(step, dict(coords), source, dict(self.tasks[source.data_key].coords))
 
     def _results(self, keys: Sequence[str]) -> dict[str, xr.DataTree]:
         by_step: dict[str, list[Task]] = {}
@@ -200,9 +208,13 @@ class _Member:
     def model(self) -> Model:
         return self.bench.model(self.key)
 
-    def recording(self) -> xr.DataTree:
+    @property
+    def data_key(self) -> str:
         task = self.bench.tasks[self.key]
-        return self.bench.recording(task.inputs["data"][0] if task.kind == "model" else self.key)
+        return task.inputs["data"][0] if task.kind == "model" else self.key
+
+    def recording(self) -> xr.DataTree:
+        return self.bench.recording(self.data_key)
 
 
 def combined_result(tasks: Sequence[Task], store: Store) -> xr.DataTree:

@@ -35,7 +35,7 @@ Coords = tuple[tuple[str, Any], ...]
 GIVEN = {
     "dataset": {"data"},
     "model": {"data"},
-    "analysis": {"data", "model", "recordings", "models", "results"},
+    "analysis": {"data", "model", "recordings", "models", "results", "progress"},
 }
 """What a plugin of each kind may ask for, by the names of parameters."""
 

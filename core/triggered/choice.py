@@ -64,45 +64,43 @@ def order(task: Task, names: list[str]) -> tuple[list[str], str]:
     """The algorithms by their expected time, and a phrase that says it."""
     if len(names) == 1:
         return names, "the only one for this stimulus and response"
-    rate = rates()
-    seconds = {name: sum(np.multiply(rate[name], task.work()[name])) for name in names}
+    seconds = {name: sum(np.multiply(rates(name), task.work()[name])) for name in names}
     names = sorted(names, key=seconds.__getitem__)
     return names, "expected " + ", ".join(f"{name} {seconds[name]:.2g} s" for name in names)
 
 
 @cache
-def rates() -> dict[str, tuple[float, float]]:
-    """Seconds per unit of work of each algorithm, measured once in a process (some 50 ms)."""
-    few, many = _trial(cells=1), _trial(cells=16)
-    result = {}
-    for name, add in ALGORITHMS.items():
-        work, seconds = [], []
-        for task, values, block in (few, many):
-            sums: NDArray[Any] = np.zeros((task.cells, task.lags, task.pixels), _precision(name))
-            values = values if name in ("bits", "int8") else values.astype(np.float32)
-            times = []
-            for _ in range(3):
-                begin = perf_counter()
-                add(values, block, 0, sums, 1)
-                times.append(perf_counter() - begin)
-            work.append(task.work()[name])
-            seconds.append(min(times))
-        per_frame, per_response = np.linalg.lstsq(np.array(work), seconds, rcond=None)[0]
-        result[name] = (max(per_frame, 1e-13), max(per_response, 1e-13))
-    return result
+def rates(name: str) -> tuple[float, float]:
+    """Seconds per unit of an algorithm's work, measured once in a process (some 20 ms)."""
+    work, seconds = [], []
+    for task, values, block in _trials():
+        sums: NDArray[Any] = np.zeros((task.cells, task.lags, task.pixels), _precision(name))
+        values = values if name in ("bits", "int8") else values.astype(np.float32)
+        times = []
+        for _ in range(3):
+            begin = perf_counter()
+            ALGORITHMS[name](values, block, 0, sums, 1)
+            times.append(perf_counter() - begin)
+        work.append(task.work()[name])
+        seconds.append(min(times))
+    per_frame, per_response = np.linalg.lstsq(np.array(work), seconds, rcond=None)[0]
+    return max(per_frame, 1e-13), max(per_response, 1e-13)
 
 
 def _precision(name: str) -> type:
     return np.int64 if name in ("bits", "int8") else np.float64
 
 
-def _trial(cells: int) -> tuple[Task, NDArray[np.int8], Block]:
-    """A small task: 10 lags of 4096 frames of 512 checks, one response in 8 frames."""
+@cache
+def _trials() -> list[tuple[Task, NDArray[np.int8], Block]]:
+    """Two small tasks, of few and of many cells: one response in 8 of 4096 frames."""
     random = np.random.default_rng(0)
     frames, pixels, lags = 4096, 512, 10
     values = 2 * random.integers(0, 2, (frames, pixels), np.int8) - 1
-    response = (random.random((frames, cells)) < 1 / 8).astype(np.int64)
-    split = make_split(values[..., None], response, frame_interval=1)
-    trial = Response(split, lags)
-    task = Task(frames, pixels, cells, lags, trial.terms)
-    return task, values, trial.between(lags - 1, frames, 0)
+    trials = []
+    for cells in (1, 16):
+        counts = (random.random((frames, cells)) < 1 / 8).astype(np.int64)
+        response = Response(make_split(values[..., None], counts, frame_interval=1), lags)
+        task = Task(frames, pixels, cells, lags, response.terms)
+        trials.append((task, values, response.between(lags - 1, frames, 0)))
+    return trials

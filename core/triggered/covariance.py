@@ -1,58 +1,148 @@
 """The covariance of chosen windows of a stimulus."""
 
 import os
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 from scipy.linalg import blas
 
-from retinakit.errors import UserError
+from retinakit.errors import UserError, nearest
+from retinakit.kernels import as_numbers
 from retinakit.progress import Progress
+from retinakit.triggered.bits import two_levels
+from retinakit.triggered.gram import add_gram
 
-_BYTES = 64 * 2**20  # of windows held at a time
-_FRAMES = 16384  # of the stimulus read at a time
+ALGORITHMS = ("bits", "product")
+_BYTES = 128 * 2**20  # of windows, and of the stimulus, held at a time
+_EXACT = 2**53  # up to which whole numbers are exact in double precision
+_ROWS = 64  # of a covariance are worked on at a time, and stay in the cache
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Windows of a stimulus with weights.
+
+    Attributes:
+        stimulus: (frame, ...).
+        frames: increasing; the windows lie before them.
+        weight: (frame,), not negative.
+        lags: consecutive.
+        threads: for counting bits.
+        progress: is told the windows done.
+    """
+
+    stimulus: xr.DataArray
+    frames: NDArray[np.int64]
+    weight: NDArray[np.float64]
+    lags: NDArray[np.int64]
+    threads: int
+    progress: Progress
+
+    @property
+    def pixels(self) -> int:
+        return int(np.prod(self.stimulus.shape[1:]))
+
+    @property
+    def features(self) -> int:
+        return len(self.lags) * self.pixels
+
+    def blocks(self, shown: int, number: int) -> Iterator[tuple[slice, NDArray[Any], int]]:
+        """At most `number` windows in `shown` frames: which, these frames, the first's number."""
+        done = 0
+        while done < len(self.frames):
+            oldest = int(self.frames[done] - self.lags[-1])
+            fit = int(np.searchsorted(self.frames, oldest + shown))
+            here = slice(done, min(max(done + 1, min(done + number, fit)), len(self.frames)))
+            done = here.stop
+            read = self.stimulus[oldest : int(self.frames[done - 1] - self.lags[0]) + 1].values
+            yield here, as_numbers(read.reshape(len(read), self.pixels)), oldest
+            self.progress(done, len(self.frames), "spike-triggered covariance")
+
+
+class Moments(NamedTuple):
+    """Σ w x, and Σ w x xᵀ on and above the diagonal, of windows offset + scale · x."""
+
+    first: NDArray[np.float64]
+    second: NDArray[np.float64]
+    offset: Any
+    scale: float
 
 
 def weighted_covariance(
-    stimulus: xr.DataArray,
-    frames: NDArray[np.int64],
-    weight: NDArray[Any],
-    lags: NDArray[np.int64],
-    progress: Progress,
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Σ w (s - m)(s - m)ᵀ / Σ w and m = Σ w s / Σ w, of the windows s before increasing frames.
+    windows: Windows, algorithm: str
+) -> tuple[NDArray[np.float64], NDArray[np.float64], str]:
+    """Σ w (s - m)(s - m)ᵀ / Σ w, m = Σ w s / Σ w, and the algorithm, "bits" where it can serve."""
+    if algorithm not in ("auto", *ALGORITHMS):
+        raise UserError(
+            f"there is no algorithm '{algorithm}'; {nearest(algorithm, ['auto', *ALGORITHMS])}"
+        )
+    moments = None if algorithm == "product" else _of_bits(windows)
+    used = "product" if moments is None else "bits"
+    if moments is None:
+        if algorithm == "bits":
+            raise UserError(
+                "algorithm 'bits' takes a stimulus of two values and a response of counts; "
+                "name 'product' or 'auto'"
+            )
+        moments = _of_numbers(windows)
+    covariance, mean = _centred(moments, windows.weight.sum())
+    return covariance, mean, used
 
-    Symmetric rank-k updates do half the work of a product, and a weight enters by its root.
-    """
-    pixels = int(np.prod(stimulus.shape[1:]))
-    features = len(lags) * pixels
-    rows = max(1, _BYTES // (4 * features))
-    second, first = np.zeros((features, features)), np.zeros(features)
-    shift: Any = None  # near the mean, so that single precision does not suffer from it
-    done = 0
-    while done < len(frames):
-        oldest = int(frames[done] - lags[-1])
-        fit = int(np.searchsorted(frames, oldest + _FRAMES + lags[-1]))
-        here = slice(done, max(done + 1, min(done + rows, fit)))
-        read = stimulus[oldest : int(frames[here][-1] - lags[0]) + 1].values
-        values = read.reshape(len(read), pixels).astype(np.float32)
-        shift = values.mean(0) if shift is None else shift
-        windows = (values - shift)[frames[here, None] - lags - oldest].reshape(-1, features)
-        first += weight[here] @ windows
-        windows *= np.sqrt(weight[here])[:, None].astype(np.float32)
-        second += blas.ssyrk(1, windows.T)  # the upper triangle, from Fortran's order
-        done = here.stop
-        progress(done, len(frames), "spike-triggered covariance")
-    total = weight.sum()
-    if not total:
-        return np.full_like(second, np.nan), np.full_like(first, np.nan)
-    second += np.triu(second, 1).T
-    mean = first / total
-    second /= total
-    second -= np.outer(mean, mean)
-    return second, mean + np.tile(shift, len(lags))
+
+def _of_bits(windows: Windows) -> Moments | None:
+    """x are bits, and sums are exact. None if the stimulus has a third value or w is not whole."""
+    if (windows.weight % 1).any() or windows.weight.sum() > _EXACT:
+        return None
+    counts = windows.weight.astype(np.int64)
+    size = windows.pixels * windows.stimulus.dtype.itemsize + 64  # bits come in lines of 64 bytes
+    lags, threads = windows.lags, windows.threads
+    second = np.zeros((windows.features, windows.features))
+    levels = None
+    for here, values, oldest in windows.blocks(max(1, _BYTES // size), len(counts)):
+        levels = levels or two_levels(values)
+        frames = windows.frames[here] - oldest
+        if not levels or not add_gram(values, *levels, frames, counts[here], lags, second, threads):
+            return None
+    low, high = levels or (0, 0)  # nothing was counted
+    return Moments(second.diagonal().copy(), second, low, high - low)
+
+
+def _of_numbers(windows: Windows) -> Moments:
+    """By symmetric rank-k updates, half the work of a product; a weight enters by its root."""
+    shown, number = (max(1, _BYTES // (4 * size)) for size in (windows.pixels, windows.features))
+    second = np.zeros((windows.features, windows.features))
+    first, shift = np.zeros(windows.features), np.zeros(windows.pixels, np.float32)
+    for here, values, oldest in windows.blocks(shown, number):
+        values = values.astype(np.float32)
+        if here.start == 0:
+            shift = values.mean(0)  # near the mean: single precision would suffer from a large one
+        at = windows.frames[here, None] - windows.lags - oldest
+        some = (values - shift)[at].reshape(-1, windows.features)
+        weight = windows.weight[here].astype(np.float32)
+        first += weight @ some
+        some *= np.sqrt(weight)[:, None]
+        second += blas.ssyrk(1, some.T, lower=True).T  # upper, from Fortran's order
+    return Moments(first, second, np.tile(shift, len(windows.lags)), 1.0)
+
+
+def _centred(moments: Moments, total: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The covariance, in the memory of the second moments, and the mean; NaN if the total is 0."""
+    first, second, offset, scale = moments
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = first / total
+        for begin in range(0, len(second), _ROWS):
+            rows = second[begin : begin + _ROWS, begin:]
+            rows /= total
+            rows -= np.outer(mean[begin : begin + _ROWS], mean[begin:])
+            rows *= scale**2
+            square = np.triu(rows[:, : len(rows)])
+            rows[:, : len(rows)] = square + np.triu(square, 1).T
+            second[begin + _ROWS :, begin : begin + _ROWS] = rows[:, _ROWS:].T
+    return second, offset + scale * mean
 
 
 def require_memory(features: int) -> None:
@@ -61,7 +151,7 @@ def require_memory(features: int) -> None:
     Raises:
         UserError: saying how many features would fit.
     """
-    needed = 3 * 8 * features**2  # the sum, a block's, and one more while they are added
+    needed = 3 * 8 * features**2  # the sum, that of the prior, and a block's
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
     if needed > memory:
         side = int((memory / 24) ** 0.5)

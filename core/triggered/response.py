@@ -1,6 +1,6 @@
 """What counts of a response: the frames with a full history and a value."""
 
-from functools import cached_property
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -44,7 +44,14 @@ class Response:
 
     def between(self, begin: int, end: int, oldest: int) -> "Block":
         """The response of the frames begin to end, counted from `oldest`."""
-        return Block(self, begin, end, oldest)
+        starts, frames, r = self.lists
+        here = [slice(*a + np.searchsorted(frames[a:b], (begin, end))) for a, b in pairwise(starts)]
+        lists = (
+            np.cumsum([0, *(part.stop - part.start for part in here)]),
+            np.concatenate([frames[part] for part in here]) - oldest,
+            np.concatenate([r[part] for part in here]),
+        )
+        return Block(lists, self.values[begin:end], self.full[begin:end], begin - oldest)
 
     def events(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Frames in which the one cell responded, and how much."""
@@ -52,34 +59,30 @@ class Response:
         return frames, r.astype(float)
 
 
+@dataclass(frozen=True)
 class Block:
-    """The response of the frames begin to end, counted from `oldest`."""
+    """The response of some frames, of which the first has the number `first`.
 
-    def __init__(self, response: Response, begin: int, end: int, oldest: int):
-        self.response, self.begin, self.end, self.oldest = response, begin, end, oldest
+    Attributes:
+        lists: of these frames.
+        values: (frame, cell).
+        full: (frame,)
+    """
 
-    @cached_property
-    def lists(self) -> Lists:
-        """Those of these frames."""
-        starts, frames, r = self.response.lists
-        between = (self.begin, self.end)
-        here = [slice(*a + np.searchsorted(frames[a:b], between)) for a, b in pairwise(starts)]
-        number = [part.stop - part.start for part in here]
-        return (
-            np.r_[0, np.cumsum(number)],
-            np.concatenate([frames[part] for part in here]) - self.oldest,
-            np.concatenate([r[part] for part in here]),
-        )
+    lists: Lists
+    values: NDArray[Any]
+    full: NDArray[np.bool_]
+    first: int
 
     def matrix(self) -> NDArray[np.float32]:
-        """(frame, cell) from frame `oldest` on; the frames before `begin` are 0."""
-        here = slice(self.begin, self.end)
-        values, full = self.response.values[here], self.response.full[here]
-        matrix = np.zeros((self.end - self.oldest, values.shape[1]), np.float32)
-        matrix[self.begin - self.oldest :] = np.where(
-            full[:, None] & np.isfinite(values), values, 0
-        )
+        """(frame, cell) from frame 0 on; the frames before `first` are 0."""
+        matrix = np.zeros((self.first + len(self.values), self.values.shape[1]), np.float32)
+        known = self.full[:, None] & np.isfinite(self.values)
+        matrix[self.first :] = np.where(known, self.values, 0)
         return matrix
+
+    def empty(self) -> bool:
+        return not len(self.lists[1])
 
 
 def _over_repeats(split: xr.Dataset) -> tuple[NDArray[Any], int]:

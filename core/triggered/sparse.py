@@ -3,12 +3,14 @@
 from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from retinakit.kernels import compiled
+from retinakit.triggered import sparse_numba
 from retinakit.triggered.response import Block
+
+sparse_sums: Callable[..., None] = (sparse_numba if compiled is None else compiled).sparse_sums
 
 
 def add_int8(values: NDArray[Any], block: Block, first_lag: int, sums: Any, threads: int) -> bool:
@@ -37,24 +39,3 @@ def add_float(values: NDArray[Any], block: Block, first_lag: int, sums: Any, thr
     values = values.astype(precision, copy=False)
     sparse_sums(values, starts, frames, weights, first_lag, sums, threads)
     return True
-
-
-@numba.njit(cache=True, nogil=True)
-def _sparse_sums(
-    stimulus: NDArray[Any],
-    starts: NDArray[np.int64],
-    frames: NDArray[np.int64],
-    weights: NDArray[Any],
-    first_lag: int,
-    sums: Any,
-    threads: int,
-) -> None:
-    for cell in range(sums.shape[0]):
-        for i in range(starts[cell], starts[cell + 1]):
-            for lag in range(sums.shape[1]):
-                frame = stimulus[frames[i] - first_lag - lag]
-                for pixel in range(stimulus.shape[1]):
-                    sums[cell, lag, pixel] += weights[i] * frame[pixel]
-
-
-sparse_sums: Callable[..., None] = _sparse_sums if compiled is None else compiled.sparse_sums

@@ -90,7 +90,10 @@ class DataEfficiency(Analysis):
             average = sta(split, model.lags)["sta"]
             if "channel" in average.dims:
                 average = average.sum("channel")
-            result[f"field_{name}"] = separate(average)["spatial"]
+            if model.lags == 1:  # there is no course to take off, and the map keeps its sign
+                result[f"field_{name}"] = average.isel(lag=0, drop=True)
+            else:
+                result[f"field_{name}"] = separate(average)["spatial"]
         result.attrs["frame_interval"] = test.attrs["frame_interval"]
         return result.assign_coords(frame=shown)
 

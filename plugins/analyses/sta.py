@@ -9,6 +9,7 @@ from pydantic import Field
 
 from retinakit.analysis import Analysis, groups
 from retinakit.config import Config
+from retinakit.progress import Progress, silent
 from retinakit.receptive_field import ELLIPSE, fit_ellipse, separate, z_score
 from retinakit.significance import analytic_deviation, shuffled_deviation
 from retinakit.spikes import sta
@@ -47,10 +48,10 @@ class STA(Analysis):
 
     Config = STAConfig
 
-    def run(self, data: xr.DataTree) -> xr.Dataset:
+    def run(self, data: xr.DataTree, progress: Progress = silent) -> xr.Dataset:
         c = self.config
         splits = [data[name].to_dataset() for name in c.splits]
-        result = sta(splits, c.lags, first_lag=c.first_lag)
+        result = sta(splits, c.lags, first_lag=c.first_lag, progress=progress)
         field = result["sta"]
         if "channel" in field.dims:
             # Space and time of the channel that drives the cell most.

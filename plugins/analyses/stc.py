@@ -1,5 +1,6 @@
 """Spike-triggered covariance: the directions in which a cell's stimuli vary more or less."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from pydantic import Field
 from retinakit.analysis import Analysis, groups, points, sweep_dims
 from retinakit.config import Config
 from retinakit.errors import UserError
+from retinakit.progress import Progress, silent
 from retinakit.recording import full_history, lag_coordinate, mean_response
 from retinakit.spikes import stc
 
@@ -46,23 +48,32 @@ class STC(Analysis):
 
     Config = STCConfig
 
-    def run(self, data: xr.DataTree) -> xr.Dataset:
+    def run(self, data: xr.DataTree, progress: Progress = silent) -> xr.Dataset:
         train = data["train"].to_dataset()
         prior = self._prior(train)
-        cells = [self._one_cell(train.isel(cell=[i]), prior) for i in range(train.sizes["cell"])]
+        many, cells = train.sizes["cell"], []
+        for i in range(many):
+
+            def tell(part: float, done: int = i) -> None:
+                progress(done + part, many, "spike-triggered covariance")
+
+            cells.append(self._one_cell(train.isel(cell=[i]), prior, tell))
         result: xr.Dataset = xr.concat(cells, "cell")
         return result
 
-    def _one_cell(self, split: xr.Dataset, prior: NDArray[np.float64]) -> xr.Dataset:
+    def _one_cell(
+        self, split: xr.Dataset, prior: NDArray[np.float64], progress: Callable[[float], None]
+    ) -> xr.Dataset:
         c = self.config
         values, vectors = np.linalg.eigh(self._difference(split, prior, 0))
         random = np.random.default_rng([self.seed, 1])
         frames = split.sizes["frame"]
         extremes = []
-        for _ in range(c.draws):
+        for draw in range(c.draws):
             shift = int(random.integers(min(c.lags, frames - 1), max(frames - c.lags, c.lags + 1)))
             null = np.linalg.eigvalsh(self._difference(split, prior, shift))
             extremes.append((null[0], null[-1]))
+            progress((draw + 1) / c.draws)
         (low, high), (low_sd, high_sd) = np.mean(extremes, 0), np.std(extremes, 0, ddof=1)
         low, high = low - 2 * low_sd, high + 2 * high_sd
         number = min(c.components, len(values))

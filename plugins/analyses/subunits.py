@@ -1,5 +1,6 @@
 """The filters that a model learned, beside the true subunits where they are known."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -8,11 +9,11 @@ import xarray as xr
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from retinakit.analysis import Analysis, groups, points, sweep_dims
+from retinakit.analysis import Analysis, cases, groups, points
 from retinakit.config import Config
-from retinakit.errors import UserError
+from retinakit.filters import space_and_time
 from retinakit.model import Model
-from retinakit.receptive_field import morans_i, separate
+from retinakit.receptive_field import morans_i
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,28 +39,11 @@ class Subunits(Analysis):
     Config = SubunitsConfig
 
     def run(self, model: Model, data: xr.DataTree) -> xr.Dataset:
-        parameters = model.parameters()
-        if "kernel" not in parameters:
-            raise UserError(
-                f"a {type(model).__name__} has no parameter 'kernel', so it has no filters to show"
-            )
-        filters = parameters["kernel"]
-        if "channel" in filters.dims:
-            raise UserError("the model's filters have channels; subunits shows filters without")
-        if "filter" not in filters.dims:  # one filter for each cell, as in an LN model
-            filters = filters.expand_dims({"filter": [0]}, axis=1)
+        parts, parameters = space_and_time(model), model.parameters()
+        filters = parts["spatial"]
         result = xr.Dataset()
-        if "lag" in filters.dims:
-            own = [d for d in filters.dims if d in ("kernel_y", "kernel_x")]
-            parts = separate(
-                filters.rename(dict(zip(own, ("y", "x"), strict=True))) if own else filters
-            )
-            spatial = parts["spatial"]
-            filters = spatial.rename({"y": "kernel_y", "x": "kernel_x"}) if own else spatial
-            if parameters.sizes["lag"] > 1:
-                result["temporal"] = parts["temporal"]
-            else:  # a single lag has no course; its sign belongs to the filter
-                filters = filters * parts["temporal"].isel(lag=0, drop=True)
+        if "temporal" in parts:
+            result["temporal"] = parts["temporal"]
         field = data["test"].to_dataset()["stimulus"].isel(frame=0, drop=True)
         if "output_weight" in parameters:
             acting, strength = _in_field(filters, parameters["output_weight"], field)
@@ -70,9 +54,7 @@ class Subunits(Analysis):
         strongest = strength.max("filter")
         result["filter_image"] = acting.transpose("cell", "filter", "y", "x")
         result["strength"] = strength / strongest.where(strongest > 0)
-        result["morans_i"] = morans_i(
-            filters if "y" in filters.dims else filters.rename({"kernel_y": "y", "kernel_x": "x"})
-        )
+        result["morans_i"] = morans_i(filters)
         if "truth" in data.children and "subunit_weight" in data["truth"].to_dataset():
             result = result.merge(
                 _match(result["filter_image"], data["truth"].to_dataset()["subunit_weight"])
@@ -109,8 +91,8 @@ class Subunits(Analysis):
                 _show(axis, image, np.abs(image).max())
             axes[0, 0].set_ylabel("true", rotation=0, ha="right", va="center")
         for row_axes, (label, row) in zip(axes[extra:], rows, strict=True):
-            drawn = row["filter_image"] * row["strength"]  # a weak filter looks weak
-            drawn = drawn.transpose("filter", "y", "x").values
+            weighted = row["filter_image"] * row["strength"]  # a weak filter looks weak
+            drawn = weighted.transpose("filter", "y", "x").values
             for axis, index in zip(row_axes, _order(row), strict=False):
                 _show(axis, drawn[index], np.abs(drawn).max())
                 if "best_match" in row:
@@ -160,7 +142,7 @@ def _in_field(
     Returns:
         (cell, filter, y, x), and the strength (cell, filter).
     """
-    kernel = kernels.transpose("filter", "kernel_y", "kernel_x").values
+    kernel = kernels.transpose("filter", "y", "x").values
     weight = weights.transpose("cell", "filter", "map_y", "map_x").values
     images = np.zeros((*weight.shape[:2], field.sizes["y"], field.sizes["x"]))
     strength = np.zeros(weight.shape[:2])
@@ -217,23 +199,11 @@ def _unit(images: NDArray[Any]) -> NDArray[Any]:
     return np.divide(images, norm, out=np.zeros(images.shape), where=norm > 0)
 
 
-def _rows(result: xr.DataTree) -> Any:
-    """The first cell of each model and point of its sweep, with a label."""
-    for name, group in groups(result).items():
-        dims = [d for d in sweep_dims(group) if d != "cell"]
-        stacked = group.stack(point=dims) if dims else group.expand_dims("point")
-        for index in range(stacked.sizes["point"]):
-            row = stacked.isel(point=index)
-            values = ", ".join(f"{d}={row[d].item()}" for d in dims)
-            cells = row.sizes["cell"] if "cell" in sweep_dims(group) else 1
-            for cell in range(cells):
-                one = row.isel(cell=cell)
-                about = [values] if values else []
-                if cells > 1:
-                    about.append(f"cell {one['cell'].item()}")
-                image = one["filter_image"]
-                there = image.notnull().any(("y", "x")).values
-                yield "\n".join([name, *about]), one.isel(filter=there)
+def _rows(result: xr.DataTree) -> Iterator[tuple[str, xr.Dataset]]:
+    """The (first) cell of each model and point of its sweep, with a label."""
+    for label, case in cases(result):
+        one = case.isel(cell=0) if "cell" in case.dims else case
+        yield label, one.isel(filter=one["filter_image"].notnull().any(("y", "x")).values)
 
 
 def _order(row: xr.Dataset) -> NDArray[Any]:

@@ -1,5 +1,8 @@
 """Your own recording, from arrays in one HDF5 or NetCDF-4 file."""
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +11,21 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 from pydantic import Field
+from xarray.backends import BackendArray
+from xarray.core import indexing
 
+from retinakit import blocks
 from retinakit.config import Config, InputPath
 from retinakit.dataset import Dataset
 from retinakit.errors import UserError, nearest
 from retinakit.recording import make_recording, make_split
+
+IN_MEMORY = 2**30
+"""Bytes up to which a stimulus is held; a larger one is read from the file when it is wanted."""
+STIMULUS = ("frame", "channel", "y", "x")
+RESPONSE = ("repeat", "frame", "cell")
+
+logger = logging.getLogger("retinakit")
 
 
 class HDF5Config(Config):
@@ -56,38 +69,36 @@ class HDF5Config(Config):
     )
     cells: list[int] | None = Field(None, description="Which cells to keep, counted from 0.")
     check_size: float | None = Field(None, gt=0, description="Side of a check or pixel, in µm.")
+    chunks: int | None = Field(
+        None,
+        ge=1,
+        description="Frames of a dask chunk: averages are then shared among dask's workers "
+        "(--workers, --scheduler). Best several times the chunks of the file.",
+    )
 
 
 class HDF5(Dataset):
     """Arrays of a user's file as a recording.
 
     The training frames come first, then those for validation, then those for the test; where there
-    are trials (`segment`), whole trials go to each.
+    are trials (`segment`), whole trials go to each. The stimulus stays in the file, and may be
+    larger than memory.
     """
 
     Config = HDF5Config
+    volatile = True
 
     def files(self) -> list[Path]:
         return [self.config.path]
 
     def load(self) -> xr.DataTree:
-        c = self.config
-        try:
-            with h5py.File(c.path, "r") as file:
-                return self._read(file)
-        except FileNotFoundError:
-            raise UserError(f"there is no file {c.path}; check the path") from None
-        except OSError as error:
-            reason = str(error).rpartition("(")[2].rstrip(")")
-            raise UserError(
-                f"{c.path} cannot be read as HDF5 ({reason}); it may be truncated or of another "
-                "format: copy or export it again"
-            ) from None
+        with _reading(self.config.path) as file:
+            return self._read(file)
 
     def _read(self, file: h5py.File) -> xr.DataTree:
         c = self.config
-        stimulus = self._array(file, c.stimulus, c.stimulus_dims, ("frame", "channel", "y", "x"))
-        response = self._array(file, c.response, c.response_dims, ("repeat", "frame", "cell"))
+        stimulus = self._movie(file, c.stimulus)
+        response = self._values(file, c.response, c.response_dims, RESPONSE)
         segment = self._segments(file, len(stimulus))
         frames = response.shape[-2]
         if frames != len(stimulus):
@@ -96,9 +107,9 @@ class HDF5(Dataset):
                 f"{len(stimulus)} (dimension 'frame'); cut them to the same frames, one bin of the "
                 "response for each frame shown"
             )
-        if (c.test_stimulus is None) != (c.test_response is None):
+        own_test = c.test_stimulus is not None and c.test_response is not None
+        if not own_test and (c.test_stimulus or c.test_response):
             raise UserError("give both test_stimulus and test_response, or neither")
-        own_test = c.test_stimulus is not None
         ends = self._ends(segment, 0.0 if own_test else c.test)
         splits = {}
         start = 0
@@ -108,13 +119,9 @@ class HDF5(Dataset):
                     stimulus[start:end], response[..., start:end, :], segment[start:end]
                 )
             start = end
-        if own_test:
-            test = self._array(
-                file, c.test_stimulus, c.stimulus_dims, ("frame", "channel", "y", "x")
-            )
-            answer = self._array(
-                file, c.test_response, c.test_response_dims, ("repeat", "frame", "cell")
-            )
+        if c.test_stimulus is not None and c.test_response is not None:
+            test = self._movie(file, c.test_stimulus)
+            answer = self._values(file, c.test_response, c.test_response_dims, RESPONSE)
             length = c.test_segment_frames or len(test)
             frame = np.arange(len(test))
             splits["test"] = self._split(test, answer, frame // length)
@@ -123,9 +130,38 @@ class HDF5(Dataset):
                 splits["test"].coords["from_onset"] = ("frame", onset, {"units": "s"})
         return make_recording(splits, {"title": c.path.stem, "source": c.path.name})
 
+    def _movie(self, file: h5py.File, name: str) -> xr.Variable:
+        """A stimulus, which is held if it is small."""
+        c = self.config
+        array = self._array(file, name, c.stimulus_dims, STIMULUS)
+        dims = [dim for dim in STIMULUS if dim in c.stimulus_dims]
+        encoding = {}
+        if array.chunks is not None:
+            encoding["preferred_chunks"] = dict(zip(dims, array.chunks, strict=True))
+        movie = xr.Variable(dims, indexing.LazilyIndexedArray(array), encoding=encoding)
+        if c.chunks is not None:
+            try:
+                return movie.chunk(frame=c.chunks)
+            except ImportError:
+                raise UserError(
+                    "chunks need dask; install retinakit[distributed], or leave out chunks"
+                ) from None
+        if movie.nbytes <= IN_MEMORY:
+            return movie.load()
+        layer = array.chunks and array.chunks[0] * movie[0].nbytes
+        if layer and layer > blocks.LAYER * blocks.BYTES:
+            logger.warning(
+                "%s: '%s' is stored in chunks of %d frames, too many to be held, so that each is "
+                "decompressed several times; store it in chunks of some hundred frames",
+                c.path,
+                name,
+                array.chunks[0],
+            )
+        return movie
+
     def _array(
         self, file: h5py.File, name: str, given: list[str], order: tuple[str, ...]
-    ) -> NDArray[Any]:
+    ) -> "StoredArray":
         """The array at a path, with its dimensions in the contract's order."""
         if name not in file or not isinstance(file[name], h5py.Dataset):
             known: list[str] = []
@@ -145,14 +181,19 @@ class HDF5(Dataset):
                 f"{self.config.path}: '{name}' is of shape {array.shape} and its dimensions are "
                 f"given as {given}; give one of {list(order)} for each"
             )
-        wanted = [dim for dim in order if dim in given]
-        values: NDArray[Any] = array[()].transpose([given.index(dim) for dim in wanted])
-        return np.ascontiguousarray(values)
+        return StoredArray(
+            self.config.path, array, [given.index(dim) for dim in order if dim in given]
+        )
+
+    def _values(
+        self, file: h5py.File, name: str, given: list[str], order: tuple[str, ...]
+    ) -> NDArray[Any]:
+        return np.asarray(self._array(file, name, given, order).get_duck_array())
 
     def _segments(self, file: h5py.File, frames: int) -> NDArray[Any]:
         c = self.config
         if c.segment is not None:
-            return self._array(file, c.segment, ["frame"], ("frame",))
+            return self._values(file, c.segment, ["frame"], ("frame",))
         return np.arange(frames) // (c.segment_frames or frames)
 
     def _ends(self, segment: NDArray[Any], test: float) -> tuple[int, int, int]:
@@ -167,7 +208,7 @@ class HDF5(Dataset):
         return cut(1 - self.config.validation - test), cut(1 - test), frames
 
     def _split(
-        self, stimulus: NDArray[Any], response: NDArray[Any], segment: NDArray[Any]
+        self, stimulus: xr.Variable, response: NDArray[Any], segment: NDArray[Any]
     ) -> xr.Dataset:
         c = self.config
         cell = np.arange(response.shape[-1])
@@ -191,3 +232,49 @@ class HDF5(Dataset):
             units=c.response_units,
             **space,
         )
+
+
+class StoredArray(BackendArray):
+    """An array of an HDF5 file, read where it is indexed.
+
+    Args:
+        path: of the file.
+        array: in the open file.
+        axes: those of the array, in the order that they are to have.
+    """
+
+    def __init__(self, path: Path, array: h5py.Dataset, axes: list[int]):
+        self.path, self.name, self.axes = path, array.name, axes
+        self.shape = tuple(array.shape[axis] for axis in axes)
+        self.chunks = array.chunks and tuple(array.chunks[axis] for axis in axes)
+        self.dtype = array.dtype
+
+    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
+        return indexing.explicit_indexing_adapter(
+            key, self.shape, indexing.IndexingSupport.OUTER_1VECTOR, self._read
+        )
+
+    def _read(self, key: tuple[Any, ...]) -> Any:
+        stored = [key[self.axes.index(axis)] for axis in range(len(self.axes))]
+        # An axis that is indexed with a number is not in the result.
+        number = (int, np.integer)
+        left = [axis for axis, k in zip(self.axes, key, strict=True) if not isinstance(k, number)]
+        with _reading(self.path) as file:
+            values = file[self.name][tuple(stored)]
+        return np.asarray(values.transpose([sorted(left).index(axis) for axis in left]), order="C")
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[h5py.File]:
+    """An open file; turns what the file system or HDF5 objects to into a sentence."""
+    try:
+        with h5py.File(path, "r") as file:
+            yield file
+    except FileNotFoundError:
+        raise UserError(f"there is no file {path}; check the path") from None
+    except OSError as error:
+        reason = str(error).rpartition("(")[2].rstrip(")")
+        raise UserError(
+            f"{path} cannot be read as HDF5 ({reason}); it may be truncated or of another "
+            "format: copy or export it again"
+        ) from None

@@ -1,5 +1,6 @@
 """The convolutional network of Yan et al. (2020), II-C: Versions I and II, one to three layers."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -7,14 +8,14 @@ import torch
 import xarray as xr
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, softplus
+from torch.nn.functional import conv2d, pad, softplus
 
 from retinakit.errors import UserError
 from retinakit.spikes import sta
-from retinakit.torch_model import TorchConfig, TorchModel, sum_over_lags
+from retinakit.torch_model import TorchConfig, TorchModel, filter_over_lags, sum_over_lags
 
 DENSE_ADVANTAGE = 3.0
-"""Up to this ratio of the field to the filter's area, a convolution is taken as one product."""
+"""Up to this ratio of the field to the filter's area, a convolution is taken as a product."""
 
 
 class CNNConfig(TorchConfig):
@@ -33,6 +34,12 @@ class CNNConfig(TorchConfig):
     deeper_kernel: int = Field(3, ge=1, description="Side of the later layers' filters.")
     deeper_padding: Literal["same", "valid"] = Field(
         "same", description="Whether the later layers keep the size of the map."
+    )
+    rank: int | None = Field(
+        None,
+        ge=1,
+        description="Filters in space and time that are sums of so many products of an image and "
+        "a course in time: fewer parameters, less work. null: any filter.",
     )
     start: Literal["patch", "normal"] = Field(
         "patch",
@@ -71,8 +78,13 @@ class CNNModule(nn.Module):
         self.lags, self.noise, self.padding = config.lags, config.noise, config.deeper_padding
         self.stride = config.stride
         self.positive = config.dense_sign == "positive"
+        self.separable = config.rank is not None
         scale, filters, k = 0.05, config.filters, config.kernel
-        self.kernel = nn.Parameter(torch.randn(config.lags, filters, channels, k, k) * scale)
+        if config.rank is None:
+            self.kernel = nn.Parameter(torch.randn(config.lags, filters, channels, k, k) * scale)
+        else:
+            self.space = nn.Parameter(torch.randn(config.rank, filters, channels, k, k) * scale)
+            self.course = nn.Parameter(torch.randn(config.lags, config.rank, filters) * scale)
         self.bias = nn.Parameter(torch.zeros(filters))
         self.deeper = nn.ParameterList()
         self.deeper_bias = nn.ParameterList()
@@ -96,9 +108,12 @@ class CNNModule(nn.Module):
     def forward(self, frames: Tensor) -> Tensor:
         if frames.ndim == 3:
             frames = frames[:, None]
-        lags, filters = self.kernel.shape[:2]
-        drive = correlate(frames, self.kernel.flatten(0, 1), self.stride)
-        drive = sum_over_lags(drive.unflatten(1, (lags, filters)), lags)
+        if self.separable:
+            drive = correlate(frames, self.space.flatten(0, 1), self.stride)
+            drive = filter_over_lags(drive, self.course.flatten(1))
+            drive = drive.unflatten(1, self.course.shape[1:]).sum(1)
+        else:
+            drive = correlate_in_time(frames, self.kernel, self.stride)
         hidden = self._rectify(drive + self.bias[:, None, None])
         for kernel, bias in zip(self.deeper, self.deeper_bias, strict=True):
             hidden = self._rectify(conv2d(hidden, kernel, bias, padding=self.padding))
@@ -106,9 +121,24 @@ class CNNModule(nn.Module):
         self.activity = x
         return self.log_a.exp() * softplus(self.log_b.exp() * x)
 
+    def kernels(self) -> Tensor:
+        """(lag, filter, channel, kernel_y, kernel_x): the filters of the first layer."""
+        if self.separable:
+            return torch.einsum("lrf,rfcyx->lfcyx", self.course, self.space)
+        return self.kernel
+
     def dense_weight(self) -> Tensor:
         """(cell, filter, map_y, map_x): the output weights as they act."""
         return self.dense.abs() if self.positive else self.dense
+
+    def add(self, index: int, course: Tensor, image: Tensor) -> None:
+        """Adds the product of a course (lag, channel) and an image (y, x) to a filter."""
+        if not self.separable:
+            self.kernel[:, index] += course[:, :, None, None] * image
+            return
+        u, s, v = torch.linalg.svd(course, full_matrices=False)  # one course for all channels
+        self.course[:, 0, index] = u[:, 0]
+        self.space[0, index] += s[0] * v[0][:, None, None] * image
 
     def _rectify(self, drive: Tensor) -> Tensor:
         if self.training and self.noise:
@@ -130,20 +160,52 @@ def correlate(frames: Tensor, kernels: Tensor, stride: int = 1) -> Tensor:
     """Convolution of frames (n, channel, y, x) with kernels (k, channel, y, x), "valid".
 
     On a field not much larger than the kernels it is one product with the kernels written into a
-    matrix (field × map): torch's convolution takes several times as long there.
+    matrix: torch's convolution takes several times as long there.
     """
-    n, channels, height, width = frames.shape
-    k, _, size_y, size_x = kernels.shape
-    out_y, out_x = (height - size_y) // stride + 1, (width - size_x) // stride + 1
-    if frames.is_cuda or height * width > DENSE_ADVANTAGE * size_y * size_x:
+    if _prefers_convolution(frames, kernels):
         return conv2d(frames, kernels, stride=stride)
-    matrix = kernels.new_zeros(out_y, out_x, k, channels, height, width)
-    for y in range(out_y):
-        for x in range(out_x):
-            top, left = y * stride, x * stride
-            matrix[y, x, :, :, top : top + size_y, left : left + size_x] = kernels
-    product = frames.flatten(1) @ matrix.view(out_y * out_x * k, -1).T
-    return product.view(n, out_y, out_x, k).permute(0, 3, 1, 2)
+    placed = _placed(kernels, frames.shape[-2:], stride)  # (k, map_y, map_x, channel, y, x)
+    product = frames.flatten(1) @ placed.flatten(3).flatten(0, 2).T
+    return product.view(-1, *placed.shape[:3])
+
+
+def correlate_in_time(frames: Tensor, kernels: Tensor, stride: int = 1) -> Tensor:
+    """The same in space and time: kernels (lag, k, channel, y, x), to (n - lags + 1, k, y, x)."""
+    lags = len(kernels)
+    if _prefers_convolution(frames, kernels):
+        product = conv2d(frames, kernels.flatten(0, 1), stride=stride)
+        return sum_over_lags(product.unflatten(1, kernels.shape[:2]), lags)
+    placed = _placed(kernels.flatten(0, 1), frames.shape[-2:], stride)
+    matrix = placed.flatten(3).unflatten(0, kernels.shape[:2])  # (lag, k, map_y, map_x, field)
+    matrix = matrix.flip(0).permute(0, 4, 1, 2, 3).flatten(2).flatten(0, 1)
+    # Every lags-th window begins where the one before ends, so that these windows are the rows of a
+    # matrix in the memory of the frames: no window is copied.
+    n, field = len(frames) - lags + 1, frames[0].numel()
+    rows = -(-n // lags)
+    movie = pad(frames.flatten(1), (0, 0, 0, rows * lags - n)).flatten()
+    products = [
+        movie[first * field : (rows * lags + first) * field].view(rows, -1) @ matrix
+        for first in range(lags)
+    ]
+    map_y, map_x = placed.shape[1:3]
+    return torch.stack(products, 1).flatten(0, 1)[:n].view(n, -1, map_y, map_x)
+
+
+def _prefers_convolution(frames: Tensor, kernels: Tensor) -> bool:
+    field, kernel = frames.shape[-2:].numel(), kernels.shape[-2:].numel()
+    return frames.is_cuda or field > DENSE_ADVANTAGE * kernel
+
+
+def _placed(kernels: Tensor, field: tuple[int, ...], stride: int) -> Tensor:
+    """Kernels (k, channel, y, x) at each place of the field: (k, map_y, map_x, channel, y, x)."""
+    (height, width), (size_y, size_x) = field, kernels.shape[-2:]
+    room_y, room_x = height - size_y, width - size_x
+    before_y, before_x = room_y // stride * stride, room_x // stride * stride
+    # A window of the field's size that moves over the kernel shows it at the places in turn, the
+    # last one first.
+    canvas = pad(kernels, (before_x, room_x, before_y, room_y))
+    windows = canvas.unfold(2, height, stride).unfold(3, width, stride).flip(2, 3)
+    return windows.permute(0, 2, 3, 1, 4, 5)
 
 
 class CNN(TorchModel):
@@ -205,7 +267,7 @@ class CNN(TorchModel):
                 rows_, columns_ = (
                     slice(p * c.stride, p * c.stride + c.kernel) for p in (top, left)
                 )
-                module.kernel[:, index] += course[:, :, None, None] * patch[rows_, columns_]
+                module.add(index, course, patch[rows_, columns_])
                 if c.layers == 1:
                     module.dense[:, index, top, left] += 1
             if c.layers > 1:
@@ -221,7 +283,7 @@ class CNN(TorchModel):
     def penalty(self, module: nn.Module) -> Tensor:
         assert isinstance(module, CNNModule)
         c = self.config
-        kernels = [module.kernel, *module.deeper]
+        kernels = [module.kernels(), *module.deeper]
         return (
             c.kernel_l1 * sum(k.abs().sum() for k in kernels)
             + c.kernel_l2 * sum((k**2).sum() for k in kernels)
@@ -230,10 +292,22 @@ class CNN(TorchModel):
             + c.activity_l1 * module.activity.abs().mean()
         )
 
+    def keep_filters(self, filters: Sequence[int]) -> "CNN":
+        """A copy in which the other filters of the first layer have no weight."""
+        self._check_fitted()
+        left_out = np.setdiff1d(np.arange(self.config.filters), filters)
+        pruned = CNN(self.config, seed=self.seed)
+        pruned.restore(self.state())
+        module: Any = pruned.module
+        with torch.no_grad():  # without kernel and bias, a filter's map is 0 in any layer
+            module.kernel[:, left_out] = 0
+            module.bias[left_out] = 0
+        return pruned
+
     def parameters(self) -> xr.Dataset:
         self._check_fitted()
         module: Any = self.module
-        kernel = module.kernel.detach().numpy()
+        kernel = module.kernels().detach().numpy()
         channels = "channel" in self.field.sizes
         dims = ("lag", "filter", "channel", "kernel_y", "kernel_x")
         filters = xr.DataArray(kernel, dims=dims)

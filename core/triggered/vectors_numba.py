@@ -1,0 +1,72 @@
+"""Lines of 8 words as one value in Numba code.
+
+LLVM keeps them in the widest registers there are. Of loops over words it would make the same only
+if it knew that the arrays do not overlap, and Numba cannot tell it.
+"""
+
+from typing import Any
+
+from llvmlite import ir
+from numba import extending, types
+from numba.extending import models, register_model
+from numba.np.arrayobj import make_array
+
+intrinsic: Any = extending.intrinsic  # Numba passes the first argument
+
+WORDS = 8
+"""Words of 64 bits in a line: a cache line."""
+_VECTOR = ir.VectorType(ir.IntType(64), WORDS)
+
+
+class _Line(types.Type):
+    """The type of a line."""
+
+
+_line = _Line("Line")
+
+
+@register_model(_Line)
+class _LineModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, kind: Any):
+        super().__init__(manager, kind, _VECTOR)
+
+
+def _pointer(context: Any, builder: Any, kind: Any, words: Any, at: Any) -> Any:
+    data = make_array(kind)(context, builder, words).data
+    return builder.bitcast(builder.gep(data, [at]), _VECTOR.as_pointer())
+
+
+@intrinsic
+def load(typing: Any, words: Any, at: Any) -> Any:
+    """The line words[at : at + 8], of which no bound is checked."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.load(_pointer(context, builder, signature.args[0], *args), align=8)
+
+    return _line(words, types.intp), build
+
+
+@intrinsic
+def store(typing: Any, words: Any, at: Any, line: Any) -> Any:
+    """words[at : at + 8] = line, of which no bound is checked."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        words, at, line = args
+        builder.store(line, _pointer(context, builder, signature.args[0], words, at), align=8)
+        return context.get_dummy_value()
+
+    return types.void(words, types.intp, line), build
+
+
+@intrinsic
+def add(typing: Any, low: Any, a: Any, b: Any) -> Any:
+    """The lines high and low of low + a + b = 2 high + low, bit by bit."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        low, a, b = args
+        either = builder.xor(low, a)
+        high = builder.or_(builder.and_(low, a), builder.and_(either, b))
+        pair = [high, builder.xor(either, b)]
+        return context.make_tuple(builder, signature.return_type, pair)
+
+    return types.UniTuple(_line, 2)(low, a, b), build

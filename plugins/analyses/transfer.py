@@ -1,0 +1,259 @@
+"""Each cell's model on every other cell's recording (Yan et al. 2020, Figs 7, 8 and 9d-g)."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from numpy.typing import NDArray
+from pydantic import Field
+
+from retinakit.analysis import Analysis, FittedModel, groups, sweep_dims
+from retinakit.config import Config
+from retinakit.errors import UserError
+from retinakit.metrics import correlation, correlation_ceiling
+from retinakit.recording import mean_response
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class TransferConfig(Config):
+    """Which traces are kept and shown. Scores are of the whole test."""
+
+    traces: int = Field(4, ge=0, description="Of how many cells traces are shown; 0: of none.")
+    start: int = Field(0, ge=0, description="The first test frame with a full history to show.")
+    frames: int = Field(300, ge=1, description="How many frames the traces have.")
+
+
+class Transfer(Analysis):
+    """The correlation of the model of each cell with the response of every other.
+
+    A model is applied to the test of a recording as that comes: with the crop around the receptive
+    field of the cell that was recorded, and for Version I collapsed in time with its temporal
+    filter, not with that of the cell that was modelled. So of a Version I model only space and the
+    nonlinearity are transferred, and of a Version II model its time course as well.
+
+    A family is a step of models fitted to the points of a dataset's sweep; a step that is swept
+    over more is a family for each point of that, and steps of a single model are one family. The
+    result has `correlation (family, model_of, data_of)` with the mean response, `correlation_rate`
+    with the true rate where it is known, and `ceiling` and `normalised_correlation` = correlation /
+    ceiling where there are repeats; of the rate's correlation, or else the response's, `mean_self`
+    and `mean_transfer (family)` on and off the diagonal, and `best_of_row` and `best_of_column
+    (family)`, in how many the diagonal is largest; and the traces `rate_model (family, model_of,
+    data_of, frame)` and `rate_data (family, data_of, frame)` in spikes per bin.
+    """
+
+    Config = TransferConfig
+
+    def run(self, models: list[FittedModel]) -> xr.Dataset:
+        families = _families(models)
+        if len(next(iter(families.values()))) < 2:
+            raise UserError("transfer needs the models of two cells or more, and has one")
+        labels = list(dict.fromkeys(label for family in families.values() for label in family))
+        found = [self._matrix(family) for family in families.values()]
+        known = [name for name in found[0] if all(name in one for one in found)]
+        whole = [one[known].reindex(model_of=labels, data_of=labels) for one in found]
+        result = xr.concat(whole, "family", join="inner").assign_coords(family=list(families))
+        own, others = _diagonal(result[_headline(result)])
+        rivals = np.nan_to_num(others, nan=-np.inf)
+        return result.assign(
+            mean_self=("family", np.nanmean(own, 1)),
+            mean_transfer=("family", np.nanmean(others, (1, 2))),
+            best_of_row=("family", (own > rivals.max(2)).sum(1)),
+            best_of_column=("family", (own > rivals.max(1)).sum(1)),
+        )
+
+    def _matrix(self, family: dict[str, FittedModel]) -> xr.Dataset:
+        """Every model of a family on every recording of it."""
+        columns = []
+        for label, member in family.items():
+            test = member.data["test"].to_dataset()
+            if test.sizes["cell"] != 1:
+                raise UserError(
+                    f"the recording of {label} has {test.sizes['cell']} cells and transfer takes "
+                    "models of one cell each; sweep over the dataset's option cell"
+                )
+            columns.append(self._column(family, test.isel(cell=0, drop=True)))
+        joined: xr.Dataset = xr.concat(columns, "data_of", join="inner")
+        return joined.assign_coords(data_of=list(family))
+
+    def _column(self, family: dict[str, FittedModel], test: xr.Dataset) -> xr.Dataset:
+        """Scores and traces of all models on the test of one cell."""
+        each = [member.model.predict(test["stimulus"]).isel(cell=0) for member in family.values()]
+        predicted = xr.concat([one.drop_vars("cell") for one in each], "model_of").astype(float)
+        predicted = predicted.assign_coords(model_of=list(family))
+        known = predicted.notnull().all("model_of").values
+        predicted, test = predicted.isel(frame=known), test.isel(frame=known)
+        mean = mean_response(test).astype(float)
+        column = {"correlation": correlation(predicted, mean)}
+        if "rate" in test:
+            column["correlation_rate"] = correlation(predicted, test["rate"])
+        if test.sizes.get("repeat", 1) > 1:
+            column["ceiling"] = correlation_ceiling(test["response"].astype(float))
+            column["normalised_correlation"] = column["correlation"] / column["ceiling"]
+        shown = slice(self.config.start, self.config.start + self.config.frames)
+        column |= {
+            "rate_model": predicted.isel(frame=shown),
+            "rate_data": mean.isel(frame=shown),
+        }
+        interval = test.attrs["frame_interval"]
+        result = xr.Dataset(column, attrs={"frame_interval": interval})
+        frame = np.arange(result.sizes["frame"])
+        return result.drop_vars("segment").assign_coords(
+            frame=frame, time=("frame", frame * interval, {"units": "s"})
+        )
+
+    def plot(self, result: xr.DataTree) -> "Figure":
+        from matplotlib.figure import Figure
+
+        (group,) = groups(result).values()
+        group = group.isel(dict.fromkeys(sweep_dims(group), 0))
+        name, families = _headline(group), group["family"].values.tolist()
+        own, others = _diagonal(group[name])
+        bounds = (float(group[name].min()), float(group[name].max()))
+        shown = min(self.config.traces, group.sizes["data_of"])
+        columns = 3 if len(families) == 1 else 4
+        heights = [3.5] * len(families) + ([0.95 * shown + 2.4] if shown else [])
+        figure = Figure(figsize=(3.5 * columns, sum(heights)), layout="constrained")
+        parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+        for index, family in enumerate(families):
+            axes = parts[index].subplots(1, columns, width_ratios=[1.25] + [1] * (columns - 1))
+            _draw_matrix(axes[0], group[name].isel(family=index), bounds)
+            _draw_scatter(axes[1], own[index], others[index], "C2", bounds)
+            _draw_scatter(axes[2], own[index], others[index].T, "C5", bounds)
+            axes[0].set_title(family)
+            axes[1].set(title="a model on other cells", xlabel="on its own", ylabel="on others")
+            axes[2].set(
+                title="a cell with others' models", xlabel="with its own", ylabel="with others'"
+            )
+            if index:
+                _draw_scatter(axes[3], others[0].ravel(), others[index].reshape(-1, 1), "k", bounds)
+                _draw_scatter(axes[3], own[0], own[index][:, None], "C1", bounds)
+                axes[3].set(title="own (colour) and others", xlabel=families[0], ylabel=family)
+            elif columns == 4:
+                axes[3].set_axis_off()
+        if shown:
+            _draw_traces(parts[-1], group.isel(family=0), shown, name)
+        return figure
+
+    def caption(self, result: xr.DataTree) -> str:
+        (group,) = groups(result).values()
+        shown = min(self.config.traces, group.sizes["data_of"])
+        several = group.sizes["family"] > 1
+        return (
+            f"{_NAMES[_headline(group)].capitalize()} of the model of each cell (rows) on the "
+            "recording of each (columns), and the same against the score of the cell's own model: "
+            "along rows, and along columns. The line is equality."
+            + (" Last: the families against each other, in colour on the diagonal." * several)
+            + (
+                f" Below, the first {shown} cells{' of the first family' * several}: the response "
+                "(grey) and the prediction of each model (a row), and the scores of the panels."
+            )
+            * bool(shown)
+        )
+
+    def table(self, result: xr.DataTree) -> pd.DataFrame:
+        (group,) = groups(result).values()
+        group = group.isel(dict.fromkeys(sweep_dims(group), 0))
+        cells = group[_headline(group)].notnull().any("model_of").sum("data_of").values
+        return pd.DataFrame(
+            {
+                "models": group["family"].values,
+                "cells": cells,
+                "mean, own model": group["mean_self"].values,
+                "mean, others' models": group["mean_transfer"].values,
+                "own cell best of row": group["best_of_row"].values,
+                "own model best of column": group["best_of_column"].values,
+            }
+        )
+
+
+_NAMES = {"correlation_rate": "correlation with the true rate", "correlation": "correlation"}
+
+
+def _families(models: list[FittedModel]) -> dict[str, dict[str, FittedModel]]:
+    """The models by family and by a label of their recording."""
+    families: dict[str, dict[str, FittedModel]] = {}
+    for member in models:
+        own = {k: v for k, v in member.coords.items() if k not in member.data_coords}
+        family = ", ".join([member.name, *(f"{k} {v}" for k, v in own.items())])
+        label = ", ".join(f"{k} {v}" for k, v in member.data_coords.items())
+        families.setdefault(family, {})[label] = member
+    if all(len(members) == 1 for members in families.values()):
+        singles = {family: next(iter(members.values())) for family, members in families.items()}
+        return {"models": singles}
+    return families
+
+
+def _headline(result: xr.Dataset) -> str:
+    """The score with the true rate where it is known, else with the response."""
+    return "correlation_rate" if "correlation_rate" in result else "correlation"
+
+
+def _diagonal(matrix: xr.DataArray) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Of (family, model_of, data_of), the diagonal, and all with NaN on the diagonal."""
+    values = matrix.transpose("family", "model_of", "data_of").values
+    same = np.eye(values.shape[1], dtype=bool)
+    return np.diagonal(values, axis1=1, axis2=2), np.where(same, np.nan, values)
+
+
+def _draw_matrix(axis: Any, matrix: xr.DataArray, bounds: tuple[float, float]) -> None:
+    from matplotlib.patches import Rectangle
+
+    values = matrix.transpose("model_of", "data_of").values
+    image = axis.imshow(values, cmap="viridis", vmin=bounds[0], vmax=bounds[1])
+    labels = matrix["data_of"].values
+    turned = 90 if max(map(len, labels)) > 3 else 0
+    axis.set_xticks(range(len(labels)), labels, rotation=turned, fontsize=8)
+    axis.set_yticks(range(len(labels)), labels, fontsize=8)
+    axis.set(xlabel="recording of", ylabel="model of")
+    for i in range(len(labels)):
+        axis.add_patch(Rectangle((i - 0.5, i - 0.5), 1, 1, fill=False, ec="C1", lw=1.5))
+    if len(labels) <= 6:
+        for (row, column), value in np.ndenumerate(values):
+            dark = value < np.mean(bounds)
+            axis.text(
+                column, row, f"{value:.2f}", ha="center", va="center", fontsize=8,
+                color="white" if dark else "black",
+            )  # fmt: skip
+    axis.figure.colorbar(image, ax=axis, shrink=0.8, label="correlation")
+
+
+def _draw_scatter(
+    axis: Any, own: NDArray[Any], values: NDArray[Any], color: str, bounds: tuple[float, float]
+) -> None:
+    """Each row of values over the entry of `own`, and the line of equality."""
+    axis.plot(np.repeat(own, values.shape[1]), values.ravel(), "o", ms=4, color=color, alpha=0.7)
+    axis.axline((0, 0), slope=1, color="0.7", lw=0.9, zorder=0)
+    margin = 0.05 * (bounds[1] - bounds[0])
+    limits = (bounds[0] - margin, bounds[1] + margin)
+    axis.set(xlim=limits, ylim=limits, aspect="equal")
+
+
+def _draw_traces(part: Any, group: xr.Dataset, shown: int, name: str) -> None:
+    """A panel for each of the first models (rows) and recordings (columns), and their scores."""
+    group = group.isel(model_of=slice(shown), data_of=slice(shown))
+    above, below = part.subfigures(2, 1, height_ratios=[0.95 * shown, 2.0])
+    axes = above.subplots(shown, shown, sharex=True, sharey="col", squeeze=False)
+    bins, labels = 1 / group.attrs["frame_interval"], group["data_of"].values
+    scores = below.subplots()
+    for (row, column), axis in np.ndenumerate(axes):
+        color, panel = f"C{row}", group.isel(model_of=row, data_of=column)
+        axis.plot(group["time"], panel["rate_data"] * bins, color="0.6", lw=0.8)
+        axis.plot(group["time"], panel["rate_model"] * bins, color=color, lw=1.0)
+        score = float(panel[name])
+        axis.set_title(f"{score:.2f}", fontsize=8, pad=2, loc="right")
+        axis.tick_params(labelsize=7)
+        place = column * (shown + 1) + row
+        own = {"mfc": color} if row == column else {"mfc": "white"}
+        scores.plot(place, score, "o", color=color, **own)
+        if row == 0:
+            axis.set_title(f"data of {labels[column]}", fontsize=9, loc="left")
+        if column == 0:
+            axis.set_ylabel(f"model of\n{labels[row]} (Hz)", fontsize=8, color=color)
+        if row == shown - 1:
+            axis.set_xlabel("time (s)", fontsize=8)
+    middles = np.arange(shown) * (shown + 1) + (shown - 1) / 2
+    scores.set_xticks(middles, [f"data of {label}" for label in labels])
+    scores.set(ylabel=_NAMES[name])

@@ -1,0 +1,167 @@
+"""Pruning: what is left of a prediction when filters are left out."""
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+from retinakit.errors import UserError
+from retinakit.pipeline.combine import combine
+from retinakit.receptive_field import morans_i_z
+from retinakit_plugins.analyses.pruning import Pruning
+from retinakit_plugins.models.cnn import CNN
+from retinakit_plugins.models.ln import LN
+
+
+def blobs_and_noise(blobs=4, noise=4, side=7):
+    """Filters of 2 x 2 checks at different places, and of independent normal values."""
+    kernels = np.zeros((blobs + noise, 1, side, side))
+    for index in range(blobs):
+        y, x = 1 + 3 * (index // 2), 1 + 3 * (index % 2)
+        kernels[index, 0, y : y + 2, x : x + 2] = 1.0
+    random = np.random.default_rng(1)
+    kernels[blobs:] = random.standard_normal((noise, 1, side, side)) / 3
+    return kernels
+
+
+@pytest.fixture
+def redundant(network):
+    """A network whose noisy filters are not connected to the output, as one that was trained."""
+    output = np.ones((8, 2, 2)) * np.r_[np.ones(4), np.zeros(4)][:, None, None]
+    order = np.random.default_rng(0).permutation(8)
+    return network(blobs_and_noise()[order], output=0.3 * output[order], output_bias=-3.0), order
+
+
+def test_without_the_unstructured_filters_nothing_is_lost_and_with_random_ones_much_is(
+    redundant, recording_of
+):
+    model, order = redundant
+    result = Pruning({}).run(model, recording_of(model, repeats=3))
+    assert int(result["chosen"]) == 4
+    assert set(order[result["rank"].values < 4]) == {0, 1, 2, 3}
+    against_rate = result.isel(cell=0).sel(against="rate")
+    assert float(against_rate["correlation"].sel(kept=4)) == pytest.approx(1, abs=1e-6)
+    assert float(against_rate["correlation_random"].sel(kept=4).mean()) < 0.8
+    assert result["correlation_random"].sizes["draw"] == 10
+
+
+def test_all_filters_are_the_full_model_and_none_explain_nothing(redundant, recording_of):
+    model, _ = redundant
+    data = recording_of(model, repeats=3)
+    test = data["test"].to_dataset()
+    result = Pruning({"draws": 3}).run(model, data).isel(cell=0)
+    rate, response = test["rate"].values[:, 0], test["response"].values.mean(0)[:, 0]
+    expected = {"rate": 1.0, "response": np.corrcoef(rate, response)[0, 1]}
+    for against, value in expected.items():
+        at = result.sel(against=against)
+        np.testing.assert_allclose(at["correlation"].sel(kept=[0, 8]), [0, value], atol=1e-6)
+        np.testing.assert_allclose(at["correlation_random"].sel(kept=8), value, atol=1e-6)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_a_filter_that_is_not_kept_contributes_nothing(network, layers):
+    kernels = blobs_and_noise(2, 1)
+    torch.manual_seed(0)
+    model = network(kernels, bias=0.5, layers=layers)
+    stimulus = xr.DataArray(
+        np.random.default_rng(0).standard_normal((50, 8, 8)), dims=("frame", "y", "x")
+    )
+    before = model.predict(stimulus)
+    pruned = model.keep_filters([0, 2])
+    # The same with a network of only the kept filters.
+    small = network(kernels[[0, 2]], bias=0.5, layers=layers)
+    with torch.no_grad():
+        kept, bare = model.module, small.module
+        bare.dense[:] = kept.dense[:, [0, 2]]
+        if layers == 2:  # its second layer still has three maps to the output
+            hidden = torch.nn.functional.conv2d(
+                torch.tensor(stimulus.values, dtype=torch.float32)[:, None],
+                kept.kernel[0][[0, 2]],
+                kept.bias[[0, 2]],
+            ).relu()
+            deeper = torch.nn.functional.conv2d(
+                hidden, kept.deeper[0][:, [0, 2]], kept.deeper_bias[0], padding="same"
+            ).relu()
+            drive = deeper.flatten(1) @ kept.dense.flatten(1).T + kept.dense_bias
+            expected = torch.nn.functional.softplus(drive).numpy()
+        else:
+            expected = small.predict(stimulus).values
+    np.testing.assert_allclose(pruned.predict(stimulus), expected, atol=1e-5)
+    assert not np.allclose(pruned.predict(stimulus), before)
+    xr.testing.assert_identical(model.predict(stimulus), before)
+
+
+def test_as_many_filters_are_kept_as_one_asks_for_or_all_of_them(redundant, recording_of):
+    model, _ = redundant
+    data = recording_of(model)
+    assert int(Pruning({"keep": 2, "draws": 1}).run(model, data)["chosen"]) == 2
+    assert int(Pruning({"keep": 20, "draws": 1}).run(model, data)["chosen"]) == 8
+
+
+def test_a_stricter_level_keeps_fewer(redundant, recording_of):
+    model, _ = redundant
+    data = recording_of(model)
+    loose, strict = (
+        int(Pruning({"significance": p, "draws": 1}).run(model, data)["chosen"])
+        for p in (0.4, 1e-9)
+    )
+    assert strict < 4 < loose
+
+
+def test_the_table_of_a_population_has_a_row_for_each_cell_and_size(network, recording_of):
+    points = []
+    for cell, noise in ((3, 4), (7, 1)):
+        model = network(blobs_and_noise(4, noise), output_bias=-2.0)
+        result = Pruning({"draws": 4}).run(model, recording_of(model, seed=cell))
+        points.append(((("cell", cell),), result.assign_coords(cell=[cell])))
+    tree = xr.DataTree.from_dict({"/cnn": combine(points)})
+    table = Pruning({"draws": 4}).table(tree).set_index("cell")
+    assert table["of"].tolist() == [8, 5]
+    np.testing.assert_allclose(table["full"], 1, atol=1e-6)
+    for cell, (_, result) in zip((3, 7), points, strict=True):
+        chosen = int(result["chosen"])
+        rate = result.isel(cell=0).sel(against="rate", kept=chosen)
+        assert table["kept"][cell] == chosen
+        assert table["effective"][cell] == pytest.approx(float(rate["correlation"]))
+        draws = rate["correlation_random"]
+        assert table["random, mean"][cell] == pytest.approx(float(draws.mean()))
+        assert table["random, sd"][cell] == pytest.approx(float(draws.std()))
+
+
+def test_the_population_is_drawn_against_the_full_models(redundant, recording_of):
+    model, _ = redundant
+    result = Pruning({}).run(model, recording_of(model))
+    tree = xr.DataTree.from_dict({"/cnn": combine([((), result)])})
+    effective, random, curves = Pruning({}).plot(tree).axes
+    at = result.isel(cell=0).sel(against="rate", kept=4)
+    (dot,) = (line for line in effective.lines if line.get_marker() == "o")
+    np.testing.assert_allclose(dot.get_xydata(), [[1, at["correlation"]]], atol=1e-6)
+    (cross,) = (line for line in random.lines if line.get_marker() == "o")
+    np.testing.assert_allclose(cross.get_ydata(), [at["correlation_random"].mean()])
+    assert curves.get_xlabel() == "filters kept"
+
+
+def test_a_model_whose_filters_cannot_be_left_out_is_refused(recording_of, redundant):
+    data = recording_of(redundant[0])
+    model = LN({"lags": 2, "steps": 2, "check_every": 1})
+    model.fit(data)
+    with pytest.raises(UserError, match="a LN cannot be pruned, because it has no"):
+        Pruning({}).run(model, data)
+
+
+def test_morans_i_in_standard_deviations_is_that_of_independent_values():
+    random = np.random.default_rng(0)
+    for shape in ((7, 7), (3, 9), (2, 2)):
+        z = morans_i_z(xr.DataArray(random.standard_normal((8000, *shape)), dims=("n", "y", "x")))
+        assert float(z.mean()) == pytest.approx(0, abs=0.04)
+        assert float(z.std()) == pytest.approx(1, abs=0.04)
+
+
+def test_a_map_of_one_row_has_no_neighbours_to_test():
+    with pytest.raises(UserError, match="2 x 2 checks or more, and this has 1 x 5"):
+        morans_i_z(xr.DataArray(np.zeros((1, 5)), dims=("y", "x")))
+
+
+def test_an_unfitted_network_cannot_be_pruned():
+    with pytest.raises(UserError, match="the CNN is not fitted"):
+        CNN({}).keep_filters([0])
