@@ -7,9 +7,10 @@ import xarray as xr
 from numpy.typing import NDArray
 from pydantic import Field
 
+from retinakit.blocks import blocks
 from retinakit.config import Config
 from retinakit.dataset import Dataset
-from retinakit.recording import BLOCK, make_recording
+from retinakit.recording import make_recording
 
 HELD = 2**31
 """Bytes of a stimulus up to which it is read at once; a larger one is read where it is wanted."""
@@ -71,8 +72,8 @@ class NoisyStimulus(Dataset):
         # One row of places for each channel of a frame.
         flat = values.reshape(len(values), -1, int(np.prod(values.shape[-2:])))
         random = np.random.default_rng(self.seed)
-        for start in range(0, len(flat), BLOCK):
-            block = flat[start : start + BLOCK]
+        for part in blocks(stimulus, itemsize=np.dtype(np.int64).itemsize):
+            block = flat[part]
             source = self._shuffled(random, len(block), block.shape[-1])
             block[:] = np.take_along_axis(block, source[:, None], -1)
         return xr.Variable(stimulus.dims, values, stimulus.attrs)
