@@ -112,7 +112,7 @@ def test_a_folder_in_place_of_a_file_is_refused(command: Callable[..., Any]) -> 
     [
         (
             "modles: {}\n",
-            "p.yaml:1:1: modles: there is no such option; did you mean 'models'?",
+            "p.yaml:1:1: modles: there is no such option; did you mean 'models' or 'profiles'?",
         ),
         (
             "datasets:\n  cell: {plugin: subunit_rgc, wiht: {}}\n",
