@@ -107,7 +107,7 @@ def rfest(split):
     return np.array(averages).reshape(len(averages), LAGS, -1)[:, ::-1]
 
 
-def covariance(split, threads=1):
+def covariance(split, threads=1):  # which are those of NumPy's BLAS
     return stc(split, LAGS)["stc"].values
 
 
