@@ -194,6 +194,21 @@ class TestSimulation:
         published = [0, 0, 0, -0.124, -0.406, -0.527, -0.428, -0.215, 0, 0.155, 0.238, 0.261]
         np.testing.assert_allclose(cell["truth"]["temporal"][:12], published, atol=6e-4)
 
+    def test_the_stimulus_is_a_white_binary_checkerboard_as_long_as_the_papers(self, cell):
+        assert (SubunitRGC({}).config.frames, SubunitRGC({}).config.test_frames) == (
+            600_000,
+            10_000,
+        )
+        stimulus = cell["train"]["stimulus"].values[:20_001]
+        assert stimulus.dtype == np.int8 and set(np.unique(stimulus)) == {-1, 1}
+        frames = stimulus.reshape(len(stimulus), -1).astype(float)
+        # Neither checks nor frames in succession have to do with each other.
+        limit = 5 / np.sqrt(20_000)
+        same = frames[:-1].T @ frames[:-1] / 20_000
+        np.testing.assert_allclose(same, np.eye(64), atol=limit)
+        np.testing.assert_allclose(frames[:-1].T @ frames[1:] / 20_000, 0, atol=limit)
+        np.testing.assert_allclose(frames.mean(0), 0, atol=limit)
+
     @pytest.mark.parametrize(("threshold", "hertz"), [(2.5, 0.36), (1.0, 1.59)])
     def test_the_rate_is_that_of_the_published_cell(self, threshold, hertz):
         cell = SubunitRGC({"frames": 200_000, "threshold": threshold}).load()
