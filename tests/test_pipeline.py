@@ -18,6 +18,7 @@ import xarray as xr
 from ruamel.yaml import YAML
 
 import retinakit
+from retinakit.pipeline.combine import combine
 from retinakit.pipeline.document import read_pipeline
 from retinakit.pipeline.graph import Graph, build
 from retinakit.pipeline.schema import pipeline_schema
@@ -257,6 +258,18 @@ def test_sizes_that_differ_within_a_sweep_are_filled_with_nan(bench: Lab) -> Non
     with xr.open_dataset(run / "models/line.nc", group="parameters", engine="h5netcdf") as fits:
         bank = fits["bank"].transpose("filters", "unit").values
     np.testing.assert_array_equal(bank, [[0, np.nan, np.nan], [0, 1, 2]])
+
+
+def test_whole_numbers_among_what_is_filled_are_still_nan_on_disk(tmp_path: Path) -> None:
+    points = []
+    for size in (1, 3):
+        numbers = xr.Dataset({"n": ("unit", np.arange(size))}, {"unit": np.arange(size)})
+        numbers.to_netcdf(tmp_path / f"{size}.nc", engine="h5netcdf")
+        with xr.open_dataset(tmp_path / f"{size}.nc", engine="h5netcdf") as read:
+            points.append(((("size", size),), read.load()))
+    combine(points).to_netcdf(tmp_path / "all.nc", engine="h5netcdf")
+    with xr.open_dataset(tmp_path / "all.nc", engine="h5netcdf") as read:
+        np.testing.assert_array_equal(read["n"], [[0, np.nan, np.nan], [0, 1, 2]])
 
 
 def test_a_sweep_over_cells_is_joined_along_the_dimension_that_is_there(bench: Lab) -> None:

@@ -28,7 +28,8 @@ def combine(points: Sequence[tuple[Coords, xr.Dataset]]) -> xr.Dataset:
         UserError: if the results already use the name of a swept option for something larger.
     """
     dims = list(dict.fromkeys(dim for coords, _ in points for dim, _ in coords))
-    combined = _along([(dict(coords), result) for coords, result in points], dims)
+    # Read from disk, whole numbers would be written as such again, and NaN among them as nonsense.
+    combined = _along([(dict(coords), result.drop_encoding()) for coords, result in points], dims)
     combined.attrs["sweep"] = ",".join(dims)
     return combined
 
