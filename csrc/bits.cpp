@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <numeric>
 #include <vector>
 
 #include "adder.h"
@@ -84,6 +85,12 @@ RETINAKIT_INLINE void unslice(const uint64_t* planes, int number, int64_t width,
   for (int64_t i = 0; i < width; ++i) sums[i] += scale * static_cast<T>(value[i]) + offset;
 }
 
+int bits_of(int64_t number) {
+  int bits = 0;
+  while (number >> bits) ++bits;
+  return bits;
+}
+
 template <class T>
 struct Task {
   const T* stimulus;
@@ -152,7 +159,7 @@ RETINAKIT_INLINE bool group_totals(const Task<T>& t, int64_t first_tile, int64_t
 
   const int64_t first = first_tile * kTileChecks;
   const int64_t width = std::min(tiles * kTileChecks, t.checks - first);
-  std::vector<int64_t> at(r.starts, r.starts + r.cells);
+  std::vector<int64_t> at(r.starts, r.starts + r.cells), spikes(r.cells);
   Lists lists;
   for (int64_t begin = 0; begin < t.frames; begin += kBlockFrames) {
     const int64_t end = std::min(begin + kBlockFrames, t.frames);
@@ -171,6 +178,8 @@ RETINAKIT_INLINE bool group_totals(const Task<T>& t, int64_t first_tile, int64_t
       at[c] = to;
       if (from == to) continue;
       lists.fill(r, from, to, history - begin - t.first_lag, empty);
+      spikes[c] = std::accumulate(r.counts + from, r.counts + to, spikes[c]);
+      const int top = bits_of(spikes[c]);  // no carry goes further yet
       for (int power = 0; power < lists.number(); ++power) {
         const auto& list = lists[power];
         for (int64_t tile = 0; tile < (list.empty() ? 0 : tiles); ++tile) {
@@ -179,7 +188,7 @@ RETINAKIT_INLINE bool group_totals(const Task<T>& t, int64_t first_tile, int64_t
           for (int64_t lag = 0; lag < t.lags; ++lag) {
             for (int part = 0; part < kParts; ++part, total += planes) {
               count<V>(newest - lag * kLineBytes + part * sizeof(V), list.data(), list.size(),
-                       total + power, planes - power);
+                       total + power, top - power);
             }
           }
         }
@@ -248,8 +257,7 @@ bool bit_sums(const T* stimulus, int64_t frames, int64_t checks, T low, T high,
     }
     most = std::max(most, spikes);
   }
-  int planes = 1;
-  while (most >> planes) ++planes;
+  const int planes = std::max(1, bits_of(most));
   const Task<T> task{stimulus, frames, checks, low, high, responses, first_lag, lags, planes};
   auto totals_here = totals_128<T>;
   auto add_here = add_128<T, Sum>;
