@@ -126,7 +126,8 @@ class Pruning(Analysis):
             curves.axvline(float(numbers["kept"].mean()), color=color, lw=0.8, ls=":")
         for axis, title in ((effective, "effective filters"), (random, "as many random filters")):
             axis.axline((0, 0), slope=1, color="0.7", lw=0.9, zorder=0)
-            axis.set(xlim=(min(low, 0) - 0.03, 1), ylim=(min(low, 0) - 0.03, 1), title=title)
+            limits = (min(low, 0) - 0.03, 1.03)
+            axis.set(xlim=limits, ylim=limits, title=title)
             axis.set(xlabel=f"{LABELS[against]}, all filters", aspect="equal")
         effective.set_ylabel("the same, pruned")
         if len(by_model) > 1:
