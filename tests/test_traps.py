@@ -75,3 +75,15 @@ def test_what_was_not_recorded_of_one_cell_is_left_out_of_no_other(algorithm):
     np.testing.assert_allclose(found["sta"][1], expected["sta"][1], atol=1e-6)
     assert np.isfinite(found["sta"]).all()
     assert found["spikes"][0] == np.nansum(response[3:, 0])
+
+
+def test_a_nan_that_no_spike_saw_is_in_no_covariance():
+    random = np.random.default_rng(2)
+    stimulus = random.standard_normal((400, 3, 3)).astype(np.float32)
+    response = random.poisson(0.5, (400, 1))
+    response[200:204] = 0  # the windows of 4 frames that hold frame 200
+    spoiled = stimulus.copy()
+    spoiled[200] = np.nan
+    found, expected = (stc(noise(response, movie), 4) for movie in (spoiled, stimulus))
+    np.testing.assert_allclose(found["stc"], expected["stc"], atol=1e-5)
+    np.testing.assert_allclose(found["sta"], expected["sta"], atol=1e-6)

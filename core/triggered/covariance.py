@@ -119,7 +119,9 @@ def _of_numbers(windows: Windows) -> Moments:
     for here, values, oldest in windows.blocks(shown, number):
         values = values.astype(np.float32)
         if here.start == 0:
-            shift = values.mean(0)  # near the mean: single precision would suffer from a large one
+            # Near the mean: single precision would suffer from a large one. Some windows may miss
+            # a NaN, so it is not to get into all of them.
+            shift = np.where(np.isfinite(values), values, 0).mean(0)
         at = windows.frames[here, None] - windows.lags - oldest
         some = (values - shift)[at].reshape(-1, windows.features)
         weight = windows.weight[here].astype(np.float32)
