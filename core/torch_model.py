@@ -65,6 +65,10 @@ class TorchModel(Model):
 
     Config: ClassVar[type[Config]] = TorchConfig
 
+    starts_together: ClassVar[bool] = False
+    """Whether several starts may be trained as one vectorised module (`torch.vmap`), which is
+    faster for small networks. Batch normalisation in training, for one, cannot be."""
+
     module: nn.Module
     field: xr.Dataset
 
@@ -112,14 +116,14 @@ class TorchModel(Model):
         watch = silent if several else progress
         # A partial, because Fabric would take the recording apart as an argument.
         work = partial(self._fit_starts, recording=recording, checkpoint=checkpoint, progress=watch)
-        fits, best_state = fabric.launch(work)
+        curves, best_state = fabric.launch(work)
         self._set_weights(best_state)
-        return _curves(fits)
+        return curves
 
     def _fit_starts(
         self, fabric: Fabric, recording: xr.DataTree, checkpoint: Path | None, progress: Progress
-    ) -> tuple[list[Fit], dict[str, NDArray[Any]]]:
-        """Fits from every start, and returns the states of the fits and the best weights."""
+    ) -> tuple[xr.Dataset, dict[str, NDArray[Any]]]:
+        """Fits from every start, and returns the training curves and the best weights."""
         config = self.config
         training, validation = (
             Frames.of(recording[name].to_dataset(), config.target, config.lags, fabric.device)
@@ -128,33 +132,40 @@ class TorchModel(Model):
         schedule = Schedule(
             **{name: getattr(config, name) for name in Schedule.__dataclass_fields__}
         )
-        fits: list[Fit] = []
-        best_state: dict[str, NDArray[Any]] = {}
+        modules = []
         for start in range(config.starts):
             with torch.random.fork_rng(devices=[]):
-                seed = self.seed * 1000 + start
-                torch.manual_seed(seed)
+                torch.manual_seed(self.seed * 1000 + start)
                 module = self.build(self.field)
                 self.initialise(module, recording)
-                module.to(fabric.device)
-                fit = train(
+                modules.append(module.to(fabric.device))
+        together = self.starts_together and config.devices == 1
+        groups = [modules] if together else [[module] for module in modules]
+        curves: list[xr.Dataset] = []
+        best_loss, best_state = np.inf, {}
+        for index, group in enumerate(groups):
+            with torch.random.fork_rng(devices=[]):
+                fit, states = train(
                     fabric,
-                    module,
+                    group,
                     self.penalty,
                     config.loss,
                     training,
                     validation,
                     schedule,
-                    seed,
-                    checkpoint and checkpoint.with_suffix(f".{start}.pt"),
-                    lambda done, total, message="", start=start: progress(
-                        start * total + done, config.starts * total, message
+                    self.seed * 1000 + index,
+                    checkpoint and checkpoint.with_suffix(f".{index}.pt"),
+                    lambda done, total, message="", index=index: progress(
+                        index * total + done, len(groups) * total, message
                     ),
                 )
-            if not fits or fit.best_loss < min(other.best_loss for other in fits):
-                best_state = {k: v.cpu().numpy() for k, v in module.state_dict().items()}
-            fits.append(fit)
-        return fits, best_state
+            curves.append(_curves(fit))
+            if min(fit.best_loss) < best_loss:
+                best_loss = min(fit.best_loss)
+                best_state = states[int(np.argmin(fit.best_loss))]
+        combined = xr.concat(curves, "start", join="outer")
+        combined = combined.assign_coords(start=np.arange(config.starts))
+        return combined, {k: v.cpu().numpy() for k, v in best_state.items()}
 
     def predict(self, stimulus: xr.DataArray) -> xr.DataArray:
         self._check_fitted()
@@ -209,19 +220,23 @@ class TorchModel(Model):
             raise UserError(f"the {type(self).__name__} is not fitted; call fit or load first")
 
 
-def _curves(fits: list[Fit]) -> xr.Dataset:
-    """The curves of all starts, over `start` and `check`; NaN after a start's end."""
-    curves = [
-        xr.Dataset(
-            {name: ("check", np.array(values, float)) for name, values in fit.curves.items()},
-            coords={"check": np.arange(len(fit.curves["step"]))},
+def _curves(fit: Fit) -> xr.Dataset:
+    """The curves of a fit, over `start` and `check`."""
+    checks = np.arange(len(fit.curves["step"]))
+    curves = {
+        name: xr.DataArray(
+            np.array(values, float),
+            dims=("check", "start")[: np.ndim(values)],
+            coords={"check": checks},
         )
-        for fit in fits
-    ]
-    combined: xr.Dataset = xr.concat(curves, "start", join="outer")
-    combined["best_validation_loss"] = ("start", [fit.best_loss for fit in fits])
-    combined["best_step"] = ("start", [fit.best_step for fit in fits])
-    return combined.assign_coords(start=np.arange(len(fits)))
+        for name, values in fit.curves.items()
+    }
+    best = {
+        "best_validation_loss": ("start", fit.best_loss),
+        "best_step": ("start", fit.best_step),
+    }
+    combined: xr.Dataset = xr.broadcast(xr.Dataset(curves))[0].transpose("start", ...)
+    return combined.assign(best)
 
 
 def sum_over_lags(shifted: Tensor, lags: int) -> Tensor:

@@ -5,6 +5,7 @@ frames, so that lagged windows are views of it. Everything random follows from t
 of the checkpoint, so that an interrupted fit goes on as if nothing had happened.
 """
 
+import copy
 import logging
 import math
 import time
@@ -127,16 +128,81 @@ class Schedule:
         return self.learning_rate * self.drop_factor**dropped
 
 
+class Starts(nn.Module):
+    """Modules of one kind that differ in their weights only, trained side by side.
+
+    Several are one vectorised module (`torch.func`), with the weights stacked along a first axis:
+    a step of a small network is mostly the overhead of many small operations, which they share.
+    """
+
+    def __init__(self, modules: list[nn.Module], penalty: Callable[[nn.Module], Tensor]):
+        super().__init__()
+        self.several, self.count = len(modules) > 1, len(modules)
+        self.one = _Penalised(modules[0], penalty)
+        if self.several:
+            self.one = copy.deepcopy(self.one)  # one of the modules would be changed
+            stacked = torch.func.stack_module_state([_Penalised(m, penalty) for m in modules])
+            for holder, values in zip(
+                (self.one.named_parameters(), self.one.named_buffers()), stacked, strict=True
+            ):
+                for name, tensor in holder:
+                    tensor.data = values[name].detach()
+
+    def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """The predictions (start, n, cell), and the penalties (start)."""
+        if not self.several:
+            rate, penalty = self.one(frames)
+            return rate[None], penalty[None]
+
+        def start(state: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+            return torch.func.functional_call(self.one, state, (frames,))
+
+        state = dict(self.one.named_parameters()) | dict(self.one.named_buffers())
+        rates: tuple[Tensor, Tensor] = torch.vmap(start, randomness="different")(state)
+        return rates
+
+    def states(self) -> list[dict[str, Tensor]]:
+        """A copy of each module's weights."""
+        state = self.one.module.state_dict()
+        return [
+            {k: (v[i] if self.several else v).detach().clone() for k, v in state.items()}
+            for i in range(self.count)
+        ]
+
+    def restore(self, states: list[dict[str, Tensor]]) -> None:
+        """Takes the weights of `states`, and leaves the rest as it is."""
+        stacked = {
+            k: torch.stack([state[k] for state in states]) if self.several else v
+            for k, v in states[0].items()
+        }
+        self.one.module.load_state_dict(stacked)
+
+
+class _Penalised(nn.Module):
+    """A module that gives its penalty with its prediction."""
+
+    def __init__(self, module: nn.Module, penalty: Callable[[nn.Module], Tensor]):
+        super().__init__()
+        self.module, self.penalty = module, penalty
+
+    def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        rate = self.module(frames)
+        return rate, self.penalty(self.module)
+
+
 @dataclass
 class Fit:
-    """The state of a fit: what a checkpoint holds beside the module and the optimizer."""
+    """The state of a fit, from one start or several: what a checkpoint holds beside the weights.
 
+    The losses, the best loss and its step have one value for each start.
+    """
+
+    best_loss: list[float]
+    best_step: list[int]
     step: int = 0
     dropped: int = 0
     waited: int = 0
-    best_loss: float = math.inf
-    best_step: int = 0
-    curves: dict[str, list[float]] = field(
+    curves: dict[str, list[Any]] = field(
         default_factory=lambda: {
             "step": [],
             "train_loss": [],
@@ -148,7 +214,7 @@ class Fit:
 
 def train(
     fabric: Fabric,
-    module: nn.Module,
+    modules: list[nn.Module],
     penalty: Callable[[nn.Module], Tensor],
     loss: str,
     training: Frames,
@@ -157,110 +223,115 @@ def train(
     seed: int,
     checkpoint: Path | None,
     progress: Progress,
-) -> Fit:
-    """Trains a module in place and leaves it with the weights of the best validation loss.
+) -> tuple[Fit, list[dict[str, Tensor]]]:
+    """Trains modules side by side on the same batches.
 
     The loss is the mean over known frames and cells, so that neither it nor the weight of a
-    penalty depends on the batch or on the number of cells.
+    penalty depends on the batch or on the number of cells. The learning rate drops once no module
+    got better.
 
     Args:
-        penalty: what is added to the loss, of the bare module.
+        modules: of one kind, from different starts.
+        penalty: what is added to the loss, of one bare module.
         checkpoint: is written now and then, and read if it exists.
 
     Returns:
-        The curves and the best validation loss.
+        The curves and the best validation losses; and the weights of each module where its
+        validation loss was best.
     """
-    optimizer = torch.optim.Adam(module.parameters(), lr=schedule.learning_rate)
-    fit, best = Fit(), _copy(module)
+    starts = Starts(modules, penalty)
+    optimizer = torch.optim.Adam(starts.parameters(), lr=schedule.learning_rate)
+    fit, best = Fit([math.inf] * len(modules), [0] * len(modules)), starts.states()
     torch.manual_seed(seed + fabric.global_rank)
     saved = _read(checkpoint, fabric.device)
     if saved is not None:
-        module.load_state_dict(saved["module"])
+        starts.load_state_dict(saved["starts"])
         optimizer.load_state_dict(saved["optimizer"])
         fit, best = Fit(**saved["fit"]), saved["best"]
         torch.set_rng_state(saved["random"].cpu())
         if fabric.device.type == "cuda":
             torch.cuda.set_rng_state(saved["random_on_device"].cpu(), fabric.device)
         logger.info("goes on from step %d of %d", fit.step, schedule.steps)
-    bare = module
-    module, optimizer = fabric.setup(module, optimizer)
+    module, optimizer = fabric.setup(starts, optimizer)
     pointwise = LOSSES[loss]
 
     runs = training.runs(schedule.batch)
     order = _shuffled(runs, seed, fit.step * fabric.world_size + fabric.global_rank, fabric)
     begun = saved_at = time.monotonic()
     cost_of_saving = 0.0
-    since_check, seen = torch.zeros((), device=fabric.device), 0
-    bare.train()
+    since_check, seen = torch.zeros(len(modules), device=fabric.device), 0
+    starts.train()
     while fit.step < schedule.steps and fit.dropped <= schedule.drops:
-        rate = schedule.rate(fit.step, fit.dropped)
+        learning_rate = schedule.rate(fit.step, fit.dropped)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = learning_rate
         frames, target, weight = training.batch(next(order))
         optimizer.zero_grad(set_to_none=True)
-        value = (pointwise(module(frames), target) * weight).sum() / weight.sum()
-        fabric.backward(value + penalty(bare))
+        rate, penalties = module(frames)
+        values = (pointwise(rate, target) * weight).sum((1, 2)) / weight.sum()
+        fabric.backward((values + penalties).sum())
         optimizer.step()
-        since_check, seen = since_check + value.detach(), seen + 1
+        since_check, seen = since_check + values.detach(), seen + 1
         fit.step += 1
 
         if fit.step % schedule.check_every and fit.step != schedule.steps:
             continue
-        loss_now = evaluate(bare, validation, pointwise, schedule.batch)
+        losses = evaluate(starts, validation, pointwise, schedule.batch)
         for name, number in (
             ("step", fit.step),
-            ("train_loss", float(since_check) / seen),
-            ("validation_loss", loss_now),
-            ("learning_rate", rate),
+            ("train_loss", (since_check / seen).tolist()),
+            ("validation_loss", losses),
+            ("learning_rate", learning_rate),
         ):
             fit.curves[name].append(number)
         since_check, seen = torch.zeros_like(since_check), 0
-        if math.isnan(loss_now):  # no step leads back from there
+        if all(map(math.isnan, losses)):  # no step leads back from there
             break
-        if loss_now < fit.best_loss:
-            fit.best_loss, fit.best_step, fit.waited = loss_now, fit.step, 0
-            best = _copy(bare)
-        else:
-            fit.waited += 1
+        better = [now < before for now, before in zip(losses, fit.best_loss, strict=True)]
+        for index, state in enumerate(starts.states() if any(better) else ()):
+            if better[index]:
+                fit.best_loss[index], fit.best_step[index] = losses[index], fit.step
+                best[index] = state
+        fit.waited = 0 if any(better) else fit.waited + 1
         if schedule.patience and fit.waited >= schedule.patience:
             fit.waited, fit.dropped = 0, fit.dropped + 1
-            bare.load_state_dict(best)
-        progress(fit.step, schedule.steps, f"validation loss {fit.best_loss:.5g}")
+            starts.restore(best)
+        progress(fit.step, schedule.steps, f"validation loss {min(fit.best_loss):.5g}")
         now = time.monotonic()
         if (
             checkpoint is not None
             and fabric.is_global_zero
             and cost_of_saving <= CHECKPOINT_SHARE * (now - saved_at)
         ):
-            _save(checkpoint, fabric, bare, optimizer, fit, best)
+            _save(checkpoint, fabric, starts, optimizer, fit, best)
             saved_at = time.monotonic()
             cost_of_saving = saved_at - now
-    if not math.isfinite(fit.best_loss):
+    if not math.isfinite(min(fit.best_loss)):
         if checkpoint is not None:  # there is nothing to go on from
             checkpoint.unlink(missing_ok=True)
         raise RuntimeError(
-            f"the fit diverged (validation loss {fit.curves['validation_loss'][-1]:g} after "
+            f"the fit diverged (validation loss {fit.curves['validation_loss'][-1][0]:g} after "
             f"{fit.step} steps); lower learning_rate"
         )
-    bare.load_state_dict(best)
     progress(schedule.steps, schedule.steps, f"{time.monotonic() - begun:.0f} s")
-    return fit
+    return fit, best
 
 
 def evaluate(
-    module: nn.Module, frames: Frames, pointwise: Callable[[Tensor, Tensor], Tensor], batch: int
-) -> float:
-    """The mean loss over everything known in a split, in evaluation mode."""
-    was_training = module.training
-    module.eval()
-    total, count = 0.0, 0.0
+    starts: Starts, frames: Frames, pointwise: Callable[[Tensor, Tensor], Tensor], batch: int
+) -> list[float]:
+    """The mean loss of each start over everything known in a split, in evaluation mode."""
+    was_training = starts.training
+    starts.eval()
+    total, count = torch.zeros(starts.count, dtype=torch.float64), 0.0
     with torch.no_grad():
         for run in frames.runs(max(batch, 1024)):
             stimulus, target, weight = frames.batch(run)
-            total += float((pointwise(module(stimulus), target) * weight).sum())
+            loss = pointwise(starts(stimulus)[0], target) * weight
+            total += loss.sum((1, 2)).cpu()
             count += float(weight.sum())
-    module.train(was_training)
-    return total / count
+    starts.train(was_training)
+    return (total / count).tolist()
 
 
 def _shuffled(
@@ -278,10 +349,6 @@ def _shuffled(
         epoch, skip = epoch + 1, index - len(runs)
 
 
-def _copy(module: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in module.state_dict().items()}
-
-
 def _read(path: Path | None, device: torch.device) -> dict[str, Any] | None:
     """A checkpoint, or None where there is none that can be read."""
     if path is None or not path.exists():
@@ -297,14 +364,14 @@ def _read(path: Path | None, device: torch.device) -> dict[str, Any] | None:
 def _save(
     path: Path,
     fabric: Fabric,
-    module: nn.Module,
+    starts: Starts,
     optimizer: Any,
     fit: Fit,
-    best: dict[str, Tensor],
+    best: list[dict[str, Tensor]],
 ) -> None:
     """Writes a checkpoint; where that fails, the fit goes on without, with a warning."""
     content = {
-        "module": module.state_dict(),
+        "starts": starts.state_dict(),
         "optimizer": optimizer.state_dict(),
         "fit": vars(fit),
         "best": best,

@@ -97,16 +97,26 @@ def ended(run: Path) -> dict[str, Any]:
 # Interrupted fits.
 
 
-@pytest.mark.parametrize("starts", [1, 2])
+@pytest.mark.parametrize(
+    ("plugin", "starts", "last"),
+    [
+        ("cnn", 1, "checkpoint.0.pt"),
+        ("cnn", 2, "checkpoint.0.pt"),  # two starts side by side
+        ("ln", 2, "checkpoint.1.pt"),  # one after the other
+    ],
+)
 def test_a_killed_fit_goes_on_from_its_checkpoint_to_the_same_weights(
     start: Callable[..., Any],
     command: Callable[..., Any],
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
+    plugin: str,
     starts: int,
+    last: str,
 ) -> None:
     text = FIT.replace("STARTS", str(starts))
-    last = f"checkpoint.{starts - 1}.pt"
+    if plugin == "ln":
+        text = text.replace("plugin: cnn", "plugin: ln").replace("filters: 2, kernel: 5, ", "")
     process = start(text)
     deadline = time.monotonic() + 120
     while not (found := list(tmp_path.glob(f"runs/store/unfinished/*/{last}"))):

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from lightning_fabric import Fabric
 
 from retinakit.errors import RecordingError, UserError
 from retinakit.testing import small_recording
 from retinakit.torch_model import filter_over_lags, sum_over_lags
-from retinakit.training import Frames
+from retinakit.training import Frames, Schedule, train
 from retinakit_plugins.models import cnn
 from retinakit_plugins.models.cnn import CNN
 from retinakit_plugins.models.ln import LN
@@ -123,6 +124,35 @@ def test_the_best_of_several_starts_is_kept():
     known = np.isfinite(rate)
     loss = (rate - counts * np.log(rate + 1e-8))[known].mean()
     assert loss == pytest.approx(float(curves["best_validation_loss"].min()), rel=1e-4)
+
+
+def test_starts_side_by_side_learn_what_each_learns_alone():
+    recording = small_recording(frames=1000)
+    split = {
+        name: Frames.of(recording[name].to_dataset(), "response", 5, torch.device("cpu"))
+        for name in ("train", "validation")
+    }
+    options = QUICK | {"filters": 2, "kernel": 5, "noise": 0.0, "activity_l1": 1e-3}
+    model = CNN(options | {"dense_l1": 1e-3})
+    model.fit(recording)  # for the field
+    schedule = Schedule(60, 200, 1e-2, "cosine", 20, 0, 1, 0.1)
+
+    def trained(seeds):
+        modules = []
+        for seed in seeds:
+            torch.manual_seed(seed)
+            modules.append(model.build(model.field))
+        fabric = Fabric(accelerator="cpu", devices=1)
+        rest = (schedule, 0, None, lambda *_: None)
+        return train(fabric, modules, model.penalty, "poisson", *split.values(), *rest)
+
+    together, states = trained([0, 1, 2])
+    for index in range(3):
+        alone, (state,) = trained([index])
+        assert together.best_step[index] == alone.best_step[0]
+        assert together.best_loss[index] == pytest.approx(alone.best_loss[0], rel=1e-4)
+        for name, value in state.items():
+            torch.testing.assert_close(states[index][name], value, rtol=1e-2, atol=1e-3)
 
 
 def test_an_unfitted_model_says_so():

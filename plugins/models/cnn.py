@@ -216,6 +216,7 @@ class CNN(TorchModel):
     """
 
     Config = CNNConfig
+    starts_together = True
 
     def build(self, field: xr.Dataset) -> nn.Module:
         c = self.config
