@@ -8,6 +8,7 @@ import pytest
 import torch
 import xarray as xr
 from lightning_fabric import Fabric
+from scipy.ndimage import laplace
 
 from retinakit.errors import RecordingError, UserError
 from retinakit.testing import small_recording
@@ -111,6 +112,12 @@ def test_filters_of_a_rank_are_filters_like_any_other(stride, channels):
     torch.testing.assert_close(separable(frames), full(frames))
     singular = torch.linalg.svdvals(separable.kernels()[:, 0].flatten(1))
     assert (singular[2:] < 1e-5 * singular[0]).all()
+
+
+def test_smoothness_is_the_square_of_the_laplacian():
+    kernels = np.random.default_rng(0).standard_normal((2, 3, 1, 6, 5))
+    expected = laplace(kernels, mode="constant", axes=(3, 4))
+    np.testing.assert_allclose(cnn.laplacian(torch.from_numpy(kernels)), expected, atol=1e-12)
 
 
 def test_the_best_of_several_starts_is_kept():

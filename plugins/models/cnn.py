@@ -60,6 +60,11 @@ class CNNConfig(TorchConfig):
     )
     kernel_l1: float = Field(0.0, ge=0, description="Weight of the filters' absolute values.")
     kernel_l2: float = Field(0.0, ge=0, description="Weight of the filters' squares.")
+    kernel_smoothness: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of the squared spatial Laplacian of the first layer's filters.",
+    )
     dense_l1: float = Field(0.0, ge=0, description="Weight of the absolute output weights.")
     dense_l2: float = Field(1e-6, ge=0, description="Weight of the squared output weights.")
     activity_l1: float = Field(
@@ -144,6 +149,13 @@ class CNNModule(nn.Module):
         if self.training and self.noise:
             drive = drive + self.noise * torch.randn_like(drive)
         return drive.relu()
+
+
+def laplacian(kernels: Tensor) -> Tensor:
+    """The discrete spatial Laplacian of kernels (..., y, x), which are 0 outside."""
+    k = pad(kernels, (1, 1, 1, 1))
+    around = k[..., :-2, 1:-1] + k[..., 2:, 1:-1] + k[..., 1:-1, :-2] + k[..., 1:-1, 2:]
+    return around - 4 * kernels
 
 
 def _place(centre: int, size: int, kernel: int, stride: int) -> int:
@@ -288,6 +300,7 @@ class CNN(TorchModel):
         return (
             c.kernel_l1 * sum(k.abs().sum() for k in kernels)
             + c.kernel_l2 * sum((k**2).sum() for k in kernels)
+            + c.kernel_smoothness * (laplacian(module.kernels()) ** 2).sum()
             + c.dense_l1 * module.dense.abs().sum() / len(module.dense)
             + c.dense_l2 * (module.dense**2).sum() / len(module.dense)
             + c.activity_l1 * module.activity.abs().mean()
