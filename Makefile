@@ -35,6 +35,9 @@ bench-goals: $(VENV)/bench
 RESULTS = benchmarks/results
 BENCH = PYTHONPATH=benchmarks $(BIN)/python -m pytest benchmarks --benchmark-group-by=group
 
+OPENRETINA_IMPORTS = lightning hydra-core jaxtyping einops requests tenacity huggingface_hub \
+	seaborn ipython moviepy opencv-python-headless
+
 SOURCES = $(shell find core plugins csrc -type f -not -name '*.pyc' -not -name '*.so')
 
 $(VENV)/demo: setup.py pyproject.toml constraints.txt $(SOURCES)
@@ -49,8 +52,9 @@ $(VENV)/test: setup.py pyproject.toml constraints.txt $(SOURCES)
 
 $(VENV)/bench: setup.py pyproject.toml constraints.txt $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
-	$(INSTALL) ".[test]" scikit-image scikit-learn shapely tqdm rfest
+	$(INSTALL) ".[test]" scikit-image scikit-learn shapely tqdm rfest $(OPENRETINA_IMPORTS)
 	$(INSTALL) --no-deps pyret stnmf  # they ask for an older NumPy than they need
+	$(INSTALL) --no-deps openretina==1.1.1  # it asks for torchvision, Jupyter and more
 	touch $@
 
 clean:

@@ -4,7 +4,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import pytest
 
-LIBRARIES = ("numpy", "numba", "torch", "pyret", "stnmf", "rfest")
+LIBRARIES = ("numpy", "numba", "torch", "pyret", "stnmf", "rfest", "openretina", "lightning")
 VERDICTS = pytest.StashKey[list[str]]()
 
 

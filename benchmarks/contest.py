@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 SECONDS = 15
-"After so long with a peer, it is not run again."
+"After so long, neither side is run again."
 
 Side = Callable[[], np.ndarray]
 
@@ -48,8 +48,11 @@ class Contest:
         agree(ours(), expected, self.tolerance)
         mine, others = [], [seconds]
         while True:
-            mine += [timed(ours)[1] for _ in range(3)]
-            if sum(others) > SECONDS or len(others) == 7:
+            for _ in range(3):  # or once, where ours takes about as long as the peer
+                mine.append(timed(ours)[1])
+                if sum(mine) > sum(others) / 2:
+                    break
+            if sum(mine) + sum(others) > SECONDS or len(others) == 7:
                 return self.verdict(median(mine), median(others))
             others.append(timed(theirs)[1])
 

@@ -1,11 +1,15 @@
-"""What the training loop costs: the same steps of the same network in a loop of plain torch.
+"""What the training loop costs: the same steps of the same network by a peer's loop.
 
 Version I (single frames) and Version II (20 lags) of Yan et al. (2020) on the simulated cell, one
 thread. Both sides begin with the same weights and see the same batches, so their weights must be
-the same in the end.
+the same in the end. The peers are a loop of plain torch, and the trainer of openretina 1.1.1, which
+is given our network, our penalty and the order of our batches, and is spared validation, loggers
+and checkpoints. Ours makes ready and validates once: there are enough steps for that to count
+little.
 """
 
-from functools import cache
+from functools import cache, partial
+from importlib import import_module
 
 import numpy as np
 import torch
@@ -16,10 +20,9 @@ from retinakit_plugins.datasets.subunit_rgc import SubunitRGC
 from retinakit_plugins.datasets.temporal_collapse import TemporalCollapse
 from retinakit_plugins.models.cnn import CNN
 
-STEPS = 300
 VERSIONS = {
-    "v1": {"lags": 1, "filters": 4, "kernel": 7},
-    "v2": {"lags": 20, "filters": 4, "kernel": 7},
+    "v1": {"lags": 1, "filters": 4, "kernel": 7, "steps": 1000},
+    "v2": {"lags": 20, "filters": 4, "kernel": 7, "steps": 300},
 }
 
 
@@ -31,8 +34,8 @@ def recording(version):
 
 
 def model(version):
-    options = {"steps": STEPS, "check_every": STEPS, "noise": 0.0, "accelerator": "cpu"}
-    return CNN(VERSIONS[version] | options)
+    options = VERSIONS[version]
+    return CNN(options | {"check_every": options["steps"], "noise": 0.0, "accelerator": "cpu"})
 
 
 def weights(module):
@@ -45,24 +48,35 @@ def ours(version):
     return weights(fitted.module)
 
 
-def plain_torch(version):
+def beginning(version):
+    """The options, the network as our fit begins it, its data, and the batches' first frames."""
     like, data = model(version), recording(version)
     split = data["train"].to_dataset()
-    lags, batch = like.lags, like.config.batch
     torch.manual_seed(0)
-    module = like.build(coordinates_of(split, lags))
+    module = like.build(coordinates_of(split, like.lags))
     like.initialise(module, data)
-    optimizer = torch.optim.Adam(module.parameters(), lr=like.config.learning_rate)
-    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
-    stimulus = torch.from_numpy(np.asarray(split["stimulus"].values, np.float32))
+    stimulus = torch.from_numpy(split["stimulus"].values)
     counts = torch.from_numpy(split["response"].values.astype(np.float32))
-    starts = torch.arange(lags - 1, len(stimulus), batch)
-    order = torch.randperm(len(starts), generator=torch.Generator().manual_seed(0))
+    starts = torch.arange(like.lags - 1, len(stimulus), like.config.batch)
+    orders = [
+        torch.randperm(len(starts), generator=torch.Generator().manual_seed(epoch))
+        for epoch in range(-(-like.config.steps // len(starts)))
+    ]
+    order = torch.cat(orders)[: like.config.steps]
+    return like, module, stimulus, counts, starts[order].tolist()
+
+
+def plain_torch(version):
+    like, module, stimulus, counts, starts = beginning(version)
+    history, batch = like.lags - 1, like.config.batch
+    optimizer = torch.optim.Adam(module.parameters(), lr=like.config.learning_rate)
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(starts))
+    stimulus = stimulus.float()
     module.train()
-    for start in starts[order[:STEPS]].tolist():
+    for start in starts:
         target = counts[start : start + batch]
         optimizer.zero_grad()
-        rate = module(stimulus[start - lags + 1 : start + batch])
+        rate = module(stimulus[start - history : start + batch])
         loss = (rate - target * torch.log(rate + 1e-8)).mean() + like.penalty(module)
         loss.backward()
         optimizer.step()
@@ -70,19 +84,53 @@ def plain_torch(version):
     return weights(module)
 
 
+def openretina(version):
+    like, module, stimulus, counts, starts = beginning(version)
+    history = like.lags - 1
+    import_module("openretina_trainer").train(
+        module,
+        like.penalty,
+        like.config.learning_rate,
+        stimulus,
+        counts,
+        [start - history for start in starts],
+        history + like.config.batch,
+    )
+    return weights(module)
+
+
+def missing(peer):
+    """Why a peer cannot be run, or ""."""
+    try:
+        import_module("openretina_trainer" if peer is openretina else "torch")
+        return ""
+    except ImportError as error:
+        return f"not installed ({error})"
+
+
+CONTESTS = [
+    # id, version, the peer
+    ("training-v1-plain-torch", "v1", plain_torch),
+    ("training-v1-openretina", "v1", openretina),
+    ("training-v2-plain-torch", "v2", plain_torch),
+    ("training-v2-openretina", "v2", openretina),
+]
+
+
 def contests():
-    def sides(version):
+    def sides(version, peer):
         torch.set_num_threads(1)
         recording(version)
-        return lambda: ours(version), lambda: plain_torch(version)
+        return partial(ours, version), partial(peer, version)
 
     return [
         Contest(
-            id=f"training-{version}-plain-torch",
+            id=name,
             group=f"training, Version {'I' * int(version[1])}",
             target=1.0,
-            sides=lambda version=version: sides(version),
+            sides=partial(sides, version, peer),
             tolerance=1e-3,
+            missing=missing(peer),
         )
-        for version in VERSIONS
+        for name, version, peer in CONTESTS
     ]
