@@ -44,7 +44,7 @@ class NoReadout(torch.nn.Module):
 
 class Training(BaseCoreReadout):
     def configure_optimizers(self):
-        optimizer = torch.optim.Adam(self.parameters(), lr=self.learning_rate)
+        optimizer = torch.optim.Adam(self.parameters(), lr=self.learning_rate, fused=True)
         decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.trainer.max_steps)
         return {
             "optimizer": optimizer,

@@ -69,7 +69,7 @@ def beginning(version):
 def plain_torch(version):
     like, module, stimulus, counts, starts = beginning(version)
     history, batch = like.lags - 1, like.config.batch
-    optimizer = torch.optim.Adam(module.parameters(), lr=like.config.learning_rate)
+    optimizer = torch.optim.Adam(module.parameters(), lr=like.config.learning_rate, fused=True)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(starts))
     stimulus = stimulus.float()
     module.train()

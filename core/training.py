@@ -81,7 +81,7 @@ class Frames:
     def runs(self, length: int) -> list[tuple[int, int]]:
         """Runs of at most `length` frames that hold something to predict."""
         starts = range(self.lags - 1, len(self.stimulus), length)
-        known = self.weight.any(1).cpu()
+        known = self.weight.any(1).cpu().numpy()
         ends = [min(start + length, len(self.stimulus)) for start in starts]
         return [(a, b) for a, b in zip(starts, ends, strict=True) if known[a:b].any()]
 
@@ -240,7 +240,7 @@ def train(
         validation loss was best.
     """
     starts = Starts(modules, penalty)
-    optimizer = torch.optim.Adam(starts.parameters(), lr=schedule.learning_rate)
+    optimizer = torch.optim.Adam(starts.parameters(), lr=schedule.learning_rate, fused=True)
     fit, best = Fit([math.inf] * len(modules), [0] * len(modules)), starts.states()
     torch.manual_seed(seed + fabric.global_rank)
     saved = _read(checkpoint, fabric.device)

@@ -184,6 +184,8 @@ def correlate(frames: Tensor, kernels: Tensor, stride: int = 1) -> Tensor:
 def correlate_in_time(frames: Tensor, kernels: Tensor, stride: int = 1) -> Tensor:
     """The same in space and time: kernels (lag, k, channel, y, x), to (n - lags + 1, k, y, x)."""
     lags = len(kernels)
+    if lags == 1:
+        return correlate(frames, kernels[0], stride)
     if _prefers_convolution(frames, kernels):
         product = conv2d(frames, kernels.flatten(0, 1), stride=stride)
         return sum_over_lags(product.unflatten(1, kernels.shape[:2]), lags)
@@ -297,14 +299,22 @@ class CNN(TorchModel):
         assert isinstance(module, CNNModule)
         c = self.config
         kernels = [module.kernels(), *module.deeper]
-        return (
-            c.kernel_l1 * sum(k.abs().sum() for k in kernels)
-            + c.kernel_l2 * sum((k**2).sum() for k in kernels)
-            + c.kernel_smoothness * (laplacian(module.kernels()) ** 2).sum()
-            + c.dense_l1 * module.dense.abs().sum() / len(module.dense)
-            + c.dense_l2 * (module.dense**2).sum() / len(module.dense)
-            + c.activity_l1 * module.activity.abs().mean()
-        )
+        cells = len(module.dense)
+        terms = {
+            "kernel_l1": lambda: sum(k.abs().sum() for k in kernels),
+            "kernel_l2": lambda: sum((k**2).sum() for k in kernels),
+            "kernel_smoothness": lambda: (laplacian(kernels[0]) ** 2).sum(),
+            "dense_l1": lambda: module.dense.abs().sum() / cells,
+            "dense_l2": lambda: (module.dense**2).sum() / cells,
+            "activity_l1": lambda: module.activity.abs().mean(),
+        }
+        # A term of no weight would still cost a small network a tenth of its step.
+        weights = {name: getattr(c, name) for name in terms}
+        total = super().penalty(module)
+        for name, term in terms.items():
+            if weights[name]:
+                total = total + weights[name] * term()
+        return total
 
     def keep_filters(self, filters: Sequence[int]) -> "CNN":
         """A copy in which the other filters of the first layer have no weight."""
