@@ -8,11 +8,11 @@ import pytest
 import torch
 import xarray as xr
 
+from retinakit import convolution
 from retinakit.errors import RecordingError, UserError
 from retinakit.testing import small_recording
 from retinakit.torch_model import filter_over_lags, sum_over_lags
 from retinakit.training import Frames
-from retinakit_plugins.models import cnn
 from retinakit_plugins.models.cnn import CNN
 from retinakit_plugins.models.ln import LN
 
@@ -78,19 +78,19 @@ def test_filters_over_lags_are_causal_filters_of_each_channel(frames, lags):
 def test_a_correlation_is_that_of_torch_however_it_is_taken(
     monkeypatch, advantage, lags, channels, stride, frames
 ):
-    monkeypatch.setattr(cnn, "DENSE_ADVANTAGE", advantage)
+    monkeypatch.setattr(convolution, "DENSE_ADVANTAGE", advantage)
     torch.manual_seed(0)
     movie = torch.randn(frames + lags - 1, channels, 7, 8, dtype=torch.float64)
     kernels = torch.randn(lags, 3, channels, 4, 3, dtype=torch.float64, requires_grad=True)
     expected = torch.nn.functional.conv3d(
         movie.transpose(0, 1), kernels.flip(0).permute(1, 2, 0, 3, 4), stride=(1, stride, stride)
     ).transpose(0, 1)
-    found = cnn.correlate_in_time(movie, kernels, stride)
+    found = convolution.correlate_in_time(movie, kernels, stride)
     torch.testing.assert_close(found, expected)
     weight = torch.randn_like(expected)
     gradients = [torch.autograd.grad((y * weight).sum(), kernels)[0] for y in (found, expected)]
     torch.testing.assert_close(*gradients)
-    single = cnn.correlate(movie, kernels[0], stride)
+    single = convolution.correlate(movie, kernels[0], stride)
     torch.testing.assert_close(single, torch.nn.functional.conv2d(movie, kernels[0], stride=stride))
 
 
