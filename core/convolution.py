@@ -9,14 +9,23 @@ from retinakit.torch_model import sum_over_lags
 DENSE_ADVANTAGE = 3.0
 """Up to this ratio of the field to the filter's area, a convolution is taken as a product."""
 
+FOURIER_AREA = 49
+"""Filters of this area, or larger, on one channel are taken by Fourier transform if few."""
+
+FOURIER_FILTERS = 8
+"""So few; a transform back for each is then less than a convolution."""
+
 
 def correlate(frames: Tensor, kernels: Tensor, stride: int = 1) -> Tensor:
     """Convolution of frames (n, channel, y, x) with kernels (k, channel, y, x), "valid".
 
     On a field not much larger than the kernels it is one product with the kernels written into a
-    matrix: torch's convolution takes several times as long there.
+    matrix, and with few large kernels on one channel a product of Fourier transforms: torch's
+    convolution takes several times as long there on a CPU.
     """
     if _prefers_convolution(frames, kernels):
+        if _prefers_transform(frames, kernels, stride):
+            return _by_transform(frames, kernels)
         return conv2d(frames, kernels, stride=stride)
     placed = _placed(kernels, frames.shape[-2:], stride)  # (k, map_y, map_x, channel, y, x)
     product = frames.flatten(1) @ placed.flatten(3).flatten(0, 2).T
@@ -48,6 +57,21 @@ def correlate_in_time(frames: Tensor, kernels: Tensor, stride: int = 1) -> Tenso
 def _prefers_convolution(frames: Tensor, kernels: Tensor) -> bool:
     field, kernel = frames.shape[-2:].numel(), kernels.shape[-2:].numel()
     return frames.is_cuda or field > DENSE_ADVANTAGE * kernel
+
+
+def _prefers_transform(frames: Tensor, kernels: Tensor, stride: int) -> bool:
+    few, one_channel = len(kernels) <= FOURIER_FILTERS, frames.shape[1] == 1
+    large = kernels.shape[-2:].numel() >= FOURIER_AREA
+    return few and one_channel and large and stride == 1 and not frames.is_cuda
+
+
+def _by_transform(frames: Tensor, kernels: Tensor) -> Tensor:
+    """The places where the kernel lies within the field have nothing of its periodic images."""
+    field = frames.shape[-2:]
+    turned = torch.fft.rfft2(kernels[:, 0], s=field).conj()
+    product = torch.fft.irfft2(torch.fft.rfft2(frames) * turned, s=field)
+    height, width = (a - b + 1 for a, b in zip(field, kernels.shape[-2:], strict=True))
+    return product[..., :height, :width]
 
 
 def _placed(kernels: Tensor, field: tuple[int, ...], stride: int) -> Tensor:

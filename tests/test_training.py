@@ -94,6 +94,19 @@ def test_a_correlation_is_that_of_torch_however_it_is_taken(
     torch.testing.assert_close(single, torch.nn.functional.conv2d(movie, kernels[0], stride=stride))
 
 
+@pytest.mark.parametrize(("channels", "filters"), [(1, 1), (3, 2), (1, 9)])
+def test_a_correlation_with_large_filters_is_that_of_torch(channels, filters):
+    torch.manual_seed(0)
+    frames = torch.randn(4, channels, 21, 20, dtype=torch.float64)
+    kernels = torch.randn(filters, channels, 7, 8, dtype=torch.float64, requires_grad=True)
+    found = convolution.correlate(frames, kernels)
+    expected = torch.nn.functional.conv2d(frames, kernels)
+    torch.testing.assert_close(found, expected)
+    weight = torch.randn_like(expected)
+    gradients = [torch.autograd.grad((y * weight).sum(), kernels)[0] for y in (found, expected)]
+    torch.testing.assert_close(*gradients)
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("channels", [None, 2])
 def test_filters_of_a_rank_are_filters_like_any_other(stride, channels):
