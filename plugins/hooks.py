@@ -42,6 +42,11 @@ def retinakit_datasets() -> list[DatasetSpec]:
             target=f"{folder}.natural_images:NaturalImages",
             summary="Simulated cells of another dataset, tested on flashed photographs.",
         ),
+        DatasetSpec(
+            name="linear_population",
+            target=f"{folder}.linear_population:LinearPopulation",
+            summary="Simulated linear neurons of a few types at many places (Klindt 2017).",
+        ),
     ]
 
 

@@ -51,6 +51,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "data_efficiency": {"frames": 40},
     "noise_robustness": {"frames": 40},
     "flash_response": {"trials": 3},
+    "linear_population": {"samples": 50, "test": 20, "cells": 4, "types": [0.6, 1.0]},
 }
 
 
