@@ -47,6 +47,16 @@ def retinakit_datasets() -> list[DatasetSpec]:
             target=f"{folder}.linear_population:LinearPopulation",
             summary="Simulated linear neurons of a few types at many places (Klindt 2017).",
         ),
+        DatasetSpec(
+            name="conv_population",
+            target=f"{folder}.conv_population:ConvPopulation",
+            summary="Units of a convolutional network (Gabor, VGG-19), shown images (Klindt 2017).",
+        ),
+        DatasetSpec(
+            name="antolik2016",
+            target=f"{folder}.antolik2016:Antolik2016",
+            summary="Mouse V1 under natural images (Antolík 2016), from its files.",
+        ),
     ]
 
 

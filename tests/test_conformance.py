@@ -52,6 +52,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "noise_robustness": {"frames": 40},
     "flash_response": {"trials": 3},
     "linear_population": {"samples": 50, "test": 20, "cells": 4, "types": [0.6, 1.0]},
+    "conv_population": {"samples": 50, "test": 20, "types": 2, "cells_per_type": 3, "size": 20},
 }
 
 
@@ -104,6 +105,22 @@ def published_files(folder: Path, trials: int) -> Path:
     return folder
 
 
+def published_v1(folder: Path) -> Path:
+    """Files of the form of Antolík et al.'s, with a made-up second scan of three cells."""
+    random = np.random.default_rng(0)
+    scan = folder / "region2"
+    scan.mkdir()
+    shapes = {
+        "training_inputs": (40, 961),
+        "training_set": (40, 3),
+        "validation_inputs": (5, 961),
+        "raw_validation_set": (4, 5, 3),
+    }
+    for name, shape in shapes.items():
+        np.save(scan / f"{name}.npy", random.gamma(1.0, 1.0, shape))
+    return folder
+
+
 @pytest.mark.parametrize("plugin", registered("dataset", distribution=BUILT_IN))
 def test_dataset(plugin: Entry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert plugin.spec is not None
@@ -114,6 +131,8 @@ def test_dataset(plugin: Entry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr("retinakit_plugins.datasets.liu2017.TRIALS", 6)
         monkeypatch.setenv("RETINAKIT_CACHE", str(tmp_path / "cache"))
         more = {"root": published_files(tmp_path, trials=6), "cell": 1, "validation_every": 3}
+    if plugin.spec.name == "antolik2016":
+        more = {"root": published_v1(tmp_path), "scan": 2}
     check_dataset(quick(plugin, **more))
 
 
