@@ -74,6 +74,21 @@ def retinakit_models() -> list[ModelSpec]:
             target=f"{folder}.cnn:CNN",
             summary="Convolutional network of one to three layers (Yan 2020).",
         ),
+        ModelSpec(
+            name="ols",
+            target=f"{folder}.regression:OLS",
+            summary="Least squares on the checks around a cell's receptive field.",
+        ),
+        ModelSpec(
+            name="ridge",
+            target=f"{folder}.regression:Ridge",
+            summary="The same with a penalty on squared weights, chosen by validation.",
+        ),
+        ModelSpec(
+            name="lasso",
+            target=f"{folder}.regression:Lasso",
+            summary="The same with a penalty on absolute weights, chosen by validation.",
+        ),
     ]
 
 
