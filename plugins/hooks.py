@@ -89,6 +89,21 @@ def retinakit_models() -> list[ModelSpec]:
             target=f"{folder}.regression:Lasso",
             summary="The same with a penalty on absolute weights, chosen by validation.",
         ),
+        ModelSpec(
+            name="glm",
+            target=f"{folder}.glm:GLM",
+            summary="Linear filter, ReLU and a constant, by least squares with a ridge penalty.",
+        ),
+        ModelSpec(
+            name="lnp",
+            target=f"{folder}.glm:LNP",
+            summary="Linear filter and exponential by Poisson likelihood, smooth and sparse.",
+        ),
+        ModelSpec(
+            name="what_where",
+            target=f"{folder}.what_where:WhatWhere",
+            summary="A network for a population with a factorized readout (Klindt 2017).",
+        ),
     ]
 
 
