@@ -8,6 +8,7 @@ from retinakit.errors import UserError
 from retinakit.location import locations, response_field
 from retinakit.metrics import fraction_of_explained_variance
 from retinakit.testing import small_recording
+from retinakit_plugins.analyses.score import Score
 from retinakit_plugins.datasets.linear_population import LinearPopulation
 from retinakit_plugins.models.regression import OLS, Lasso, Ridge
 
@@ -87,6 +88,17 @@ def test_a_crop_stays_in_the_field_and_holds_all_weights(population):
         y, x = int(truth["location_y"][cell]), int(truth["location_x"][cell])
         assert (rows.min(), rows.max()) == (y - 3, y + 3)
         assert (columns.min(), columns.max()) == (x - 3, x + 3)
+
+
+def test_scores_of_responses_of_either_sign_have_no_likelihood(population):
+    model = OLS(KNOWN)
+    model.fit(population)
+    score = Score({"draws": 0}).run(model, population)
+    assert not {"deviance", "bits_per_spike", "spikes"} & set(score)
+    validation = population["validation"].to_dataset()
+    residual = model.predict(validation["stimulus"]) - validation["response"]
+    np.testing.assert_allclose(score["mse_validation"], (residual**2).mean("frame"), rtol=1e-6)
+    assert score["fev"].mean() == pytest.approx(fev(model, population))
 
 
 def test_an_unknown_location_is_named():
