@@ -2,13 +2,16 @@
 
 from collections.abc import Sequence
 from itertools import product
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import xarray as xr
 
 from retinakit.analysis import groups, sweep_dims
 from retinakit.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 ABSENT: Final = {"number": 0, "swept": False}
 """What stands where curves over different values, or of different models, are joined."""
@@ -122,6 +125,24 @@ def _chosen(
     )
     left = [dim for dim in sweep_dims(group) if dim not in dims]
     return best.assign_attrs(group.attrs, sweep=",".join(left))
+
+
+def rows(model: str, numbers: xr.Dataset) -> "pd.DataFrame":
+    """Numbers of a model as rows of a table, one for each point of its sweep.
+
+    Args:
+        model: its name, for the column `model`.
+        numbers: variables over the dimensions of a sweep, or single numbers.
+    """
+    import pandas as pd
+
+    frame = (
+        numbers.to_dataframe().reset_index()
+        if numbers.sizes
+        else pd.DataFrame([{name: value.item() for name, value in numbers.data_vars.items()}])
+    )
+    frame.insert(0, "model", model)
+    return frame[["model", *numbers.sizes, *numbers.data_vars]]
 
 
 def draw(axis: Any, drawn: xr.Dataset, over: str, **style: Any) -> None:

@@ -181,4 +181,19 @@ def retinakit_analyses() -> list[AnalysisSpec]:
             target=f"{folder}.flash_response:FlashResponse",
             summary="Spikes of cells and models to flashed images, and images without any.",
         ),
+        AnalysisSpec(
+            name="cell_types",
+            target=f"{folder}.cell_types:CellTypes",
+            summary="Types of cells by what they read from a network, against the true ones.",
+        ),
+        AnalysisSpec(
+            name="masks",
+            target=f"{folder}.masks:Masks",
+            summary="Where the cells of a network look, against their true locations.",
+        ),
+        AnalysisSpec(
+            name="readout_table",
+            target=f"{folder}.readout_table:ReadoutTable",
+            summary="One score of several models in several recordings, the best by validation.",
+        ),
     ]

@@ -57,6 +57,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "data_efficiency": {"frames": 40},
     "noise_robustness": {"frames": 40},
     "flash_response": {"trials": 3},
+    "readout_table": {"score": "loss", "columns": "size", "best_by": "loss"},
     "linear_population": {"samples": 50, "test": 20, "cells": 4, "types": [0.6, 1.0]},
     "conv_population": {"samples": 50, "test": 20, "types": 2, "cells_per_type": 3, "size": 20},
 }
@@ -152,5 +153,8 @@ def test_analysis(plugin: Entry) -> None:
     assert plugin.spec is not None
     # Some analyses are of convolution filters.
     convolved = plugin.spec.name in ("subunits", "pruning", "features")
-    models = {name: fitted(name) for name in (["cnn"] if convolved else ["ln", "cnn"])}
+    names = ["cnn"] if convolved else ["ln", "cnn"]
+    if plugin.spec.name in ("cell_types", "masks"):
+        names = ["what_where"]
+    models = {name: fitted(name) for name in names}
     check_analysis(quick(plugin), recording(), models, {"losses": losses()})

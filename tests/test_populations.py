@@ -187,6 +187,14 @@ class TestAntolik2016:
         assert test["response"].dims == ("repeat", "frame", "cell")
         np.testing.assert_allclose(test["response"], files[1]["raw_validation_set"], rtol=1e-6)
 
+    def test_the_folder_is_found_through_the_environment_or_asked_for(self, files, monkeypatch):
+        monkeypatch.delenv("RETINAKIT_DATA", raising=False)
+        with pytest.raises(UserError, match="RETINAKIT_DATA to a folder with antolik2016"):
+            Antolik2016({}).files()
+        monkeypatch.setenv("RETINAKIT_DATA", str(files[0]))
+        expected = files[0] / "antolik2016" / "region3" / "training_inputs.npy"
+        assert Antolik2016({"scan": 3}).files()[0] == expected
+
     def test_a_missing_file_and_one_of_another_shape_are_named(self, files):
         with pytest.raises(UserError, match=r"region2/training_inputs\.npy"):
             Antolik2016({"root": files[0], "scan": 2}).load()

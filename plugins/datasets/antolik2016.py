@@ -1,5 +1,6 @@
 """Mouse V1 under natural images (Antolík et al. 2016), from its published files."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,10 @@ FRAME_INTERVAL = 1.0
 class Antolik2016Config(Config):
     """Where the files are, and how they are divided."""
 
-    root: InputPath = Field(
-        Path("antolik2016"), description="Folder that holds region1, region2 and region3."
+    root: InputPath | None = Field(
+        None,
+        description="Folder that holds region1, region2 and region3; by default "
+        "$RETINAKIT_DATA/antolik2016.",
     )
     scan: int = Field(1, ge=1, le=3, description="Which scan, 1 to 3: the region's number.")
     validation: float = Field(
@@ -55,7 +58,16 @@ class Antolik2016(Dataset):
     Config = Antolik2016Config
 
     def files(self) -> list[Path]:
-        folder = self.config.root / f"region{self.config.scan}"
+        root: Path | None = self.config.root
+        if root is None:
+            data = os.environ.get("RETINAKIT_DATA")
+            if not data:
+                raise UserError(
+                    "where is region1? Set the option root to the folder that holds it, or "
+                    "RETINAKIT_DATA to a folder with antolik2016"
+                )
+            root = Path(data) / "antolik2016"
+        folder = root / f"region{self.config.scan}"
         return [folder / name for name in FILES.values()]
 
     def load(self) -> xr.DataTree:
