@@ -10,7 +10,7 @@ from pydantic import Field
 
 from retinakit.config import Config
 from retinakit.errors import UserError
-from retinakit.recording import make_recording, make_split
+from retinakit.recording import SPIKES_PER_BIN, make_recording, make_split
 
 FRAME_INTERVAL = 0.1
 """Seconds that an image is shown and spikes are counted (Klindt et al. 2017, 4.4)."""
@@ -47,6 +47,8 @@ def show(
     rate: Callable[[NDArray[np.float32]], NDArray[np.float32]],
     truth: xr.Dataset,
     title: str,
+    spikes: bool = False,
+    repeats: int = 1,
 ) -> xr.DataTree:
     """The recording of a population that is shown images, with noise as in `poisson_like`.
 
@@ -60,6 +62,8 @@ def show(
         rate: responds to them, (frame, cell).
         truth: what is known, with the coordinate `cell`.
         title: of the recording.
+        spikes: whether responses are Poisson counts instead.
+        repeats: how often each test image is shown.
 
     Raises:
         UserError: if no sample is left for training or for validation.
@@ -73,14 +77,17 @@ def show(
     def shown(stream: int, name: str, frames: int) -> xr.Dataset:
         images = stimulus(name, frames, np.random.default_rng([seed, 1, stream]))
         rates = rate(images)
-        response = poisson_like(rates, np.random.default_rng([seed, 2, stream]))
+        noise = np.random.default_rng([seed, 2, stream])
+        times = repeats if name == "test" else 1
+        repeated = np.broadcast_to(rates, (times, *rates.shape))
+        response = noise.poisson(repeated) if spikes else poisson_like(repeated, noise)
         return make_split(
             images,
-            response,
+            response if times > 1 else response[0],
             frame_interval=FRAME_INTERVAL,
             rate=rates,
             cell=truth["cell"].values,
-            units=NOISY_RATE,
+            units=SPIKES_PER_BIN if spikes else NOISY_RATE,
         )
 
     samples = shown(0, "train", config.samples)

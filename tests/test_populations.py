@@ -121,6 +121,16 @@ class TestConvPopulation:
             assert (rows.min(), rows.max()) == (y - 6, y + 6)
             assert (columns.min(), columns.max()) == (x - 6, x + 6)
 
+    def test_spikes_are_counts_of_the_rate_and_test_images_are_repeated(self):
+        options = SMALL | {"spikes": True, "repeats": 500, "samples": 200}
+        recording = ConvPopulation(options).load()
+        test = recording["test"].to_dataset()
+        assert test["response"].dims == ("repeat", "frame", "cell")
+        assert test["response"].dtype.kind == "i" and recording["train/response"].ndim == 2
+        difference = test["response"].mean("repeat") - test["rate"]
+        assert float(abs(difference).max()) < 5 * float(np.sqrt(test["rate"].max() / 500))
+        assert abs(float(difference.mean())) < 2e-3
+
     def test_every_second_unit_of_vgg_is_one_of_the_network_with_strides(self, vgg):
         path, layers = vgg
         dataset = ConvPopulation(SMALL | {"network": "vgg19", "weights": path, "types": 128})

@@ -62,6 +62,10 @@ class ConvPopulationConfig(PopulationConfig):
         0.6, ge=0, lt=1, description="Part of the patches that a unit of 'gabor' is silent at."
     )
     mean_rate: float = Field(0.1, gt=0, description="Mean rate of a cell type, spikes per bin.")
+    spikes: bool = Field(
+        False, description="Whether responses are Poisson counts, rather than noisy rates."
+    )
+    repeats: int = Field(1, ge=1, description="How often each test image is shown.")
     validation: float = Field(
         0.125, gt=0, lt=1, description="Part of the samples that is for validation."
     )
@@ -127,7 +131,8 @@ class ConvPopulation(Dataset):
             },
             coords={"cell": np.arange(len(cell_type))},
         )
-        return show(c, self.seed, stimulus, rate, truth, f"simulated units of {c.network}")
+        title = f"simulated units of {c.network}"
+        return show(c, self.seed, stimulus, rate, truth, title, c.spikes, c.repeats)
 
     def _scenes(self, name: str) -> list[NDArray[np.float64]]:
         """What patches for training or for the test are cut from."""
