@@ -2,13 +2,16 @@
 
 from collections.abc import Sequence
 from itertools import product
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import xarray as xr
 
 from retinakit.analysis import groups, sweep_dims
 from retinakit.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 ABSENT: Final = {"number": 0, "swept": False}
 """What stands where curves over different values, or of different models, are joined."""
@@ -71,6 +74,75 @@ def curves(
         parts.append(part.transpose("curve", over))
     joined: xr.Dataset = xr.concat(parts, "curve", join="outer", fill_value=ABSENT)
     return joined
+
+
+def chosen(
+    result: xr.DataTree, options: Sequence[str], by: str, *, largest: bool = False
+) -> xr.DataTree:
+    """A combined result at the best values of swept options, at each point of what else varies.
+
+    Args:
+        result: as the pipeline combines it.
+        options: swept options; a model that was not swept over one has nothing to choose there.
+        by: the variable that chooses, by its mean over `cell`; one measured in validation.
+        largest: whether the largest is the best, rather than the smallest.
+
+    Returns:
+        The same without the dimensions of these options; `best_OPTION` is what was chosen.
+
+    Raises:
+        UserError: if a model that was swept over one of them lacks the variable, or no model was.
+    """
+    groups_of = groups(result)
+    if not any(dim in sweep_dims(group) for group in groups_of.values() for dim in options):
+        known = {dim for group in groups_of.values() for dim in sweep_dims(group)}
+        raise UserError(
+            f"the results were not swept over '{options[0]}'; {nearest(options[0], known)}"
+        )
+    best = {f"/{n}": _chosen(n, group, options, by, largest) for n, group in groups_of.items()}
+    return xr.DataTree.from_dict(best)
+
+
+def _chosen(
+    name: str, group: xr.Dataset, options: Sequence[str], by: str, largest: bool
+) -> xr.Dataset:
+    dims = [dim for dim in sweep_dims(group) if dim in options]
+    if not dims:
+        return group
+    if by not in group:
+        raise UserError(
+            f"the results of '{name}' have no '{by}'; {nearest(by, map(str, group.data_vars))}"
+        )
+    value = group[by].mean("cell") if "cell" in group[by].dims else group[by]
+    stacked = (value if largest else -value).stack(point=dims)
+    # What is nowhere a number has nothing to choose; its first point is as good as any.
+    place = stacked.fillna(-np.inf).argmax("point")
+    best = group.stack(point=dims).isel(point=place)
+    best = (
+        best.drop_vars("point")
+        .rename({dim: f"best_{dim}" for dim in dims})
+        .reset_coords([f"best_{dim}" for dim in dims])
+    )
+    left = [dim for dim in sweep_dims(group) if dim not in dims]
+    return best.assign_attrs(group.attrs, sweep=",".join(left))
+
+
+def rows(model: str, numbers: xr.Dataset) -> "pd.DataFrame":
+    """Numbers of a model as rows of a table, one for each point of its sweep.
+
+    Args:
+        model: its name, for the column `model`.
+        numbers: variables over the dimensions of a sweep, or single numbers.
+    """
+    import pandas as pd
+
+    frame = (
+        numbers.to_dataframe().reset_index()
+        if numbers.sizes
+        else pd.DataFrame([{name: value.item() for name, value in numbers.data_vars.items()}])
+    )
+    frame.insert(0, "model", model)
+    return frame[["model", *numbers.sizes, *numbers.data_vars]]
 
 
 def draw(axis: Any, drawn: xr.Dataset, over: str, **style: Any) -> None:

@@ -42,6 +42,21 @@ def retinakit_datasets() -> list[DatasetSpec]:
             target=f"{folder}.natural_images:NaturalImages",
             summary="Simulated cells of another dataset, tested on flashed photographs.",
         ),
+        DatasetSpec(
+            name="linear_population",
+            target=f"{folder}.linear_population:LinearPopulation",
+            summary="Simulated linear neurons of a few types at many places (Klindt 2017).",
+        ),
+        DatasetSpec(
+            name="conv_population",
+            target=f"{folder}.conv_population:ConvPopulation",
+            summary="Units of a convolutional network (Gabor, VGG-19), shown images (Klindt 2017).",
+        ),
+        DatasetSpec(
+            name="antolik2016",
+            target=f"{folder}.antolik2016:Antolik2016",
+            summary="Mouse V1 under natural images (Antolík 2016), from its files.",
+        ),
     ]
 
 
@@ -58,6 +73,36 @@ def retinakit_models() -> list[ModelSpec]:
             name="cnn",
             target=f"{folder}.cnn:CNN",
             summary="Convolutional network of one to three layers (Yan 2020).",
+        ),
+        ModelSpec(
+            name="ols",
+            target=f"{folder}.regression:OLS",
+            summary="Least squares on the checks around a cell's receptive field.",
+        ),
+        ModelSpec(
+            name="ridge",
+            target=f"{folder}.regression:Ridge",
+            summary="The same with a penalty on squared weights, chosen by validation.",
+        ),
+        ModelSpec(
+            name="lasso",
+            target=f"{folder}.regression:Lasso",
+            summary="The same with a penalty on absolute weights, chosen by validation.",
+        ),
+        ModelSpec(
+            name="glm",
+            target=f"{folder}.glm:GLM",
+            summary="Linear filter, ReLU and a constant, by least squares with a ridge penalty.",
+        ),
+        ModelSpec(
+            name="lnp",
+            target=f"{folder}.glm:LNP",
+            summary="Linear filter and exponential by Poisson likelihood, smooth and sparse.",
+        ),
+        ModelSpec(
+            name="what_where",
+            target=f"{folder}.what_where:WhatWhere",
+            summary="A network for a population with a factorized readout (Klindt 2017).",
         ),
     ]
 
@@ -135,5 +180,20 @@ def retinakit_analyses() -> list[AnalysisSpec]:
             name="flash_response",
             target=f"{folder}.flash_response:FlashResponse",
             summary="Spikes of cells and models to flashed images, and images without any.",
+        ),
+        AnalysisSpec(
+            name="cell_types",
+            target=f"{folder}.cell_types:CellTypes",
+            summary="Types of cells by what they read from a network, against the true ones.",
+        ),
+        AnalysisSpec(
+            name="masks",
+            target=f"{folder}.masks:Masks",
+            summary="Where the cells of a network look, against their true locations.",
+        ),
+        AnalysisSpec(
+            name="readout_table",
+            target=f"{folder}.readout_table:ReadoutTable",
+            summary="One score of several models in several recordings, the best by validation.",
         ),
     ]

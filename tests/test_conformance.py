@@ -38,6 +38,12 @@ QUICK: dict[str, dict[str, Any]] = {
     "temporal_collapse": {"lags": 5, "cell": 0},
     "ln": TRAINING,
     "cnn": TRAINING | {"filters": 2, "kernel": 5},
+    "ols": {"lags": 3, "crop": 5},
+    "ridge": {"lags": 3, "crop": 5, "penalties": [10, 100]},
+    "lasso": {"lags": 3, "crop": 5, "penalties": [1e-3, 1e-2]},
+    "glm": TRAINING,
+    "lnp": TRAINING,
+    "what_where": TRAINING | {"filters": [3, 2], "kernels": [3, 3], "lags": 3},
     "sta": {"lags": 5},
     "stc": {"lags": 3, "components": 2, "draws": 2, "prior_frames": 300},
     "stnmf": {"lags": 5, "modules": 4, "iterations": 20},
@@ -51,6 +57,9 @@ QUICK: dict[str, dict[str, Any]] = {
     "data_efficiency": {"frames": 40},
     "noise_robustness": {"frames": 40},
     "flash_response": {"trials": 3},
+    "readout_table": {"score": "loss", "columns": "size", "best_by": "loss"},
+    "linear_population": {"samples": 50, "test": 20, "cells": 4, "types": [0.6, 1.0]},
+    "conv_population": {"samples": 50, "test": 20, "types": 2, "cells_per_type": 3, "size": 20},
 }
 
 
@@ -103,6 +112,22 @@ def published_files(folder: Path, trials: int) -> Path:
     return folder
 
 
+def published_v1(folder: Path) -> Path:
+    """Files of the form of Antolík et al.'s, with a made-up second scan of three cells."""
+    random = np.random.default_rng(0)
+    scan = folder / "region2"
+    scan.mkdir()
+    shapes = {
+        "training_inputs": (40, 961),
+        "training_set": (40, 3),
+        "validation_inputs": (5, 961),
+        "raw_validation_set": (4, 5, 3),
+    }
+    for name, shape in shapes.items():
+        np.save(scan / f"{name}.npy", random.gamma(1.0, 1.0, shape))
+    return folder
+
+
 @pytest.mark.parametrize("plugin", registered("dataset", distribution=BUILT_IN))
 def test_dataset(plugin: Entry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert plugin.spec is not None
@@ -113,6 +138,8 @@ def test_dataset(plugin: Entry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr("retinakit_plugins.datasets.liu2017.TRIALS", 6)
         monkeypatch.setenv("RETINAKIT_CACHE", str(tmp_path / "cache"))
         more = {"root": published_files(tmp_path, trials=6), "cell": 1, "validation_every": 3}
+    if plugin.spec.name == "antolik2016":
+        more = {"root": published_v1(tmp_path), "scan": 2}
     check_dataset(quick(plugin, **more))
 
 
@@ -126,5 +153,8 @@ def test_analysis(plugin: Entry) -> None:
     assert plugin.spec is not None
     # Some analyses are of convolution filters.
     convolved = plugin.spec.name in ("subunits", "pruning", "features")
-    models = {name: fitted(name) for name in (["cnn"] if convolved else ["ln", "cnn"])}
+    names = ["cnn"] if convolved else ["ln", "cnn"]
+    if plugin.spec.name in ("cell_types", "masks"):
+        names = ["what_where"]
+    models = {name: fitted(name) for name in names}
     check_analysis(quick(plugin), recording(), models, {"losses": losses()})

@@ -6,6 +6,7 @@ import xarray as xr
 from scipy.stats import poisson
 
 from retinakit import metrics
+from retinakit.convolution import correlate
 from retinakit.receptive_field import (
     ELLIPSE,
     field_distance,
@@ -23,7 +24,7 @@ from retinakit_plugins.analyses.stnmf import STNMF, effective_images, factorize
 from retinakit_plugins.analyses.subunits import Subunits
 from retinakit_plugins.datasets.subunit_rgc import SubunitRGC
 from retinakit_plugins.datasets.temporal_collapse import TemporalCollapse
-from retinakit_plugins.models.cnn import CNN, correlate
+from retinakit_plugins.models.cnn import CNN
 from retinakit_plugins.models.ln import LN
 
 

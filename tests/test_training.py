@@ -10,11 +10,12 @@ import xarray as xr
 from lightning_fabric import Fabric
 from scipy.ndimage import laplace
 
+from retinakit import convolution
 from retinakit.errors import RecordingError, UserError
+from retinakit.penalties import laplacian
 from retinakit.testing import small_recording
 from retinakit.torch_model import filter_over_lags, sum_over_lags
 from retinakit.training import Frames, Schedule, train
-from retinakit_plugins.models import cnn
 from retinakit_plugins.models.cnn import CNN
 from retinakit_plugins.models.ln import LN
 
@@ -80,20 +81,33 @@ def test_filters_over_lags_are_causal_filters_of_each_channel(frames, lags):
 def test_a_correlation_is_that_of_torch_however_it_is_taken(
     monkeypatch, advantage, lags, channels, stride, frames
 ):
-    monkeypatch.setattr(cnn, "DENSE_ADVANTAGE", advantage)
+    monkeypatch.setattr(convolution, "DENSE_ADVANTAGE", advantage)
     torch.manual_seed(0)
     movie = torch.randn(frames + lags - 1, channels, 7, 8, dtype=torch.float64)
     kernels = torch.randn(lags, 3, channels, 4, 3, dtype=torch.float64, requires_grad=True)
     expected = torch.nn.functional.conv3d(
         movie.transpose(0, 1), kernels.flip(0).permute(1, 2, 0, 3, 4), stride=(1, stride, stride)
     ).transpose(0, 1)
-    found = cnn.correlate_in_time(movie, kernels, stride)
+    found = convolution.correlate_in_time(movie, kernels, stride)
     torch.testing.assert_close(found, expected)
     weight = torch.randn_like(expected)
     gradients = [torch.autograd.grad((y * weight).sum(), kernels)[0] for y in (found, expected)]
     torch.testing.assert_close(*gradients)
-    single = cnn.correlate(movie, kernels[0], stride)
+    single = convolution.correlate(movie, kernels[0], stride)
     torch.testing.assert_close(single, torch.nn.functional.conv2d(movie, kernels[0], stride=stride))
+
+
+@pytest.mark.parametrize(("channels", "filters"), [(1, 1), (3, 2), (1, 9)])
+def test_a_correlation_with_large_filters_is_that_of_torch(channels, filters):
+    torch.manual_seed(0)
+    frames = torch.randn(4, channels, 21, 20, dtype=torch.float64)
+    kernels = torch.randn(filters, channels, 7, 8, dtype=torch.float64, requires_grad=True)
+    found = convolution.correlate(frames, kernels)
+    expected = torch.nn.functional.conv2d(frames, kernels)
+    torch.testing.assert_close(found, expected)
+    weight = torch.randn_like(expected)
+    gradients = [torch.autograd.grad((y * weight).sum(), kernels)[0] for y in (found, expected)]
+    torch.testing.assert_close(*gradients)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -117,7 +131,7 @@ def test_filters_of_a_rank_are_filters_like_any_other(stride, channels):
 def test_smoothness_is_the_square_of_the_laplacian():
     kernels = np.random.default_rng(0).standard_normal((2, 3, 1, 6, 5))
     expected = laplace(kernels, mode="constant", axes=(3, 4))
-    np.testing.assert_allclose(cnn.laplacian(torch.from_numpy(kernels)), expected, atol=1e-12)
+    np.testing.assert_allclose(laplacian(torch.from_numpy(kernels)), expected, atol=1e-12)
 
 
 def test_the_best_of_several_starts_is_kept():

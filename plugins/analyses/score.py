@@ -24,6 +24,7 @@ LABELS = {
     "feve": "FEVE",
     "fev": "FEV",
     "bits_per_spike": "bits per spike",
+    "mse_validation": "squared error in validation",
 }
 
 
@@ -44,8 +45,10 @@ class Score(Analysis):
     and `normalised_correlation` = correlation / ceiling (Schoppe et al. 2016), `explainable`, the
     part of the variance that a stimulus can explain, and `feve`, the part of that explained (not
     clipped). Against a known rate: `correlation_rate` and `fev`. Against single spikes: `deviance`
-    and `bits_per_spike`, and the latter on the validation frames too. `reliability` is the
-    correlation between odd and even repeats, `stability` that between the first and the last third.
+    and `bits_per_spike`, and the latter on the validation frames too; none of these where responses
+    are negative. `mse_validation` is the mean squared error on the validation frames, to choose
+    among fits by. `reliability` is the correlation between odd and even repeats, `stability` that
+    between the first and the last third.
     """
 
     Config = ScoreConfig
@@ -55,15 +58,20 @@ class Score(Analysis):
         predicted = model.predict(test["stimulus"])
         response = test["response"].astype(float).where(predicted.notnull())
         mean = mean_response(test).astype(float)
+        chosen = model.predict(validation["stimulus"])
+        error = (chosen - mean_response(validation).astype(float)) ** 2
         scores: dict[str, Any] = {
             "correlation": metrics.correlation(predicted, mean),
-            "deviance": metrics.poisson_deviance(predicted, response),
-            "bits_per_spike": metrics.bits_per_spike(predicted, response),
-            "bits_per_spike_validation": metrics.bits_per_spike(
-                model.predict(validation["stimulus"]), validation["response"].astype(float)
-            ),
-            "spikes": response.sum([d for d in response.dims if d != "cell"]),
+            "mse_validation": error.mean("frame"),
         }
+        held_out = validation["response"].astype(float)
+        if float(response.min()) >= 0 and float(held_out.min()) >= 0:
+            scores |= {
+                "deviance": metrics.poisson_deviance(predicted, response),
+                "bits_per_spike": metrics.bits_per_spike(predicted, response),
+                "bits_per_spike_validation": metrics.bits_per_spike(chosen, held_out),
+                "spikes": response.sum([d for d in response.dims if d != "cell"]),
+            }
         if "repeat" in response.dims and response.sizes["repeat"] > 1:
             known = predicted.notnull().any("cell").values
             scored = response.isel(frame=known)
@@ -125,9 +133,8 @@ class Score(Analysis):
         by_model = groups(result)
         swept = _numeric_sweep(by_model)
         figure = Figure(figsize=(7.5, 3.6), layout="constrained")
-        for ax, name in zip(
-            figure.subplots(1, 2), (_headline(by_model), "bits_per_spike"), strict=True
-        ):
+        drawn = (_headline(by_model), _second(by_model))
+        for ax, name in zip(figure.subplots(1, 2), drawn, strict=True):
             for index, (model, group) in enumerate(by_model.items()):
                 _draw(ax, index, model, group[name], swept)
             ax.set_ylabel(LABELS[name])
@@ -148,8 +155,8 @@ class Score(Analysis):
             best = f", {float(values.max()):.3f} at best" if values.size > 1 else ""
             parts.append(f"{model} {float(values.mean()):.3f}{best}")
         return (
-            f"Scores on the test frames: {LABELS[name]} ({'; '.join(parts)}), and the likelihood "
-            "gained over a constant rate. A dot is a cell or a fit, a line or bar the mean."
+            f"Scores on the test frames: {LABELS[name]} ({'; '.join(parts)}), and "
+            f"{LABELS[_second(by_model)]}. A dot is a cell or a fit, a line or bar the mean."
         )
 
     def table(self, result: xr.DataTree) -> pd.DataFrame:
@@ -157,6 +164,7 @@ class Score(Analysis):
             *("correlation", "ceiling", "normalised_correlation", "correlation_rate", "fev"),
             *("feve", "bits_per_spike", "bits_per_spike_validation", "correlation_low"),
             *("correlation_high", "explainable", "deviance", "reliability", "stability", "spikes"),
+            "mse_validation",
         ]
         frames = []
         for model, group in groups(result).items():
@@ -171,6 +179,12 @@ class Score(Analysis):
 def _headline(by_model: dict[str, xr.Dataset]) -> str:
     known = all("correlation_rate" in group for group in by_model.values())
     return "correlation_rate" if known else "correlation"
+
+
+def _second(by_model: dict[str, xr.Dataset]) -> str:
+    """The likelihood, or the next best where responses may be negative."""
+    names = ("bits_per_spike", "fev", "feve", "mse_validation")
+    return next(name for name in names if all(name in group for group in by_model.values()))
 
 
 def _numeric_sweep(by_model: dict[str, xr.Dataset]) -> str | None:

@@ -10,7 +10,7 @@ from pydantic import Field
 from retinakit.analysis import Analysis, groups, sweep_dims
 from retinakit.config import Config
 from retinakit.errors import UserError
-from retinakit.sweep import ABSENT, curves, draw
+from retinakit.sweep import ABSENT, chosen, curves, draw
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,6 +30,18 @@ class SweepCurveConfig(Config):
     spread: list[str] = Field(
         ["seed"], description="Sweeps (or cell) that mean and standard deviation are taken over."
     )
+    best_over: list[str] = Field(
+        [],
+        description="Swept options, such as penalties, of which the validation chooses the best "
+        "at each other point.",
+    )
+    best_by: str = Field(
+        "mse_validation", description="The variable whose mean over cells is to be smallest then."
+    )
+    largest: bool = Field(False, description="Whether it is to be largest instead.")
+    floor: float | None = Field(
+        None, description="What a lower score counts as, such as 0 for the FEV of Klindt et al."
+    )
 
 
 class SweepCurve(Analysis):
@@ -43,7 +55,17 @@ class SweepCurve(Analysis):
     Config = SweepCurveConfig
 
     def run(self, results: Mapping[str, xr.DataTree]) -> xr.Dataset:
-        c, together = self.config, _together(results)
+        c = self.config
+        together = _together(results)
+        if c.best_over:
+            together = chosen(together, c.best_over, c.best_by, largest=c.largest)
+        if c.floor is not None:
+            floor = c.floor
+            together = together.map_over_datasets(
+                lambda group: group.assign(
+                    {n: group[n].clip(min=floor) for n in c.scores if n in group}
+                )
+            )
         over = c.over or self._first(together)
         found = [curves(together, score, over, c.spread) for score in c.scores]
         result: xr.Dataset = xr.concat(found, "score", join="outer", fill_value=ABSENT)

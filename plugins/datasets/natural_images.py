@@ -8,11 +8,9 @@ from pydantic import Field
 from retinakit.config import Config
 from retinakit.dataset import Dataset
 from retinakit.errors import UserError
+from retinakit.images import photographs
 from retinakit.recording import make_recording, make_split
 from retinakit.simulation import cells_of, simulate
-
-PHOTOGRAPHS = ("astronaut", "brick", "camera", "chelsea", "coffee", "grass", "gravel", "rocket")
-"""Those of scikit-image that come with it; others would have to be downloaded."""
 
 
 class NaturalImagesConfig(Config):
@@ -72,7 +70,7 @@ class NaturalImages(Dataset):
                 f"over; make blank {needed * interval:.2g} s or longer"
             )
         random = np.random.default_rng([self.seed, 0])
-        pictures, photographs = self._pictures(random, train.sizes["y"], train.sizes["x"])
+        pictures, names = self._pictures(random, train.sizes["y"], train.sizes["x"])
         trial = np.arange(-blank, flash + blank)
         stimulus = np.zeros((c.images, len(trial), *pictures.shape[1:]), np.float32)
         stimulus[:, (trial >= 0) & (trial < flash)] = pictures[:, None]
@@ -102,7 +100,7 @@ class NaturalImages(Dataset):
         splits["images"] = xr.Dataset(
             {
                 "picture": (("image", "y", "x"), pictures, {"units": "contrast"}),
-                "photograph": ("image", photographs),
+                "photograph": ("image", names),
             },
             coords={"image": np.arange(c.images)} | {d: train[d].variable for d in ("y", "x")},
         )
@@ -112,25 +110,18 @@ class NaturalImages(Dataset):
         self, random: np.random.Generator, height: int, width: int
     ) -> tuple[NDArray[np.float32], list[str]]:
         """Contrast (image, y, x) of patches of the photographs, and which each is from."""
-        try:
-            from skimage import color, data
-        except ImportError:
-            raise UserError(
-                "the photographs are scikit-image's; install retinakit[natural]"
-            ) from None
         side = self.config.pixels
-        scenes = []
-        for name in PHOTOGRAPHS:
-            scene = getattr(data, name)()
-            grey = color.rgb2gray(scene) if scene.ndim == 3 else scene
-            if min(grey.shape[0] // height, grey.shape[1] // width) < side:
+        known = photographs()
+        for name, scene in known.items():
+            if min(scene.shape[0] // height, scene.shape[1] // width) < side:
                 raise UserError(
                     f"an image of {height} x {width} checks of {side} pixels is larger than the "
-                    f"photograph '{name}' of {grey.shape[0]} x {grey.shape[1]}; make pixels smaller"
+                    f"photograph '{name}' of {scene.shape[0]} x {scene.shape[1]}; make pixels "
+                    "smaller"
                 )
-            scenes.append((grey - grey.mean()) / grey.std() * self.config.contrast)
+        scenes = [scene * self.config.contrast for scene in known.values()]
         pictures = np.empty((self.config.images, height, width), np.float32)
-        photographs = []
+        names = []
         for picture in pictures:
             index = random.integers(len(scenes))
             scene = scenes[index]
@@ -140,5 +131,5 @@ class NaturalImages(Dataset):
             )
             patch = scene[top : top + height * side, left : left + width * side].clip(-1, 1)
             picture[:] = patch.reshape(height, side, width, side).mean((1, 3))
-            photographs.append(PHOTOGRAPHS[index])
-        return pictures, photographs
+            names.append(list(known)[index])
+        return pictures, names

@@ -8,14 +8,13 @@ import torch
 import xarray as xr
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, pad, softplus
+from torch.nn.functional import conv2d, softplus
 
+from retinakit.convolution import correlate, correlate_in_time
 from retinakit.errors import UserError
+from retinakit.penalties import laplacian
 from retinakit.spikes import sta
-from retinakit.torch_model import TorchConfig, TorchModel, filter_over_lags, sum_over_lags
-
-DENSE_ADVANTAGE = 3.0
-"""Up to this ratio of the field to the filter's area, a convolution is taken as a product."""
+from retinakit.torch_model import TorchConfig, TorchModel, filter_over_lags
 
 
 class CNNConfig(TorchConfig):
@@ -151,13 +150,6 @@ class CNNModule(nn.Module):
         return drive.relu()
 
 
-def laplacian(kernels: Tensor) -> Tensor:
-    """The discrete spatial Laplacian of kernels (..., y, x), which are 0 outside."""
-    k = pad(kernels, (1, 1, 1, 1))
-    around = k[..., :-2, 1:-1] + k[..., 2:, 1:-1] + k[..., 1:-1, :-2] + k[..., 1:-1, 2:]
-    return around - 4 * kernels
-
-
 def _place(centre: int, size: int, kernel: int, stride: int) -> int:
     """A random position of the map, along one axis, whose window holds a check near its middle."""
     positions = (size - kernel) // stride + 1
@@ -166,60 +158,6 @@ def _place(centre: int, size: int, kernel: int, stride: int) -> int:
         min(max((centre - kernel // 2) // stride, 0), positions - 1)
     ]
     return inside[int(torch.randint(len(inside), ()))]
-
-
-def correlate(frames: Tensor, kernels: Tensor, stride: int = 1) -> Tensor:
-    """Convolution of frames (n, channel, y, x) with kernels (k, channel, y, x), "valid".
-
-    On a field not much larger than the kernels it is one product with the kernels written into a
-    matrix: torch's convolution takes several times as long there.
-    """
-    if _prefers_convolution(frames, kernels):
-        return conv2d(frames, kernels, stride=stride)
-    placed = _placed(kernels, frames.shape[-2:], stride)  # (k, map_y, map_x, channel, y, x)
-    product = frames.flatten(1) @ placed.flatten(3).flatten(0, 2).T
-    return product.view(-1, *placed.shape[:3])
-
-
-def correlate_in_time(frames: Tensor, kernels: Tensor, stride: int = 1) -> Tensor:
-    """The same in space and time: kernels (lag, k, channel, y, x), to (n - lags + 1, k, y, x)."""
-    lags = len(kernels)
-    if lags == 1:
-        return correlate(frames, kernels[0], stride)
-    if _prefers_convolution(frames, kernels):
-        product = conv2d(frames, kernels.flatten(0, 1), stride=stride)
-        return sum_over_lags(product.unflatten(1, kernels.shape[:2]), lags)
-    placed = _placed(kernels.flatten(0, 1), frames.shape[-2:], stride)
-    matrix = placed.flatten(3).unflatten(0, kernels.shape[:2])  # (lag, k, map_y, map_x, field)
-    matrix = matrix.flip(0).permute(0, 4, 1, 2, 3).flatten(2).flatten(0, 1)
-    # Every lags-th window begins where the one before ends, so that these windows are the rows of a
-    # matrix in the memory of the frames: no window is copied.
-    n, field = len(frames) - lags + 1, frames[0].numel()
-    rows = -(-n // lags)
-    movie = pad(frames.flatten(1), (0, 0, 0, rows * lags - n)).flatten()
-    products = [
-        movie[first * field : (rows * lags + first) * field].view(rows, -1) @ matrix
-        for first in range(lags)
-    ]
-    map_y, map_x = placed.shape[1:3]
-    return torch.stack(products, 1).flatten(0, 1)[:n].view(n, -1, map_y, map_x)
-
-
-def _prefers_convolution(frames: Tensor, kernels: Tensor) -> bool:
-    field, kernel = frames.shape[-2:].numel(), kernels.shape[-2:].numel()
-    return frames.is_cuda or field > DENSE_ADVANTAGE * kernel
-
-
-def _placed(kernels: Tensor, field: tuple[int, ...], stride: int) -> Tensor:
-    """Kernels (k, channel, y, x) at each place of the field: (k, map_y, map_x, channel, y, x)."""
-    (height, width), (size_y, size_x) = field, kernels.shape[-2:]
-    room_y, room_x = height - size_y, width - size_x
-    before_y, before_x = room_y // stride * stride, room_x // stride * stride
-    # A window of the field's size that moves over the kernel shows it at the places in turn, the
-    # last one first.
-    canvas = pad(kernels, (before_x, room_x, before_y, room_y))
-    windows = canvas.unfold(2, height, stride).unfold(3, width, stride).flip(2, 3)
-    return windows.permute(0, 2, 3, 1, 4, 5)
 
 
 class CNN(TorchModel):

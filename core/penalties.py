@@ -1,0 +1,51 @@
+"""What keeps convolution kernels smooth, and few (Klindt et al. 2017, eqs 6 and 7)."""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import conv2d, pad
+
+LAPLACIAN = ((0.5, 1.0, 0.5), (1.0, -6.0, 1.0), (0.5, 1.0, 0.5))
+
+
+def laplacian(kernels: Tensor) -> Tensor:
+    """The five-point spatial Laplacian of kernels (..., y, x), which are 0 outside."""
+    k = pad(kernels, (1, 1, 1, 1))
+    around = k[..., :-2, 1:-1] + k[..., 2:, 1:-1] + k[..., 1:-1, :-2] + k[..., 1:-1, 2:]
+    return around - 4 * kernels
+
+
+def roughness(kernels: Tensor, normalise: bool = True) -> Tensor:
+    """Σ of the squared Laplacian of each kernel (eq 6: of nine points), with nothing outside it.
+
+    Args:
+        kernels: (..., y, x).
+        normalise: divide by 4 times the kernel's Σ W², as the authors' code does: the penalty is on
+            a kernel's shape then, and no kernel evades it by being small.
+
+    Returns:
+        A number.
+    """
+    images = kernels.flatten(0, -3)[:, None]
+    laplacian = torch.tensor(LAPLACIAN, dtype=kernels.dtype, device=kernels.device)
+    energy = (conv2d(images, laplacian[None, None], padding=1) ** 2).sum((1, 2, 3))
+    if normalise:
+        power = (images**2).sum((1, 2, 3))
+        energy = energy / (4 * power.clamp_min(torch.finfo(power.dtype).tiny))
+    return energy.sum()
+
+
+def group_sparsity(kernels: Tensor) -> Tensor:
+    """Σ over pairs of a filter and a channel of the norm of its kernel.
+
+    Filters are led to read few channels. (Eq 7 has the indices the other way round; this is what
+    its explanation and the authors' code say.)
+
+    Args:
+        kernels: (filter, channel, y, x).
+
+    Returns:
+        A number.
+    """
+    # A norm has no gradient at 0; the root of a tiny number has.
+    tiny = torch.finfo(kernels.dtype).tiny
+    return ((kernels**2).sum((2, 3)) + tiny).sqrt().sum()

@@ -1,0 +1,168 @@
+"""Where the cells of a population look: masks against the true locations (Klindt 2017, 5.1)."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from pydantic import Field
+
+from retinakit.analysis import Analysis, cases, groups
+from retinakit.config import Config
+from retinakit.errors import UserError
+from retinakit.model import Model
+from retinakit.sweep import rows
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MOST_ROWS = 6
+
+
+class MasksConfig(Config):
+    """What is shown, and what counts as found."""
+
+    examples: int = Field(4, ge=1, description="Masks to show, of different types where known.")
+    radius: float = Field(
+        2.0, gt=0, description="Distance in checks up to which a location counts as found."
+    )
+
+
+class Masks(Analysis):
+    """The location of each cell's mask, how concentrated it is, and how far from the truth.
+
+    The result has the check `location_y` and `location_x (cell)` in the middle of the window where
+    |mask| is largest; `concentration (cell)`, the part of its sum within one place of that; and
+    `mask_image (example, map_y, map_x)` of some cells. Where the truth has locations: `true_y` and
+    `true_x`, the `error (cell)`, their distance, and `aligned_error (cell)`, the same without the
+    median displacement of the cells with the same largest feature weight. Kernels that lie beside
+    the middle of their window displace all their cells' masks alike, and the model is the same.
+    """
+
+    Config = MasksConfig
+
+    def run(self, model: Model, data: xr.DataTree) -> xr.Dataset:
+        parameters = model.parameters()
+        if "mask" not in parameters:
+            raise UserError(
+                f"a {type(model).__name__} has no parameter 'mask'; use what_where with a "
+                "factorized readout"
+            )
+        mask = parameters["mask"].transpose("cell", "map_y", "map_x")
+        magnitude = np.abs(mask.values)
+        cells, height, width = magnitude.shape
+        top, left = np.unravel_index(magnitude.reshape(cells, -1).argmax(1), (height, width))
+        padded = np.pad(magnitude, ((0, 0), (1, 1), (1, 1)))
+        near = [p[y : y + 3, x : x + 3].sum() for p, y, x in zip(padded, top, left, strict=True)]
+        total = magnitude.sum((1, 2))
+        found = np.stack([mask["centre_y"].values[top], mask["centre_x"].values[left]], 1)
+        result = xr.Dataset(
+            {
+                "location_y": ("cell", found[:, 0], {"units": "check"}),
+                "location_x": ("cell", found[:, 1], {"units": "check"}),
+                "concentration": ("cell", near / np.where(total > 0, total, np.nan)),
+            },
+            coords={"cell": mask["cell"]},
+        )
+        truth = data["truth"].to_dataset() if "truth" in data.children else xr.Dataset()
+        if "location_y" in truth and "location_x" in truth:
+            known = np.stack([truth["location_y"], truth["location_x"]], 1)
+            displaced = found - known
+            feature = np.abs(parameters["feature_weight"].transpose("cell", ...).values).argmax(1)
+            aligned = displaced.astype(float)
+            for name in np.unique(feature):
+                aligned[feature == name] -= np.median(displaced[feature == name], 0)
+            result["true_y"], result["true_x"] = (("cell", known[:, i]) for i in range(2))
+            result["error"] = ("cell", np.linalg.norm(displaced, axis=1))
+            result["aligned_error"] = ("cell", np.linalg.norm(aligned, axis=1))
+        types = truth["cell_type"].values if "cell_type" in truth else np.zeros(cells, int)
+        shown = _examples(types, self.config.examples)
+        result["mask_image"] = (("example", "map_y", "map_x"), mask.values[shown])
+        result["example_cell"] = ("example", mask["cell"].values[shown])
+        return result.assign_coords(
+            example=np.arange(len(shown)),
+            map_y=mask["centre_y"].values,
+            map_x=mask["centre_x"].values,
+        )
+
+    def plot(self, result: xr.DataTree) -> "Figure":
+        from matplotlib.figure import Figure
+
+        shown = list(cases(result))[:MOST_ROWS]
+        images = max(case.sizes["example"] for _, case in shown)
+        figure = Figure(figsize=(3.2 + 1.9 * images, 2.3 * len(shown)), layout="constrained")
+        axes = figure.subplots(len(shown), 1 + images, squeeze=False)
+        for row, (label, case) in zip(axes, shown, strict=True):
+            self._draw_locations(row[0], case)
+            row[0].set_title(label, loc="left", fontsize=9)
+            for axis, index in zip(row[1:], range(images), strict=True):
+                _draw_mask(axis, case, index)
+        return figure
+
+    def _draw_locations(self, axis: Any, case: xr.Dataset) -> None:
+        if "error" not in case:
+            axis.plot(case["location_x"], case["location_y"], ".", ms=3)
+            axis.set(xlabel="x (checks)", ylabel="y (checks)", aspect="equal")
+            axis.invert_yaxis()
+            return
+        for name, style in (("error", "-"), ("aligned_error", ":")):
+            values = np.sort(case[name].dropna("cell").values)
+            part = np.arange(1, len(values) + 1) / len(values)
+            label = name.replace("_", " ")
+            axis.plot(values, part, style, color="C0", label=label, drawstyle="steps-post")
+        axis.axvline(self.config.radius, color="0.8", lw=0.8)
+        axis.set(xlabel="distance (checks)", ylabel="part of cells", ylim=(0, 1.02))
+        axis.legend(frameon=False, fontsize=7)
+
+    def caption(self, result: xr.DataTree) -> str:
+        found = [
+            f"{float((case['error'] <= self.config.radius).sum() / case['error'].count()):.0%}"
+            for _, case in cases(result)
+            if "error" in case
+        ]
+        part = (
+            f" Cells located to {self.config.radius:g} checks: {', '.join(found[:MOST_ROWS])}."
+            if found
+            else ""
+        )
+        return (
+            "How far masks are from the true locations (or where they are), and masks of some "
+            f"cells, with a cross at the truth.{part}"
+        )
+
+    def table(self, result: xr.DataTree) -> pd.DataFrame:
+        lines = []
+        for name, group in groups(result).items():
+            numbers = xr.Dataset({"concentration": group["concentration"].mean("cell")})
+            if "error" in group:
+                count = group["error"].count("cell")
+                numbers["median error"] = group["error"].median("cell")
+                numbers["median aligned error"] = group["aligned_error"].median("cell")
+                numbers["found"] = (group["error"] <= self.config.radius).sum("cell") / count
+            lines.append(rows(name, numbers))
+        return pd.concat(lines, ignore_index=True)
+
+
+def _examples(types: Any, number: int) -> Any:
+    """Cells of each type in turn."""
+    order = np.zeros(len(types), int)
+    for name in np.unique(types):
+        of_type = np.flatnonzero(types == name)
+        order[of_type] = np.arange(len(of_type))
+    return np.lexsort((types, order))[:number]
+
+
+def _draw_mask(axis: Any, case: xr.Dataset, index: int) -> None:
+    axis.axis("off")
+    if index >= case.sizes["example"]:
+        return
+    image = case["mask_image"].isel(example=index)
+    limit = float(abs(image).max()) or 1.0
+    y, x = image["map_y"].values, image["map_x"].values
+    extent = (x[0] - 0.5, x[-1] + 0.5, y[-1] + 0.5, y[0] - 0.5)
+    axis.imshow(image.values, cmap="RdBu_r", vmin=-limit, vmax=limit, extent=extent)
+    cell = case["example_cell"].values[index]
+    axis.set_title(f"cell {cell}", fontsize=8)
+    if "true_y" in case:
+        truth = case.sel(cell=cell)
+        axis.plot(float(truth["true_x"]), float(truth["true_y"]), "k+", ms=9, mew=0.8)

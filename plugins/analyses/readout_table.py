@@ -1,0 +1,124 @@
+"""Models against recordings: one score in a table (Klindt et al. 2017, Table 1)."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from pydantic import Field
+
+from retinakit.analysis import Analysis, groups, sweep_dims
+from retinakit.config import Config
+from retinakit.errors import UserError
+from retinakit.sweep import chosen
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class ReadoutTableConfig(Config):
+    """What is in the cells and columns of the table."""
+
+    score: str = Field("correlation", description="Variable of the results, for each cell.")
+    columns: str = Field("scan", description="The swept option that makes the columns.")
+    best_by: str = Field(
+        "bits_per_spike_validation",
+        description="The variable whose mean over cells chooses among all other swept options, in "
+        "each column; one measured in validation.",
+    )
+    largest: bool = Field(True, description="Whether the largest is the best, or the smallest.")
+
+
+class ReadoutTable(Analysis):
+    """The mean over cells of a score, for each model in each recording.
+
+    Of whatever else a model was swept over, such as penalties, seeds or layers, validation chooses
+    the best point for each recording. A cell whose score is not a number, as the correlation of a
+    constant prediction, counts as 0. The result has `value (row, column)`, the mean over the cells
+    of a recording; `cells (row, column)`, how many; and `average (row)` over all of them.
+    """
+
+    Config = ReadoutTableConfig
+
+    def run(self, results: Mapping[str, xr.DataTree]) -> xr.Dataset:
+        c = self.config
+        rows: dict[str, dict[str, tuple[float, int]]] = {}
+        for result in results.values():
+            for name, group in groups(result).items():
+                if c.score not in group:
+                    raise UserError(f"the results of '{name}' have no '{c.score}'; name another")
+                rows[name or c.score] = self._row(name, group)
+        columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+        value = np.full((len(rows), len(columns)), np.nan)
+        cells = np.zeros(value.shape, np.int64)
+        for i, row in enumerate(rows.values()):
+            for column, (mean, number) in row.items():
+                value[i, columns.index(column)], cells[i, columns.index(column)] = mean, number
+        average = np.nansum(value * cells, 1) / np.maximum(cells.sum(1), 1)
+        return xr.Dataset(
+            {
+                "value": (("row", "column"), value),
+                "cells": (("row", "column"), cells),
+                "average": ("row", average),
+            },
+            coords={"row": list(rows), "column": columns},
+            attrs={"score": c.score},
+        )
+
+    def _row(self, name: str, group: xr.Dataset) -> dict[str, tuple[float, int]]:
+        """Mean score and number of cells by column."""
+        c = self.config
+        if "cell" not in group[c.score].dims:  # it is of a whole recording
+            group = group.expand_dims(cell=[0])
+        others = [dim for dim in sweep_dims(group) if dim != c.columns]
+        if others:
+            tree = chosen(
+                xr.DataTree.from_dict({f"/{name or 'all'}": group}),
+                others,
+                c.best_by,
+                largest=c.largest,
+            )
+            group = groups(tree)[name or "all"]
+        swept = c.columns in sweep_dims(group)
+        row = {}
+        for column in group[c.columns].values.tolist() if swept else ["all"]:
+            one = group.sel({c.columns: column}) if swept else group
+            # A cell of another recording has no number at all.
+            of_cells = [v for v in one.data_vars.values() if v.dims == ("cell",)]
+            there = np.any([v.notnull().values for v in of_cells], axis=0)
+            scores = one[c.score].fillna(0).values[there]
+            row[str(column)] = (float(scores.mean()), len(scores))
+        return row
+
+    def plot(self, result: xr.DataTree) -> "Figure":
+        from matplotlib.figure import Figure
+
+        table = result.to_dataset()
+        columns = [str(c) for c in table["column"].values]
+        figure = Figure(figsize=(2.5 + 1.5 * len(columns), 3.4), layout="constrained")
+        axis = figure.subplots()
+        width = 0.8 / table.sizes["row"]
+        for index, name in enumerate(table["row"].values):
+            heights = np.append(table["value"].values[index], table["average"].values[index])
+            places = np.arange(len(heights)) + (index + 0.5) * width - 0.4
+            axis.bar(places, heights, width, label=str(name), color=f"C{index}")
+        axis.set_xticks(range(len(columns) + 1), [*columns, "average"])
+        axis.set(xlabel=self.config.columns, ylabel=table.attrs["score"].replace("_", " "))
+        axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+        return figure
+
+    def caption(self, result: xr.DataTree) -> str:
+        table = result.to_dataset()
+        best = int(table["average"].values.argmax())
+        return (
+            f"Mean over cells of the {table.attrs['score'].replace('_', ' ')} on the test frames; "
+            f"{table['row'].values[best]} has the highest average, "
+            f"{float(table['average'][best]):.2f}. The average is over all cells."
+        )
+
+    def table(self, result: xr.DataTree) -> pd.DataFrame:
+        table = result.to_dataset()
+        frame: pd.DataFrame = table["value"].to_pandas()
+        frame["average"] = table["average"].values
+        return frame.rename_axis("model").rename_axis(None, axis=1).reset_index()

@@ -1,0 +1,113 @@
+"""One linear filter and a fixed nonlinearity for each cell: GLM and LNP of Klindt et al. (2017)."""
+
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+import xarray as xr
+from pydantic import Field
+from torch import Tensor, nn
+
+from retinakit.early_stopping import EarlyStoppingConfig
+from retinakit.penalties import roughness
+from retinakit.recording import mean_response
+from retinakit.torch_model import TorchModel, sum_over_lags
+
+FILTER_START = 1e-3
+"""Standard deviation that filters start with."""
+
+LNP_OFFSET = -1.0
+
+
+class GLMConfig(EarlyStoppingConfig):
+    """Options of the GLM."""
+
+    ridge: float = Field(0.1, ge=0, description="Weight of a filter's sum of squares.")
+    loss: Literal["mse"] = Field("mse", description="What to minimise; a rate may be negative.")
+
+
+class LNPConfig(EarlyStoppingConfig):
+    """Options of the LNP model."""
+
+    smoothness: float = Field(
+        0.02,
+        ge=0,
+        description="Weight of a filter's squared Laplacian over its power, which is of its shape.",
+    )
+    sparsity: float = Field(0.02, ge=0, description="Weight of a filter's sum of absolute values.")
+    drops: int = Field(0, ge=0, description="Drops of the learning rate before the end.")
+
+
+class GLMModule(nn.Module):
+    """f(Σ filter · stimulus + offset) + bias, one filter for each cell."""
+
+    def __init__(self, cells: int, lags: int, pixels: int, nonlinearity: Literal["relu", "exp"]):
+        super().__init__()
+        self.nonlinearity = nonlinearity
+        self.filter = nn.Parameter(torch.randn(cells, lags, pixels) * FILTER_START)
+        self.offset = nn.Parameter(torch.full((cells,), LNP_OFFSET))
+        if nonlinearity == "relu":
+            self.bias = nn.Parameter(torch.zeros(cells))
+
+    def forward(self, frames: Tensor) -> Tensor:
+        cells, lags, _ = self.filter.shape
+        by_lag = frames.flatten(1) @ self.filter.transpose(0, 1).flatten(0, 1).T
+        drive = sum_over_lags(by_lag.view(-1, lags, cells), lags) + self.offset
+        return drive.relu() + self.bias if self.nonlinearity == "relu" else drive.exp()
+
+
+class GLM(TorchModel):
+    """A linear filter, a ReLU, and a constant after it, with a ridge penalty (section 5.1).
+
+    rate = max(0, Σ filter · stimulus + offset) + bias, by least squares. Penalties are means over
+    cells, as the loss is, so that each cell is fitted as if it were alone.
+    """
+
+    Config: ClassVar[type[EarlyStoppingConfig]] = GLMConfig
+    nonlinearity: Literal["relu", "exp"] = "relu"
+
+    def build(self, field: xr.Dataset) -> nn.Module:
+        pixels = int(np.prod([field.sizes[d] for d in ("channel", "y", "x") if d in field.sizes]))
+        return GLMModule(field.sizes["cell"], self.lags, pixels, self.nonlinearity)
+
+    def initialise(self, module: nn.Module, recording: xr.DataTree) -> None:
+        """Starts at the mean response, where every cell's ReLU is open."""
+        assert isinstance(module, GLMModule)
+        if module.nonlinearity == "relu":
+            mean = mean_response(recording["train"].to_dataset()).astype(float).mean("frame")
+            with torch.no_grad():
+                module.offset.copy_(torch.from_numpy(mean.fillna(0).values).clamp_min(0.01))
+
+    def penalty(self, module: nn.Module) -> Tensor:
+        assert isinstance(module, GLMModule)
+        return self.config.ridge * (module.filter**2).sum((1, 2)).mean()
+
+    def parameters(self) -> xr.Dataset:
+        self._check_fitted()
+        module: Any = self.module
+        space = [d for d in ("channel", "y", "x") if d in self.field.sizes]
+        kernel = module.filter.detach().unflatten(2, [self.field.sizes[d] for d in space])
+        variables = {
+            "kernel": (("cell", "lag", *space), kernel.numpy()),
+            "offset": ("cell", module.offset.detach().numpy()),
+        }
+        if module.nonlinearity == "relu":
+            variables["bias"] = ("cell", module.bias.detach().numpy())
+        return self.field.assign(variables)
+
+
+class LNP(GLM):
+    """A linear filter, an exponential and Poisson spikes, smooth and sparse (section 5.2).
+
+    rate = exp(Σ filter · stimulus + offset), by Poisson likelihood.
+    """
+
+    Config = LNPConfig
+    nonlinearity: Literal["relu", "exp"] = "exp"
+
+    def penalty(self, module: nn.Module) -> Tensor:
+        assert isinstance(module, GLMModule)
+        c, cells = self.config, len(module.filter)
+        images = module.filter.unflatten(2, (-1, self.field.sizes["y"], self.field.sizes["x"]))
+        rough, sparse = roughness(images), module.filter.abs().sum()
+        return (c.smoothness * rough + c.sparsity * sparse) / cells

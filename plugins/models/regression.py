@@ -1,0 +1,244 @@
+"""Linear regression of each cell's response on the checks around its receptive field."""
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+from pydantic import Field
+
+from retinakit.config import Config
+from retinakit.errors import UserError
+from retinakit.location import locations
+from retinakit.model import Model, check_stimulus, coordinates_of
+from retinakit.progress import Progress, silent
+from retinakit.recording import SPIKES_PER_BIN, full_history, mean_response
+
+BLOCK = 4096
+
+
+class RegressionConfig(Config):
+    """What is regressed on."""
+
+    lags: int = Field(1, ge=1, description="Frames of history, the present one included.")
+    crop: int | None = Field(
+        17,
+        ge=1,
+        description="Side of the square of checks around the middle of a cell's receptive field; "
+        "null: the whole stimulus.",
+    )
+    centre: Literal["sta", "truth"] = Field(
+        "sta",
+        description="The middle of a cell's field: where its smoothed spike-triggered average is "
+        "largest, or its known location.",
+    )
+    intercept: bool = Field(True, description="Whether there is a constant beside the checks.")
+
+
+class RidgeConfig(RegressionConfig):
+    """What is regressed on, and the penalties to choose from."""
+
+    penalties: list[float] = Field(
+        [10, 100, 300, 1000, 1500, 2000, 2500, 3000, 5000, 8000, 10_000, 15_000, 20_000],
+        min_length=1,
+        description="Weights of Σ w² beside the sum of squared errors, of which validation "
+        "chooses one for each cell.",
+    )
+
+
+class LassoConfig(RegressionConfig):
+    """What is regressed on, and the penalties to choose from."""
+
+    penalties: list[float] = Field(
+        [1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1],
+        min_length=1,
+        description="Weights of Σ |w| beside half the mean squared error, of which validation "
+        "chooses one for each cell.",
+    )
+
+
+class Regression(Model):
+    """What the three regressions share.
+
+    A subclass says which estimators there are to choose from by the mean squared error on the
+    validation frames, cell by cell.
+    """
+
+    parts: xr.Dataset
+
+    @abstractmethod
+    def estimators(self) -> Iterator[tuple[float, Any]]:
+        """Penalties and scikit-learn estimators."""
+
+    @property
+    def lags(self) -> int:
+        lags: int = self.config.lags
+        return lags
+
+    def fit(
+        self,
+        recording: xr.DataTree,
+        *,
+        checkpoint: Path | None = None,
+        progress: Progress = silent,
+    ) -> xr.Dataset:
+        train, validation = (recording[name].to_dataset() for name in ("train", "validation"))
+        field = coordinates_of(train, self.lags)
+        corners, side = self._crops(recording)
+        seen = [_Windows(split, self.lags) for split in (train, validation)]
+        cells = field.sizes["cell"]
+        shape = tuple(train["stimulus"].sizes[d] for d in train["stimulus"].dims[1:])
+        kernel = np.zeros((cells, self.lags, *shape), np.float32)
+        offset, penalty = np.zeros(cells), np.zeros(cells)
+        losses = []
+        for cell in range(cells):
+            (top, left), (height, width) = corners[cell], side
+            crop = (..., slice(top, top + height), slice(left, left + width))
+            (x, y), (x_held_out, y_held_out) = (windows.of(cell, crop) for windows in seen)
+            tried = []
+            for weight, estimator in self.estimators():
+                estimator.fit(x, y)
+                error = float(((estimator.predict(x_held_out) - y_held_out) ** 2).mean())
+                tried.append((error, weight, estimator.coef_, estimator.intercept_))
+            _, penalty[cell], weights, offset[cell] = min(tried, key=lambda t: t[0])
+            kernel[cell][crop] = weights.reshape(kernel[cell][crop].shape)
+            losses.append([error for error, *_ in tried])
+            progress(cell + 1, cells)
+        dims = ("cell", "lag", *train["stimulus"].dims[1:])
+        self.parts = field.assign(
+            kernel=(dims, kernel), offset=("cell", offset), penalty=("cell", penalty)
+        )
+        return xr.Dataset(
+            {"validation_loss": ("check", np.mean(losses, 0))},
+            coords={
+                "check": np.arange(len(losses[0])),
+                "penalty": ("check", [weight for weight, _ in self.estimators()]),
+            },
+        )
+
+    def _crops(self, recording: xr.DataTree) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The first check (cell, 2) and the sides (2,) of the crops, which lie in the field."""
+        c, train = self.config, recording["train"].to_dataset()
+        field = np.array([train.sizes["y"], train.sizes["x"]])
+        if c.crop is None:
+            return np.zeros((train.sizes["cell"], 2), np.int64), field
+        side = np.minimum(c.crop, field)
+        if c.centre == "sta":
+            middle = locations(train, c.lags)
+        else:
+            truth = recording["truth"].to_dataset() if "truth" in recording.children else {}
+            if "location_y" not in truth or "location_x" not in truth:
+                raise UserError(
+                    "centre is 'truth' and the recording has no 'location_y' and 'location_x' in "
+                    "'truth'; use centre: sta"
+                )
+            middle = np.stack([truth["location_y"].values, truth["location_x"].values], 1)
+        return np.clip(middle - side // 2, 0, field - side), side
+
+    def predict(self, stimulus: xr.DataArray) -> xr.DataArray:
+        parameters = self.parameters()
+        check_stimulus(stimulus, parameters)
+        frames, cells = stimulus.sizes["frame"], parameters.sizes["cell"]
+        kernel = parameters["kernel"].values.reshape(cells, self.lags, -1)
+        rate = np.full((frames, cells), np.nan, np.float32)
+        for first in range(self.lags - 1, frames, BLOCK):
+            last = min(first + BLOCK, frames)
+            block = np.asarray(stimulus[first - self.lags + 1 : last].values, np.float32)
+            block = block.reshape(len(block), -1)
+            length = last - first
+            rate[first:last] = parameters["offset"].values
+            for lag in range(self.lags):
+                start = self.lags - 1 - lag
+                rate[first:last] += block[start : start + length] @ kernel[:, lag].T
+        coords = {"cell": parameters["cell"].variable}
+        for name in ("frame", "time", "segment"):
+            if name in stimulus.coords:
+                coords[name] = stimulus[name].variable
+        if "segment" in stimulus.coords:
+            rate[~full_history(stimulus["segment"], self.lags)] = np.nan
+        return xr.DataArray(
+            rate,
+            dims=("frame", "cell"),
+            coords=coords,
+            name="prediction",
+            attrs={"units": SPIKES_PER_BIN},
+        )
+
+    def parameters(self) -> xr.Dataset:
+        if not hasattr(self, "parts"):
+            raise UserError(f"the {type(self).__name__} is not fitted; call fit or load first")
+        return self.parts
+
+    def state(self) -> xr.Dataset:
+        return self.parameters()
+
+    def restore(self, state: xr.Dataset) -> None:
+        self.parts = state
+
+
+class _Windows:
+    """The histories that a split's responses may be regressed on."""
+
+    def __init__(self, split: xr.Dataset, lags: int):
+        self.lags = lags
+        self.stimulus = split["stimulus"].values
+        self.response = np.asarray(mean_response(split), float)
+        self.full = full_history(split["segment"], lags)
+
+    def of(self, cell: int, crop: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Checks (frame, lag by check) and responses (frame,) where there is a response.
+
+        Raises:
+            UserError: if there is none.
+        """
+        frames = np.flatnonzero(self.full & np.isfinite(self.response[:, cell]))
+        if len(frames) == 0:
+            raise UserError(
+                f"cell number {cell} has no response in a frame with {self.lags} frames of "
+                "history; leave it out, or use fewer lags"
+            )
+        part = self.stimulus[crop]
+        lagged = [part[frames - lag].reshape(len(frames), -1) for lag in range(self.lags)]
+        return np.concatenate(lagged, 1, dtype=np.float64), self.response[frames, cell]
+
+
+class OLS(Regression):
+    """Ordinary least squares.
+
+    With n independent frames of white noise and p checks its error follows a closed form: for rates
+    of variance V and noise of variance S, FEV = 1 - (S / V) p / (n - p - 1).
+    """
+
+    Config = RegressionConfig
+
+    def estimators(self) -> Iterator[tuple[float, Any]]:
+        from sklearn.linear_model import LinearRegression
+
+        yield 0.0, LinearRegression(fit_intercept=self.config.intercept)
+
+
+class Ridge(Regression):
+    """Least squares with a penalty on the squared weights (Klindt et al. 2017, 4.2)."""
+
+    Config = RidgeConfig
+
+    def estimators(self) -> Iterator[tuple[float, Any]]:
+        from sklearn.linear_model import Ridge
+
+        for weight in self.config.penalties:
+            yield weight, Ridge(weight, fit_intercept=self.config.intercept)
+
+
+class Lasso(Regression):
+    """Least squares with a penalty on the absolute weights (Klindt et al. 2017, 4.2)."""
+
+    Config = LassoConfig
+
+    def estimators(self) -> Iterator[tuple[float, Any]]:
+        from sklearn.linear_model import Lasso
+
+        for weight in self.config.penalties:
+            yield weight, Lasso(weight, fit_intercept=self.config.intercept)

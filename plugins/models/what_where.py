@@ -1,0 +1,411 @@
+"""A network for a whole population that separates what a cell reads from where (Klindt 2017)."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import xarray as xr
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn.functional import conv2d, dropout, softplus
+
+from retinakit.convolution import correlate, correlate_in_time
+from retinakit.early_stopping import EarlyStoppingConfig
+from retinakit.errors import UserError
+from retinakit.factorized import FactorizedReadout, GaussianReadout, SeparableReadout
+from retinakit.location import SMOOTHING, locations
+from retinakit.penalties import group_sparsity, roughness
+from retinakit.recording import mean_response
+from retinakit.torch_model import TorchModel
+
+EVALUATED = 256
+"""Frames whose feature maps are held at a time in a prediction."""
+
+KERNEL_START = 0.01
+"""Standard deviation that kernels start with where their scale does not matter."""
+
+
+class WhatWhereConfig(EarlyStoppingConfig):
+    """Options of the network.
+
+    The loss is a mean over cells and frames, and penalties of the readout are means over cells:
+    the weights of the paper serve as they are. Where a weight for smoothness or group sparsity was
+    chosen for a loss summed over N cells, it is divided by N here.
+    """
+
+    filters: list[int] = Field(
+        [32, 64, 4], min_length=1, description="Filters in each layer; the last are the features."
+    )
+    kernels: list[int] = Field(
+        [5, 5, 5], min_length=1, description="Side of the filters in each layer, in checks."
+    )
+    padding: Literal["valid", "same"] = Field(
+        "valid", description="Whether the layers after the first keep the size of the map."
+    )
+    normalisation: Literal["batch", "unit", "none"] = Field(
+        "batch",
+        description="'batch': batch normalisation without a scale; 'unit': each kernel between two "
+        "maps has norm 1; 'none'.",
+    )
+    batch_decay: float = Field(
+        0.99,
+        gt=0,
+        lt=1,
+        description="Of the running mean and variance that predictions are normalised with.",
+    )
+    offset: bool = Field(True, description="Whether each filter has an offset.")
+    activation: Literal["relu", "softplus", "identity"] = Field(
+        "relu", description="Nonlinearity of the layers."
+    )
+    last_activation: Literal["relu", "softplus", "identity"] | None = Field(
+        None, description="Nonlinearity of the last layer; null: as the others."
+    )
+    known_kernel: bool = Field(
+        False,
+        description="Take the kernel from the recording's truth, and learn the readout only; for "
+        "one layer.",
+    )
+    readout: Literal["factorized", "full", "fixed", "gaussian"] = Field(
+        "factorized",
+        description="'factorized': a mask and feature weights for each cell; 'full': a weight for "
+        "each feature at each place (McIntosh et al. 2016); 'fixed': a mask of one place, that of "
+        "the spike-triggered average (Batty et al. 2017); 'gaussian': Gaussian masks.",
+    )
+    positive_mask: bool = Field(False, description="Whether masks are not negative.")
+    positive_weight: bool = Field(False, description="Whether feature weights are not negative.")
+    normalise_mask: bool = Field(
+        False, description="Whether masks have norm 1, and their L1 penalty is of their shape."
+    )
+    mask_start: Literal["sta", "random"] = Field(
+        "sta",
+        description="'sta': masks start at the largest value of the smoothed spike-triggered "
+        "average; 'random': as small random numbers.",
+    )
+    sta_smoothing: float = Field(
+        SMOOTHING,
+        ge=0,
+        description="Standard deviation of the Gaussian that smoothes it, in checks.",
+    )
+    output: Literal["identity", "relu", "softplus", "exponential"] = Field(
+        "softplus", description="Nonlinearity of the cells."
+    )
+    bias: bool = Field(True, description="Whether each cell has a constant before that.")
+    mask_l1: float = Field(0.0, ge=0, description="Weight of the sum of a cell's |mask|.")
+    weight_l1: float = Field(0.0, ge=0, description="Weight of the sum of its |feature weights|.")
+    product_l1: float = Field(0.0, ge=0, description="Weight of the product of the two sums.")
+    readout_l2: float = Field(
+        0.0, ge=0, description="Weight of the sum of a cell's squared weights in a full readout."
+    )
+    activity_l1: float = Field(0.0, ge=0, description="Weight of the mean |prediction|.")
+    smoothness: float = Field(
+        0.0, ge=0, description="Weight of the squared Laplacian of the kernels (eq 6)."
+    )
+    smooth_layers: Literal["first", "all"] = Field("first", description="Of which layers.")
+    normalise_smoothness: bool = Field(
+        True, description="Divide it by the power of each kernel, so that it is of its shape."
+    )
+    group_sparsity: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of the summed norms of the kernels between two maps (eq 7), of the "
+        "layers after the first, or of the only one.",
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="Part of the features dropped out.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "WhatWhereConfig":
+        if len(self.filters) != len(self.kernels):
+            raise ValueError(
+                f"there are filters for {len(self.filters)} layers and kernels for "
+                f"{len(self.kernels)}; give one of each for a layer"
+            )
+        if min(*self.filters, *self.kernels, 1) < 1:
+            raise ValueError("filters and kernels are 1 or more in each layer")
+        if self.loss == "poisson" and self.output == "identity":
+            raise ValueError(
+                "with output 'identity' a rate may be negative, which a Poisson loss cannot "
+                "score; use output: softplus, or loss: mse"
+            )
+        free = self.readout == "factorized" and self.filters[-1] > 1 and not self.normalise_mask
+        if free and (self.mask_l1 > 0) != (self.weight_l1 > 0) and not self.product_l1:
+            raise ValueError(
+                "a penalty on masks or feature weights alone is evaded by moving their scale to "
+                "the other; give both mask_l1 and weight_l1, or product_l1, or normalise_mask"
+            )
+        if self.known_kernel and len(self.filters) != 1:
+            raise ValueError("known_kernel is for a network of one layer; give one filters")
+        return self
+
+
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu,
+    "softplus": softplus,
+    "identity": nn.Identity(),
+    "exponential": torch.exp,
+}
+
+
+class WhatWhereModule(nn.Module):
+    """Convolution layers that all cells share, and a readout for each cell."""
+
+    activity: Tensor
+
+    def __init__(self, config: WhatWhereConfig, cells: int, channels: int, places: tuple[int, int]):
+        super().__init__()
+        self.config = config
+        self.kernel = nn.ParameterList()
+        self.offset = nn.ParameterList()
+        self.norm = nn.ModuleList()
+        incoming = channels
+        for layer, (filters, side) in enumerate(zip(config.filters, config.kernels, strict=True)):
+            shape = (filters, incoming, side, side)
+            lags = (config.lags,) if layer == 0 else ()
+            kernel = torch.randn(*lags, *shape)
+            inputs = kernel.numel() / filters
+            scale = inputs**-0.5 if config.normalisation == "none" else KERNEL_START
+            self.kernel.append(nn.Parameter(kernel * scale))
+            if config.offset:
+                self.offset.append(nn.Parameter(torch.zeros(filters)))
+            if config.normalisation == "batch":
+                self.norm.append(_BatchNorm(filters, config.batch_decay))
+            incoming = filters
+        self.readout: SeparableReadout | FullReadout
+        signs = {"positive_weight": config.positive_weight, "bias": config.bias}
+        if config.readout == "full":
+            self.readout = FullReadout(cells, incoming, places, bias=config.bias)
+        elif config.readout == "gaussian":
+            self.readout = GaussianReadout(cells, incoming, places, **signs)
+        else:
+            self.readout = FactorizedReadout(
+                cells,
+                incoming,
+                places,
+                positive_mask=config.positive_mask,
+                normalise=config.normalise_mask and config.readout == "factorized",
+                **signs,
+            )
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Frames (n + lags - 1, [channel,] y, x) to expected responses (n, cell)."""
+        if frames.ndim == 3:
+            frames = frames[:, None]
+        if self.training:
+            return self._respond(frames)
+        # The maps of all frames together could fill the memory.
+        before = self.config.lags - 1
+        starts = range(0, len(frames) - before, EVALUATED)
+        return torch.cat([self._respond(frames[a : a + EVALUATED + before]) for a in starts])
+
+    def _respond(self, frames: Tensor) -> Tensor:
+        features = dropout(self.features(frames), self.config.dropout, self.training)
+        self.activity = FUNCTIONS[self.config.output](self.readout(features))
+        return self.activity
+
+    def features(self, frames: Tensor) -> Tensor:
+        """Frames (n + lags - 1, channel, y, x) to the last layer's maps (n, K, height, width)."""
+        c, last = self.config, len(self.kernel) - 1
+        hidden = frames
+        for layer, kernel in enumerate(self.kernels()):
+            if layer:
+                hidden = conv2d(hidden, kernel, padding=c.padding)
+            elif c.lags == 1:
+                hidden = correlate(hidden, kernel[0])
+            else:
+                hidden = correlate_in_time(hidden, kernel)
+            if c.normalisation == "batch":
+                hidden = self.norm[layer](hidden)
+            if c.offset:
+                hidden = hidden + self.offset[layer][:, None, None]
+            name = c.last_activation if layer == last and c.last_activation else c.activation
+            hidden = FUNCTIONS[name](hidden)
+        return hidden
+
+    def kernels(self) -> list[Tensor]:
+        """Of each layer (filter, channel, y, x), with the lags in front in the first."""
+        if self.config.normalisation != "unit":
+            return list(self.kernel)
+        first, *others = self.kernel
+        return [
+            first / first.norm(dim=(3, 4), keepdim=True).norm(dim=0, keepdim=True),
+            *(kernel / kernel.norm(dim=(2, 3), keepdim=True) for kernel in others),
+        ]
+
+
+class FullReadout(nn.Module):
+    """A weight for each feature at each place, for each cell."""
+
+    def __init__(self, cells: int, features: int, places: tuple[int, int], *, bias: bool):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(cells, features, *places) * KERNEL_START)
+        self.bias = nn.Parameter(torch.zeros(cells)) if bias else None
+
+    def forward(self, features: Tensor) -> Tensor:
+        return nn.functional.linear(features.flatten(1), self.weight.flatten(1), self.bias)
+
+
+class _BatchNorm(nn.BatchNorm2d):
+    """Batch normalisation without scale and offset.
+
+    The running mean and variance begin as the average over the batches so far, so that validation
+    early in training is not of the values they started with.
+    """
+
+    def __init__(self, features: int, decay: float):
+        super().__init__(features, affine=False)
+        self.decay = decay
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        if self.training:
+            assert self.num_batches_tracked is not None
+            self.momentum = max(1 - self.decay, 1 / (1 + int(self.num_batches_tracked)))
+        return super().forward(hidden)
+
+
+class WhatWhere(TorchModel):
+    """Convolution layers shared by all cells, and a sparse readout factorized into what and where.
+
+    A cell reads Σ_k w_k Σ_p m_p c_kp from the maps c of the last layer (eqs 2 and 3): its mask m
+    says where it looks, and its feature weights w what it reads there, its type. Masks start at the
+    peak of the spike-triggered average, with the standard deviation of the response. Training is
+    that of section 4.1.
+    """
+
+    Config = WhatWhereConfig
+
+    def build(self, field: xr.Dataset) -> nn.Module:
+        c = self.config
+        places = (field.sizes["y"] - self._lost, field.sizes["x"] - self._lost)
+        if min(places) < 1:
+            raise UserError(
+                f"filters of {', '.join(map(str, c.kernels))} checks need a field larger than "
+                f"{self._lost} checks and it has {field.sizes['y']} x {field.sizes['x']}; make "
+                "kernels smaller"
+            )
+        return WhatWhereModule(c, field.sizes["cell"], field.sizes.get("channel", 1), places)
+
+    @property
+    def _lost(self) -> int:
+        """Checks by which a map is smaller than the field."""
+        sides = self.config.kernels if self.config.padding == "valid" else self.config.kernels[:1]
+        return sum(side - 1 for side in sides)
+
+    def initialise(self, module: nn.Module, recording: xr.DataTree) -> None:
+        """Masks at the peaks of the spike-triggered averages, biases at the mean responses."""
+        assert isinstance(module, WhatWhereModule)
+        c, readout = self.config, module.readout
+        split = recording["train"].to_dataset()
+        if c.target == "rate" and "rate" in split:
+            split = split.assign(response=split["rate"])
+        response = mean_response(split).astype(float)
+        if c.known_kernel:
+            self._take_kernel(module, recording)
+        if readout.bias is not None:
+            mean = torch.from_numpy(response.mean("frame").fillna(0).values).float()
+            with torch.no_grad():
+                readout.bias.copy_(_inverse(c.output, mean))
+        if not isinstance(readout, SeparableReadout):
+            return
+        if c.readout == "fixed" or c.mask_start == "sta":
+            margin = self._lost // 2
+            centres = locations(split, c.lags, c.sta_smoothing, (margin, margin)) - margin
+            centres = np.minimum(centres, np.array(readout.places) - 1)
+            places = torch.from_numpy(centres)
+            if c.readout == "fixed":
+                assert isinstance(readout, FactorizedReadout)
+                readout.fix_at(places)
+            else:
+                deviation = response.std("frame").fillna(0).values
+                readout.start_at(places, torch.from_numpy(deviation))
+
+    def _take_kernel(self, module: WhatWhereModule, recording: xr.DataTree) -> None:
+        truth = recording["truth"].to_dataset() if "truth" in recording.children else {}
+        if "kernel" not in truth:
+            raise UserError(
+                "known_kernel is set and the recording has no 'kernel' in 'truth'; leave it out"
+            )
+        known = torch.from_numpy(truth["kernel"].values).float()[None, :, None]
+        if known.shape != module.kernel[0].shape:
+            raise UserError(
+                f"the true kernels are {tuple(truth['kernel'].shape)} and the network's are "
+                f"{tuple(module.kernel[0].shape[i] for i in (1, 3, 4))} (filter, y, x); set "
+                "filters and kernels to the former"
+            )
+        with torch.no_grad():
+            module.kernel[0].copy_(known)
+        module.kernel[0].requires_grad_(False)
+
+    def penalty(self, module: nn.Module) -> Tensor:
+        assert isinstance(module, WhatWhereModule)
+        c, readout, kernels = self.config, module.readout, module.kernels()
+        total = c.activity_l1 * module.activity.abs().mean()
+        if isinstance(readout, SeparableReadout):
+            total = total + c.mask_l1 * readout.mask_l1() + c.weight_l1 * readout.weight_l1()
+            total = total + c.product_l1 * readout.product_l1()
+        else:
+            total = total + c.readout_l2 * (readout.weight**2).sum() / len(readout.weight)
+        if c.smoothness:
+            smoothed = kernels if c.smooth_layers == "all" else kernels[:1]
+            for kernel in smoothed:
+                total = total + c.smoothness * roughness(kernel, c.normalise_smoothness)
+        if c.group_sparsity:
+            for kernel in kernels[1:] or [kernels[0].flatten(0, 1)]:
+                total = total + c.group_sparsity * group_sparsity(kernel)
+        return total
+
+    def parameters(self) -> xr.Dataset:
+        """`kernel`, those of later layers as `kernel_2`, ..., and what each cell reads.
+
+        `mask (cell, map_y, map_x)` and `feature_weight (cell, feature)`, or of a full readout
+        `output_weight (cell, feature, map_y, map_x)`. A place of the map is named by the first
+        check of its window; `centre_y` and `centre_x` are the check in the middle of it.
+        """
+        self._check_fitted()
+        module: Any = self.module
+        c, readout = self.config, module.readout
+        first, *deeper = (kernel.detach().numpy() for kernel in module.kernels())
+        kernel = xr.DataArray(first, dims=("lag", "filter", "channel", "kernel_y", "kernel_x"))
+        if "channel" not in self.field.sizes:
+            kernel = kernel.isel(channel=0)
+        coords: dict[str, Any] = {
+            "filter": np.arange(first.shape[1]),
+            "kernel_y": np.arange(first.shape[-2]),
+            "kernel_x": np.arange(first.shape[-1]),
+            "feature": np.arange(c.filters[-1]),
+        }
+        for axis, places in zip("yx", readout.places, strict=True):
+            coords[f"map_{axis}"] = np.arange(places)
+            coords[f"centre_{axis}"] = (f"map_{axis}", np.arange(places) + self._lost / 2)
+        variables: dict[str, Any] = {"kernel": kernel.transpose("filter", "lag", ...)}
+        incoming = "filter"
+        for layer, weights in enumerate(deeper, start=2):
+            dims = (f"filter_{layer}", incoming, f"kernel_{layer}_y", f"kernel_{layer}_x")
+            variables[f"kernel_{layer}"] = (dims, weights)
+            coords |= {d: np.arange(n) for d, n in zip(dims, weights.shape, strict=True)}
+            incoming = dims[0]
+        for layer, offset in enumerate(module.offset, start=1):
+            name = "filter" if layer == 1 else f"filter_{layer}"
+            suffix = "" if layer == 1 else f"_{layer}"
+            variables[f"kernel_bias{suffix}"] = (name, offset.detach().numpy())
+        if isinstance(readout, FullReadout):
+            dims = ("cell", "feature", "map_y", "map_x")
+            variables["output_weight"] = (dims, readout.weight.detach().numpy())
+        else:
+            masks = readout.masks().detach().T.reshape(-1, *readout.places).numpy()
+            variables["mask"] = (("cell", "map_y", "map_x"), masks)
+            variables["feature_weight"] = (
+                ("cell", "feature"),
+                readout.weights().detach().T.numpy(),
+            )
+        if readout.bias is not None:
+            variables["output_bias"] = ("cell", readout.bias.detach().numpy())
+        parameters = self.field.assign(variables).assign_coords(coords)
+        return parameters.drop_vars([d for d in ("y", "x") if d in parameters.coords])
+
+
+def _inverse(output: str, mean: Tensor) -> Tensor:
+    """The drive at which a cell's output is the mean response."""
+    if output == "identity" or output == "relu":
+        return mean
+    positive = mean.clamp_min(1e-3)
+    return positive.log() if output == "exponential" else positive.expm1().log()

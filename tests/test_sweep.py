@@ -1,0 +1,63 @@
+"""Choosing among the points of a sweep."""
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from retinakit.errors import UserError
+from retinakit.sweep import chosen
+from retinakit_plugins.analyses.sweep_curve import SweepCurve
+
+
+def result():
+    """Two models: one swept over two penalties, and one that was not."""
+    random = np.random.default_rng(0)
+    sizes = {"samples": [1, 2], "mask": [0.1, 0.2, 0.3], "weight": [1, 2], "cell": [0, 1, 2]}
+    shape = [len(v) for v in sizes.values()]
+    variables = {name: (list(sizes), random.random(shape)) for name in ("error", "score")}
+    swept = xr.Dataset(variables, sizes, {"sweep": "samples,mask,weight"})
+    other = swept.isel(mask=0, weight=0, drop=True).assign_attrs(sweep="samples")
+    return xr.DataTree.from_dict({"/swept": swept, "/other": other})
+
+
+@pytest.mark.parametrize("largest", [False, True])
+def test_the_best_point_is_that_of_the_mean_over_cells(largest):
+    before = result()
+    after = chosen(before, ["mask", "weight"], "error", largest=largest)
+    swept = before["swept"].to_dataset()
+    for samples in (1, 2):
+        errors = swept["error"].sel(samples=samples).mean("cell").values
+        place = errors.argmax() if largest else errors.argmin()
+        mask, weight = np.unravel_index(place, errors.shape)
+        found = after["swept"].to_dataset().sel(samples=samples)
+        expected = swept.sel(samples=samples).isel(mask=mask, weight=weight)
+        np.testing.assert_array_equal(found["score"], expected["score"])
+        assert float(found["best_mask"]) == float(expected["mask"])
+        assert float(found["best_weight"]) == float(expected["weight"])
+    assert after["swept"].attrs["sweep"] == "samples"
+    xr.testing.assert_identical(after["other"].to_dataset(), before["other"].to_dataset())
+
+
+def test_a_point_that_failed_is_not_chosen():
+    before = result()
+    swept = before["swept"].to_dataset()
+    before["swept"] = xr.DataTree(swept.assign(error=swept["error"].where(swept["mask"] > 0.2)))
+    after = chosen(before, ["mask"], "error")
+    assert (after["swept/best_mask"] == 0.3).all()
+
+
+def test_what_cannot_choose_is_named():
+    with pytest.raises(UserError, match="not swept over 'mas'; did you mean 'mask'"):
+        chosen(result(), ["mas"], "error")
+    with pytest.raises(UserError, match="of 'swept' have no 'eror'; did you mean 'error'"):
+        chosen(result(), ["mask"], "eror")
+
+
+def test_a_curve_is_of_the_best_points_and_not_below_the_floor():
+    options = {"scores": ["score"], "over": "samples", "spread": ["cell"], "floor": 0.5}
+    curve = SweepCurve(options | {"best_over": ["mask", "weight"], "best_by": "error"})
+    drawn = curve.run({"score": result()})
+    best = chosen(result(), ["mask", "weight"], "error")
+    for name in ("swept", "other"):
+        expected = best[name]["score"].clip(min=0.5).mean("cell")
+        np.testing.assert_allclose(drawn["mean"].sel(curve=name).values[0], expected)
