@@ -1,12 +1,16 @@
-// The Python module retinakit._kernels. Functions take NumPy arrays; none knows torch.
+// The Python module retinakit._kernels. Functions take NumPy arrays, or the addresses of tensors;
+// none knows torch.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <algorithm>
+#include <array>
 #include <stdexcept>
 
 #include "bits.h"
 #include "gram.h"
+#include "readout.h"
 #include "simd.h"
 #include "simulation.h"
 #include "sparse.h"
@@ -217,6 +221,56 @@ void define_simulate(py::module_& m) {
         "Rates and spike counts of subunit cells, in the frames from start to stop.");
 }
 
+// The readout works on torch's memory: addresses of contiguous tensors, whose types and shapes
+// retinakit.readout has checked.
+template <class T>
+T* at(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+retinakit::Slots slots(int64_t rows, const std::array<uintptr_t, 5>& addresses) {
+  const auto [start, index, values, weights, neurons] = addresses;
+  return {{rows, at<const int64_t>(start), at<const int32_t>(index), at<const float>(values)},
+          at<const float>(weights),
+          at<const int64_t>(neurons)};
+}
+
+void define_readout(py::module_& m) {
+  using Shape = std::array<int64_t, 4>;  // batch, channels, positions, neurons
+  using Masks = std::array<uintptr_t, 5>;
+  const auto shape_of = [](const Shape& s) { return retinakit::FeatureShape{s[0], s[1], s[2]}; };
+  m.def(
+      "readout",
+      [=](const Shape& shape, uintptr_t features, const Masks& masks, uintptr_t out,
+          int threads) {
+        py::gil_scoped_release release;
+        retinakit::readout(at<const float>(features), shape_of(shape), slots(shape[3], masks),
+                           at<float>(out), threads);
+      },
+      "The output (batch, neuron); masks: start, position, value, weight, neuron, by slot.");
+  m.def(
+      "readout_slot_gradients",
+      [=](const Shape& shape, uintptr_t features, const Masks& masks, uintptr_t gradient,
+          uintptr_t mask_gradient, uintptr_t weight_gradient, int threads) {
+        py::gil_scoped_release release;
+        retinakit::readout_slot_gradients(at<const float>(features), shape_of(shape),
+                                          slots(shape[3], masks), at<const float>(gradient),
+                                          at<float>(mask_gradient), at<float>(weight_gradient),
+                                          threads);
+      },
+      "The gradients of the masks' entries and of the weights (slot, channel); 0: not this one.");
+  m.def(
+      "readout_feature_gradient",
+      [=](const Shape& shape, const Masks& masks, uintptr_t gradient, uintptr_t feature_gradient,
+          int threads) {
+        py::gil_scoped_release release;
+        retinakit::readout_feature_gradient(shape_of(shape), slots(shape[2], masks), shape[3],
+                                            at<const float>(gradient),
+                                            at<float>(feature_gradient), threads);
+      },
+      "The gradient of the features; masks: start, slot, value by position, and weight, neuron.");
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_kernels, m) {
@@ -237,6 +291,7 @@ PYBIND11_MODULE(_kernels, m) {
   define_simulate<uint8_t>(m);
   define_simulate<int8_t>(m);
   define_simulate<float>(m);
+  define_readout(m);
 #ifdef RETINAKIT_CUDA
   m.attr("cuda") = true;
   m.def("cuda_device_count", &retinakit::cuda_device_count);
