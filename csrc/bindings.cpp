@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <array>
 #include <stdexcept>
+#include <tuple>
 
 #include "bits.h"
 #include "gram.h"
@@ -16,6 +17,7 @@
 #include "sparse.h"
 #ifdef RETINAKIT_CUDA
 #include "device.h"
+#include "readout_cuda.h"
 #endif
 
 namespace py = pybind11;
@@ -271,6 +273,55 @@ void define_readout(py::module_& m) {
       "The gradient of the features; masks: start, slot, value by position, and weight, neuron.");
 }
 
+#ifdef RETINAKIT_CUDA
+namespace gpu = retinakit::device;
+
+void define_readout_on_gpu(py::module_& m) {
+  using Launch = std::tuple<int, uintptr_t, bool>;  // device, stream, whether bfloat16
+  using Shape = std::array<int, 4>;                 // batch, channels, positions, neurons
+  using Masks = std::array<uintptr_t, 7>;
+  using MasksByPosition = std::array<uintptr_t, 5>;
+  const auto launch_of = [](const Launch& launch) {
+    return std::apply([](auto... parts) { return gpu::Launch{parts...}; }, launch);
+  };
+  const auto shape_of = [](const Shape& s) { return gpu::Shape{s[0], s[1], s[2], s[3]}; };
+  const auto masks_of = [](const Masks& a) {
+    return gpu::Masks{at<const int64_t>(a[0]), at<const float>(a[1]),   at<const int32_t>(a[2]),
+                      at<const int64_t>(a[3]), at<const int32_t>(a[4]), at<const float>(a[5]),
+                      at<const int64_t>(a[6])};
+  };
+  const auto by_position_of = [](const MasksByPosition& a) {
+    return gpu::MasksByPosition{at<const int64_t>(a[0]), at<const int32_t>(a[1]),
+                                at<const int64_t>(a[2]), at<const float>(a[3]),
+                                at<const float>(a[4])};
+  };
+  m.def("readout_on_gpu", [=](const Launch& launch, const Shape& shape, uintptr_t features,
+                              const Masks& masks, uintptr_t out) {
+    gpu::launch_read(launch_of(launch), at<void>(features), shape_of(shape), masks_of(masks),
+                     at<float>(out));
+  });
+  m.def("readout_weight_gradient_on_gpu",
+        [=](const Launch& launch, const Shape& shape, uintptr_t features, const Masks& masks,
+            uintptr_t gradient, uintptr_t out) {
+          gpu::launch_weight_gradient(launch_of(launch), at<void>(features), shape_of(shape),
+                                      masks_of(masks), at<const float>(gradient), at<float>(out));
+        });
+  m.def("readout_mask_gradient_on_gpu",
+        [=](const Launch& launch, const Shape& shape, uintptr_t features,
+            const MasksByPosition& masks, uintptr_t gradient, uintptr_t out) {
+          gpu::launch_mask_gradient(launch_of(launch), at<void>(features), shape_of(shape),
+                                    by_position_of(masks), at<const float>(gradient),
+                                    at<float>(out));
+        });
+  m.def("readout_feature_gradient_on_gpu",
+        [=](const Launch& launch, const Shape& shape, const MasksByPosition& masks,
+            uintptr_t gradient, uintptr_t out) {
+          gpu::launch_feature_gradient(launch_of(launch), shape_of(shape), by_position_of(masks),
+                                       at<const float>(gradient), at<void>(out));
+        });
+}
+#endif
+
 }  // namespace
 
 PYBIND11_MODULE(_kernels, m) {
@@ -294,6 +345,7 @@ PYBIND11_MODULE(_kernels, m) {
   define_readout(m);
 #ifdef RETINAKIT_CUDA
   m.attr("cuda") = true;
+  define_readout_on_gpu(m);
   m.def("cuda_device_count", &retinakit::cuda_device_count);
   m.def("cuda_toolkit_version", &retinakit::cuda_toolkit_version);
 #else

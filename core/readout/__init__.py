@@ -10,7 +10,7 @@ from typing import Literal
 from torch import Tensor
 
 from retinakit.errors import UserError
-from retinakit.readout.compiled_sparse import serves
+from retinakit.readout import compiled_sparse, cuda_sparse
 from retinakit.readout.dense import dense_readout
 from retinakit.readout.sparse import sparse_readout
 from retinakit.readout.support import Support
@@ -19,10 +19,11 @@ __all__ = ["Support", "choose", "factorized_readout"]
 
 Algorithm = Literal["auto", "dense", "sparse"]
 
-PER_POSITION = {"kernels": 25, "torch": 330}
-PER_ENTRY = {"kernels": 3, "torch": 36}
+PER_POSITION = {"kernels": 25, "torch": 330, "gpu": 100}
+PER_ENTRY = {"kernels": 3, "torch": 36, "gpu": 20}
 """What a sparse readout costs for each position, and for each entry of the support, in the time
-that the products take for an entry of the masks. Measured on AVX2, forward and backward."""
+that the products take for an entry of the masks. Measured on AVX2, forward and backward; those of
+a GPU are from arithmetic, with products in TF32."""
 
 LANES = 8
 """Samples of the batch that the kernels take at once."""
@@ -42,8 +43,10 @@ def factorized_readout(
         out[b, n] = bias[n] + Σ_k feature_weight[k, n] · Σ_p features[b, k, p] · mask[p, n]
 
     Every step has a gradient, in both algorithms. Neither holds an array of (batch, channel,
-    neuron). Compiled kernels serve float32 on the CPU; elsewhere, torch does the sparse
-    algorithm too. The result does not depend on the number of threads.
+    neuron). Compiled kernels serve float32 on the CPU, and float32 and bfloat16 on a GPU;
+    elsewhere, torch does the sparse algorithm too. Half-precision features are multiplied in the
+    masks' precision on the CPU, and in their own on a GPU. The result does not depend on the
+    number of threads.
 
     Args:
         features: (batch, channel, position); a map in space is flattened, `.flatten(2)`.
@@ -70,11 +73,12 @@ def factorized_readout(
         raise UserError(f"algorithm is {algorithm!r}; give 'auto', 'dense' or 'sparse'")
     if algorithm == "sparse":
         support = Support.of(mask) if support is None else support
-        used = features.to(mask.dtype)
+        used = features if cuda_sparse.serves(features) else features.to(mask.dtype)
         out = sparse_readout(used, support.values(mask), feature_weight, support.structure)
     else:
         inside = mask if support is None else mask.where(support.inside, 0)
-        out = dense_readout(features.to(mask.dtype), inside, feature_weight)
+        dtype = features.dtype if features.is_cuda else mask.dtype
+        out = dense_readout(features.to(dtype), inside.to(dtype), feature_weight.to(dtype))
     return (out if bias is None else out + bias).to(features.dtype)
 
 
@@ -90,7 +94,11 @@ def choose(
     """
     if support is None:
         return "dense"
-    by = "kernels" if serves(features) else "torch"
+    by = "torch"
+    if compiled_sparse.serves(features):
+        by = "kernels"
+    elif cuda_sparse.serves(features):
+        by = "gpu"
     samples, (positions, neurons) = len(features), mask.shape
     lanes = -(-samples // LANES) * LANES if by == "kernels" else samples
     cost = PER_POSITION[by] * positions + PER_ENTRY[by] * len(support.entry)

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from retinakit.errors import UserError
 
+BLOCK = 16
+"""Slots that share features on a GPU, as in the kernels."""
+
 
 class Slots(NamedTuple):
     """The attributes of `Support` that are not flattened masks, and what the slots hold.
@@ -16,6 +19,7 @@ class Slots(NamedTuple):
     Attributes:
         values: (entry,) of the masks.
         weight: (slot, channel).
+        blocks: as in `Support`.
     """
 
     start: Tensor
@@ -26,14 +30,23 @@ class Slots(NamedTuple):
     by_position: Tensor
     values: Tensor
     weight: Tensor
+    blocks: Sequence[Tensor]
 
     @classmethod
     def of(cls, values: Tensor, weight: Tensor, structure: Sequence[Tensor]) -> "Slots":
         """From the values, weights (channel, neuron) and `Support.structure`."""
         by_slot = weight.index_select(1, structure[2]).T.contiguous()
-        start, position, neuron, position_start, slot, by_position = structure
+        start, position, neuron, position_start, slot, by_position, *blocks = structure
         return cls(
-            start, position, neuron, position_start, slot, by_position, values.contiguous(), by_slot
+            start,
+            position,
+            neuron,
+            position_start,
+            slot,
+            by_position,
+            values.contiguous(),
+            by_slot,
+            blocks,
         )
 
 
@@ -56,6 +69,9 @@ class Support:
         position_start: (position + 1,) int64, where those of a position begin in the next two.
         slot: (entry,) int32, by position and then slot.
         by_position: (entry,) int64, the entry that each of these is.
+        blocks: on a GPU, what `BLOCK` slots share: (entry,) int32, each entry's place among the
+            positions of its block; (block + 1,) int64, where the positions of each block begin in
+            the next; int32, the positions that any slot of a block has. Nothing on the CPU.
     """
 
     inside: Tensor
@@ -66,6 +82,7 @@ class Support:
     position_start: Tensor
     slot: Tensor
     by_position: Tensor
+    blocks: tuple[Tensor, ...]
 
     @classmethod
     def of(cls, mask: Tensor) -> "Support":
@@ -103,6 +120,7 @@ class Support:
             _starts(position, positions),
             slot[by_position].int(),
             place[by_position],
+            _blocks(slot[by_slot], position[by_slot], neurons, positions) if mask.is_cuda else (),
         )
 
     @property
@@ -120,6 +138,7 @@ class Support:
             self.position_start,
             self.slot,
             self.by_position,
+            *self.blocks,
         ]
 
     def values(self, mask: Tensor) -> Tensor:
@@ -132,3 +151,10 @@ def _starts(row: Tensor, rows: int) -> Tensor:
     start = torch.zeros(rows + 1, dtype=torch.int64, device=row.device)
     torch.cumsum(torch.bincount(row, minlength=rows), 0, out=start[1:])
     return start
+
+
+def _blocks(slot: Tensor, position: Tensor, neurons: int, positions: int) -> tuple[Tensor, ...]:
+    """`Support.blocks`, from the slot and the position of each entry."""
+    shared, place = torch.unique(slot // BLOCK * positions + position, return_inverse=True)
+    start = _starts(shared // max(1, positions), -(-neurons // BLOCK))
+    return (place - start[slot // BLOCK]).int(), start, (shared % max(1, positions)).int()
