@@ -5,14 +5,17 @@ needed; what only a GPU can show is in benchmarks/gpu.
 """
 
 import ctypes
+import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from retinakit.kernels import compiled
 from retinakit.readout import Support, cuda_sparse
 from retinakit.readout.support import BLOCK, Slots, _blocks
 
@@ -130,3 +133,21 @@ def test_a_block_shares_the_positions_of_its_slots():
         used = mask[:, support.neuron[block * BLOCK :][:BLOCK]].any(1)
         assert shared.tolist() == used.nonzero().flatten().tolist()
         assert torch.equal(shared[place[first:last].long()], support.position[first:last])
+
+
+def test_the_script_for_a_gpu_goes_through_its_steps_on_a_cpu(tmp_path):
+    if compiled is None:
+        pytest.skip("the compiled kernels are not there")
+    script = Path(__file__).parents[1] / "benchmarks" / "gpu" / "readout.py"
+    result = tmp_path / "result.json"
+    command = [sys.executable, str(script), str(result), "--device", "cpu", "--tiny"]
+    subprocess.run(command, check=True, capture_output=True)
+    content = json.loads(result.read_text())
+    assert len(content["checks"]) == 12
+    assert all(check["output"] < 1e-5 for check in content["checks"])
+    assert len(content["times"]) == 12
+    for case in content["times"]:
+        assert {name: took > 0 for name, took in case["seconds"].items()} == {
+            "sparse": True,
+            "product": True,
+        }
