@@ -71,6 +71,7 @@ setup(
     packages=[
         "retinakit",
         "retinakit.pipeline",
+        "retinakit.readout",
         "retinakit.triggered",
         "retinakit_plugins",
         "retinakit_plugins.datasets",

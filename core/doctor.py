@@ -19,6 +19,7 @@ def examine() -> Iterator[tuple[str, str]]:
         except PackageNotFoundError:
             yield name, "not installed"
     yield "kernels", _kernels()
+    yield "readout", _readout()
     yield "gpu", _gpu()
     yield "processors", str(os.cpu_count())
     entries = Registry().entries
@@ -46,6 +47,14 @@ def _kernels() -> str:
         f"C++ and CUDA {toolkit // 1000}.{toolkit % 1000 // 10}; "
         f"{compiled.cuda_device_count()} CUDA devices"
     )
+
+
+def _readout() -> str:
+    from retinakit.kernels import compiled
+    from retinakit.readout import PER_ENTRY
+
+    by = "torch" if compiled is None else "kernels"
+    return f"sparse where less than {1 / PER_ENTRY[by]:.0%} of large masks is used, by {by}"
 
 
 def _gpu() -> str:

@@ -1,17 +1,23 @@
-// The Python module retinakit._kernels. Functions take NumPy arrays; none knows torch.
+// The Python module retinakit._kernels. Functions take NumPy arrays, or the addresses of tensors;
+// none knows torch.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <algorithm>
+#include <array>
 #include <stdexcept>
+#include <tuple>
 
 #include "bits.h"
 #include "gram.h"
+#include "readout.h"
 #include "simd.h"
 #include "simulation.h"
 #include "sparse.h"
 #ifdef RETINAKIT_CUDA
 #include "device.h"
+#include "readout_cuda.h"
 #endif
 
 namespace py = pybind11;
@@ -217,6 +223,105 @@ void define_simulate(py::module_& m) {
         "Rates and spike counts of subunit cells, in the frames from start to stop.");
 }
 
+// The readout works on torch's memory: addresses of contiguous tensors, whose types and shapes
+// retinakit.readout has checked.
+template <class T>
+T* at(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+retinakit::Slots slots(int64_t rows, const std::array<uintptr_t, 5>& addresses) {
+  const auto [start, index, values, weights, neurons] = addresses;
+  return {{rows, at<const int64_t>(start), at<const int32_t>(index), at<const float>(values)},
+          at<const float>(weights),
+          at<const int64_t>(neurons)};
+}
+
+void define_readout(py::module_& m) {
+  using Shape = std::array<int64_t, 4>;  // batch, channels, positions, neurons
+  using Masks = std::array<uintptr_t, 5>;
+  const auto shape_of = [](const Shape& s) { return retinakit::FeatureShape{s[0], s[1], s[2]}; };
+  m.def(
+      "readout",
+      [=](const Shape& shape, uintptr_t features, const Masks& masks, uintptr_t out,
+          int threads) {
+        py::gil_scoped_release release;
+        retinakit::readout(at<const float>(features), shape_of(shape), slots(shape[3], masks),
+                           at<float>(out), threads);
+      },
+      "The output (batch, neuron); masks: start, position, value, weight, neuron, by slot.");
+  m.def(
+      "readout_slot_gradients",
+      [=](const Shape& shape, uintptr_t features, const Masks& masks, uintptr_t gradient,
+          uintptr_t mask_gradient, uintptr_t weight_gradient, int threads) {
+        py::gil_scoped_release release;
+        retinakit::readout_slot_gradients(at<const float>(features), shape_of(shape),
+                                          slots(shape[3], masks), at<const float>(gradient),
+                                          at<float>(mask_gradient), at<float>(weight_gradient),
+                                          threads);
+      },
+      "The gradients of the masks' entries and of the weights (slot, channel); 0: not this one.");
+  m.def(
+      "readout_feature_gradient",
+      [=](const Shape& shape, const Masks& masks, uintptr_t gradient, uintptr_t feature_gradient,
+          int threads) {
+        py::gil_scoped_release release;
+        retinakit::readout_feature_gradient(shape_of(shape), slots(shape[2], masks), shape[3],
+                                            at<const float>(gradient),
+                                            at<float>(feature_gradient), threads);
+      },
+      "The gradient of the features; masks: start, slot, value by position, and weight, neuron.");
+}
+
+#ifdef RETINAKIT_CUDA
+namespace gpu = retinakit::device;
+
+void define_readout_on_gpu(py::module_& m) {
+  using Launch = std::tuple<int, uintptr_t, bool>;  // device, stream, whether bfloat16
+  using Shape = std::array<int, 4>;                 // batch, channels, positions, neurons
+  using Masks = std::array<uintptr_t, 7>;
+  using MasksByPosition = std::array<uintptr_t, 5>;
+  const auto launch_of = [](const Launch& launch) {
+    return std::apply([](auto... parts) { return gpu::Launch{parts...}; }, launch);
+  };
+  const auto shape_of = [](const Shape& s) { return gpu::Shape{s[0], s[1], s[2], s[3]}; };
+  const auto masks_of = [](const Masks& a) {
+    return gpu::Masks{at<const int64_t>(a[0]), at<const float>(a[1]),   at<const int32_t>(a[2]),
+                      at<const int64_t>(a[3]), at<const int32_t>(a[4]), at<const float>(a[5]),
+                      at<const int64_t>(a[6])};
+  };
+  const auto by_position_of = [](const MasksByPosition& a) {
+    return gpu::MasksByPosition{at<const int64_t>(a[0]), at<const int32_t>(a[1]),
+                                at<const int64_t>(a[2]), at<const float>(a[3]),
+                                at<const float>(a[4])};
+  };
+  m.def("readout_on_gpu", [=](const Launch& launch, const Shape& shape, uintptr_t features,
+                              const Masks& masks, uintptr_t out) {
+    gpu::launch_read(launch_of(launch), at<void>(features), shape_of(shape), masks_of(masks),
+                     at<float>(out));
+  });
+  m.def("readout_weight_gradient_on_gpu",
+        [=](const Launch& launch, const Shape& shape, uintptr_t features, const Masks& masks,
+            uintptr_t gradient, uintptr_t out) {
+          gpu::launch_weight_gradient(launch_of(launch), at<void>(features), shape_of(shape),
+                                      masks_of(masks), at<const float>(gradient), at<float>(out));
+        });
+  m.def("readout_mask_gradient_on_gpu",
+        [=](const Launch& launch, const Shape& shape, uintptr_t features,
+            const MasksByPosition& masks, uintptr_t gradient, uintptr_t out) {
+          gpu::launch_mask_gradient(launch_of(launch), at<void>(features), shape_of(shape),
+                                    by_position_of(masks), at<const float>(gradient),
+                                    at<float>(out));
+        });
+  m.def("readout_feature_gradient_on_gpu",
+        [=](const Launch& launch, const Shape& shape, const MasksByPosition& masks,
+            uintptr_t gradient, uintptr_t out) {
+          gpu::launch_feature_gradient(launch_of(launch), shape_of(shape), by_position_of(masks),
+                                       at<const float>(gradient), at<void>(out));
+        });
+}
+#endif
+
 }  // namespace
 
 PYBIND11_MODULE(_kernels, m) {
@@ -237,8 +342,10 @@ PYBIND11_MODULE(_kernels, m) {
   define_simulate<uint8_t>(m);
   define_simulate<int8_t>(m);
   define_simulate<float>(m);
+  define_readout(m);
 #ifdef RETINAKIT_CUDA
   m.attr("cuda") = true;
+  define_readout_on_gpu(m);
   m.def("cuda_device_count", &retinakit::cuda_device_count);
   m.def("cuda_toolkit_version", &retinakit::cuda_toolkit_version);
 #else

@@ -3,18 +3,12 @@
 
 #include <cstdint>
 
+#include "sparse_rows.h"
+
 namespace retinakit {
 
 enum class Nonlinearity : int { identity, rectify, softplus, exponential };
 enum class Spikes : int { none, binary, poisson };
-
-// A sparse matrix: row i holds the entries start[i] to start[i + 1].
-struct SparseRows {
-  int64_t rows;
-  const int64_t* start;
-  const int32_t* index;
-  const float* weight;
-};
 
 struct SubunitCells {
   // Pixels come in groups of 8; only these groups are read, and `spatial` counts within them.

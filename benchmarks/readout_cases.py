@@ -1,0 +1,303 @@
+"""The factorized readout on sparse masks, beside products and sums in torch and in other libraries.
+
+The entries of the masks lie anywhere, which is the harder case: masks in one piece, sorted, share
+more of the cache. The best torch form is the fastest of two einsums, a product, and that compiled,
+as found here. Everything on one thread.
+
+A sparse training step leaves the gradient off the support out. Every so many steps one needs it, to
+let entries in: `refresh` is what that costs.
+"""
+
+import ctypes
+from collections.abc import Iterator
+from functools import cache, partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from contest import Contest, timed
+from torch.nn.functional import softplus
+
+from retinakit.kernels import compiled
+from retinakit.readout import Support, factorized_readout
+
+SHAPES = {"S1": (64, 32, 1024, 1000), "S2": (256, 4, 2304, 1000), "S3": (128, 64, 576, 5000)}
+"""Batch, channels, positions, neurons."""
+
+DENSITIES = {"1": 0.01, "5": 0.05, "20": 0.2, "100": 1.0}
+"""The part of the masks that is not 0, by its name in percent."""
+
+TARGETS = {
+    ("inference", "1"): 15,
+    ("inference", "5"): 6,
+    ("training", "1"): 12,
+    ("training", "5"): 4,
+}
+TOLERANCE = 1e-5
+
+
+class Case:
+    """Features, masks and weights, such that the output is near 1, and a gradient of it."""
+
+    def __init__(self, shape: str, density: str) -> None:
+        samples, channels, positions, neurons = SHAPES[shape]
+        random = torch.Generator().manual_seed(0)
+        part = DENSITIES[density]
+
+        def normal(*size):
+            return torch.randn(size, generator=random)
+
+        self.features = normal(samples, channels, positions)
+        inside = torch.rand(positions, neurons, generator=random) < part
+        self.mask = normal(positions, neurons) * inside / (positions * part) ** 0.5
+        self.weight = normal(channels, neurons) / channels**0.5
+        self.gradient = normal(samples, neurons)
+        self.support = Support.of(self.mask)
+
+
+class Form:
+    """A way to write the readout: its tensors in its own layout, and what it does with them."""
+
+    end = staticmethod(lambda out: out)
+    "What follows the readout."
+
+    def leaves(self, case: Case) -> list[torch.Tensor]:
+        return [case.features, case.mask, case.weight]
+
+    def read(self, features, mask, weight):
+        raise NotImplementedError
+
+    def canonical(self, gradients):
+        """The gradients in the layout of a Case."""
+        return gradients
+
+
+class Ours(Form):
+    def __init__(self, case: Case, end=Form.end, algorithm="sparse") -> None:
+        self.support, self.algorithm, self.end = case.support, algorithm, end
+
+    def read(self, features, mask, weight):
+        return self.end(
+            factorized_readout(
+                features, mask, weight, algorithm=self.algorithm, support=self.support
+            )
+        )
+
+
+class Einsums(Form):
+    def read(self, features, mask, weight):
+        return torch.einsum("bkn,kn->bn", torch.einsum("bkp,pn->bkn", features, mask), weight)
+
+
+class Product(Form):
+    def read(self, features, mask, weight):
+        samples, channels, positions = features.shape
+        under = (features.view(-1, positions) @ mask).view(samples, channels, -1)
+        return (under * weight).sum(1)
+
+
+class Compiled(Product):
+    def __init__(self) -> None:
+        self.read = torch.compile(super().read, fullgraph=True, dynamic=False)
+
+
+class NeuralPredictors(Form):
+    """FullFactorized2d."""
+
+    def __init__(self) -> None:
+        from neuralpredictors.layers.readouts import FullFactorized2d
+
+        self.layer = FullFactorized2d
+
+    def leaves(self, case):
+        side = round(case.features.shape[2] ** 0.5)
+        features = case.features.unflatten(2, (side, side))
+        neurons = case.mask.shape[1]
+        self.module = self.layer(features.shape[1:], neurons, bias=False, normalize=False)
+        mask = case.mask.T.unflatten(1, (side, side)).contiguous()
+        return [features, mask, case.weight.T.contiguous()]
+
+    def read(self, features, mask, weight):
+        values = {"spatial": mask, "_features": weight}
+        return torch.func.functional_call(self.module, values, features)
+
+    def canonical(self, gradients):
+        features, mask, weight = gradients
+        return [features.flatten(2), mask.flatten(1).T, weight.T]
+
+
+class OpenRetina(Form):
+    """FactorizedReadout."""
+
+    end = staticmethod(softplus)
+
+    def __init__(self) -> None:
+        from openretina.modules.readout.factorized import FactorizedReadout
+
+        self.layer = FactorizedReadout
+
+    def leaves(self, case):
+        side = round(case.features.shape[2] ** 0.5)
+        features = case.features.unflatten(2, (1, side, side))
+        shape, scales = features.shape[1:], [(0.0, 1.0), (0.0, 1.0)]
+        self.module = self.layer(shape, case.mask.shape[1], 0, 0, 0, side, init_scales=scales)
+        return [features, case.mask, case.weight]
+
+    def read(self, features, mask, weight):
+        values = {"mask_weights": mask, "feature_weights": weight}
+        return torch.func.functional_call(self.module, values, features)[:, 0]
+
+    def canonical(self, gradients):
+        return [gradients[0].flatten(2), *gradients[1:]]
+
+
+PEERS = {
+    "einsums": Einsums,
+    "product": Product,
+    "compiled": cache(Compiled),
+    "neuralpredictors": NeuralPredictors,
+    "openretina": OpenRetina,
+}
+TORCH = ("einsums", "product", "compiled")
+
+
+def infer(form: Form, leaves: list[torch.Tensor]) -> np.ndarray:
+    with torch.no_grad():
+        return form.read(*leaves).numpy()
+
+
+def train(form: Form, leaves: list[torch.Tensor], gradient: torch.Tensor) -> np.ndarray:
+    """A step, without that of the optimizer. The gradients are compared beforehand."""
+    out = form.read(*leaves)
+    torch.autograd.grad(out, leaves, gradient)
+    return out.detach().numpy()
+
+
+def side(form: Form, case: Case, mode: str):
+    """The work as a function of nothing."""
+    leaves = [leaf.clone().requires_grad_(mode == "training") for leaf in form.leaves(case)]
+    if mode == "inference":
+        return partial(infer, form, leaves)
+    return partial(train, form, leaves, case.gradient)
+
+
+def gradients(form: Form, case: Case) -> list[torch.Tensor]:
+    leaves = [leaf.clone().requires_grad_() for leaf in form.leaves(case)]
+    found = torch.autograd.grad(form.read(*leaves), leaves, case.gradient)
+    of_features, of_mask, of_weight = form.canonical(found)
+    return [of_features, case.support.values(of_mask), of_weight]
+
+
+def agree_on_gradients(ours: Form, theirs: Form, case: Case) -> None:
+    """Relative to the largest. Off the support, the masks' are not compared."""
+    for mine, other in zip(gradients(ours, case), gradients(theirs, case), strict=True):
+        largest = other.abs().max()
+        torch.testing.assert_close(mine / largest, other / largest, rtol=0, atol=TOLERANCE)
+
+
+case = cache(Case)
+
+
+@cache
+def best_torch(shape: str, mode: str) -> str:
+    """The fastest torch form."""
+
+    def seconds(name):
+        run = side(PEERS[name](), case(shape, "1"), mode)
+        if name == "compiled":
+            run()
+        return timed(run)[1]
+
+    return min(TORCH, key=seconds)
+
+
+def sides(shape: str, density: str, mode: str, peer: str):
+    torch.set_num_threads(1)
+    name = best_torch(shape, mode) if peer == "torch" else peer
+    here, theirs = case(shape, density), PEERS[name]()
+    ours = Ours(here, theirs.end)
+    if mode == "training":
+        agree_on_gradients(ours, theirs, here)
+    return side(ours, here, mode), side(theirs, here, mode)
+
+
+def refresh(here: Case) -> np.ndarray:
+    """The whole gradient of the masks, and a support from it as large as the one before."""
+    mask = here.mask.clone().requires_grad_()
+    out = factorized_readout(here.features, mask, here.weight, algorithm="dense")
+    (gradient,) = torch.autograd.grad(out, mask, here.gradient)
+    size = len(here.support.entry)
+    least = gradient.abs().flatten().kthvalue(gradient.numel() - size + 1).values
+    Support.of(gradient.abs() >= least)
+    return out.detach().numpy()
+
+
+def refresh_sides(shape: str):
+    torch.set_num_threads(1)
+    here = case(shape, "1")
+    theirs = side(PEERS[best_torch(shape, "training")](), here, "training")
+    return partial(refresh, here), theirs
+
+
+def peak_megabytes(run) -> float | None:
+    """How far the memory of the process grows during `run`, or None where Linux does not tell."""
+    reset = Path("/proc/self/clear_refs")
+    if not reset.exists():
+        return None
+    run()
+    ctypes.CDLL(None).malloc_trim(0)
+    reset.write_text("5")
+
+    def status(name):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
+
+    before = status("VmRSS")
+    run()
+    return status("VmHWM") - before
+
+
+def missing(peer: str) -> str:
+    """Why it cannot be run here, or ""."""
+    if compiled is None:
+        return "the compiled kernels are not there"
+    if peer not in TORCH and peer in PEERS:
+        try:
+            PEERS[peer]()
+        except ImportError as error:
+            return f"not installed ({error})"
+    return ""
+
+
+def group(shape: str, density: str, mode: str) -> str:
+    """A case in words."""
+    samples, channels, positions, neurons = SHAPES[shape]
+    return (
+        f"readout, {mode}, {shape}: {samples} samples, {channels} channels, {positions} "
+        f"positions, {neurons} neurons, {density}% of the masks"
+    )
+
+
+def contests() -> Iterator[Contest]:
+    """Each with ours in one thread."""
+    works = [(shape, mode) for shape in SHAPES for mode in ("inference", "training")]
+    for shape, mode in works:
+        for density in DENSITIES:
+            for peer in ("torch", *PEERS) if density == "1" else ("torch",):
+                yield Contest(
+                    f"readout-{shape}-{density}%-{mode}-{peer}",
+                    group(shape, density, mode),
+                    TARGETS.get((mode, density)) if peer == "torch" else None,
+                    partial(sides, shape, density, mode, peer),
+                    TOLERANCE,
+                    missing=missing(peer),
+                )
+    for shape in SHAPES:
+        yield Contest(
+            f"readout-{shape}-refresh-training-step",
+            f"readout, {shape}: finding a support beside a training step",
+            None,
+            partial(refresh_sides, shape),
+            TOLERANCE,
+            missing=missing("torch"),
+        )

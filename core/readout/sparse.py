@@ -1,0 +1,84 @@
+"""The readout on the nonzero entries of the masks, as operations that torch can differentiate."""
+
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from retinakit.readout import compiled_sparse, cuda_sparse, torch_sparse
+from retinakit.readout.dense import empty_gradients, where_needed
+from retinakit.readout.support import Slots
+
+
+def _serving(features: Tensor) -> ModuleType:
+    """What does it on the device and in the type of these features."""
+    for module in (compiled_sparse, cuda_sparse):
+        if module.serves(features):
+            return module
+    return torch_sparse
+
+
+@torch.library.custom_op("retinakit::sparse_readout", mutates_args=())
+def sparse_readout(
+    features: Tensor, values: Tensor, weight: Tensor, structure: Sequence[Tensor]
+) -> Tensor:
+    """As `dense_readout`, from the values (entry,) of masks of the `Support.structure`."""
+    return _serving(features).read(features.contiguous(), Slots.of(values, weight, structure))
+
+
+@sparse_readout.register_fake
+def _(features: Tensor, values: Tensor, weight: Tensor, structure: Sequence[Tensor]) -> Tensor:
+    return features.new_empty(features.shape[0], weight.shape[1])
+
+
+@torch.library.custom_op("retinakit::sparse_readout_backward", mutates_args=())
+def sparse_readout_backward(
+    gradient: Tensor,
+    features: Tensor,
+    values: Tensor,
+    weight: Tensor,
+    structure: Sequence[Tensor],
+    needed: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of features, values and weight; an empty tensor for one that is not needed."""
+    serving = _serving(features)
+    slots = Slots.of(values, weight, structure)
+    features, gradient = features.contiguous(), gradient.contiguous()
+    of_features, of_values, of_weight = (t.new_empty(0) for t in (features, values, weight))
+    if needed[1] or needed[2]:
+        of_values, by_slot = serving.slot_gradients(gradient, features, slots, needed[1], needed[2])
+        if needed[2]:
+            of_weight = torch.empty_like(weight)
+            of_weight[:, slots.neuron] = by_slot.T
+    if needed[0]:
+        of_features = serving.feature_gradient(gradient, features, slots)
+    return of_features, of_values, of_weight
+
+
+@sparse_readout_backward.register_fake
+def _(
+    gradient: Tensor,
+    features: Tensor,
+    values: Tensor,
+    weight: Tensor,
+    structure: Sequence[Tensor],
+    needed: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    return empty_gradients([features, values, weight], needed)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    features, values, weight, structure = inputs
+    ctx.save_for_backward(features, values, weight, *structure)
+
+
+def _backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+    features, values, weight, *structure = ctx.saved_tensors
+    needed = ctx.needs_input_grad[:3]
+    gradients = sparse_readout_backward(gradient, features, values, weight, structure, needed)
+    return *where_needed(gradients, needed), [None] * len(structure)
+
+
+sparse_readout.register_autograd(_backward, setup_context=_keep)

@@ -1,0 +1,379 @@
+#include "readout.h"
+
+#include <algorithm>
+#include <memory>
+
+#include "parallel.h"
+#include "simd.h"
+
+// GCC has this since version 12, Clang for ever.
+#define SHUFFLE __builtin_shufflevector
+
+namespace retinakit {
+
+namespace {
+
+constexpr int64_t kLanes = 8;    // consecutive samples of the batch: a group
+constexpr int64_t kColumns = 8;  // of a tile. A column is a channel of a group
+constexpr int64_t kBlock = 64;   // positions that are transposed while they are in the L1 cache
+constexpr int64_t kSlabBytes = 4 << 20;  // of tiles, if several threads work on the same ones
+
+using Lanes = Vector<float, kLanes * sizeof(float)>;
+
+// What a tile has of one position, or of one slot: (column, lane).
+struct alignas(64) Row {
+  float value[kColumns * kLanes];
+};
+
+// Not set to anything.
+template <class T>
+std::unique_ptr<T[]> allocate(int64_t size) {
+  return std::unique_ptr<T[]>(new T[size]);
+}
+
+int64_t groups_of(const FeatureShape& shape) { return (shape.batch + kLanes - 1) / kLanes; }
+
+RETINAKIT_INLINE Lanes& lanes(float* at) { return *reinterpret_cast<Lanes*>(at); }
+RETINAKIT_INLINE const Lanes& lanes(const float* at) {
+  return *reinterpret_cast<const Lanes*>(at);
+}
+
+RETINAKIT_INLINE void transpose(Lanes (&row)[8]) {
+  Lanes two[8], four[8];
+#pragma GCC unroll 4
+  for (int i = 0; i < 8; i += 2) {
+    two[i] = SHUFFLE(row[i], row[i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
+    two[i + 1] = SHUFFLE(row[i], row[i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < 8; i += 4) {
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; ++j) {
+      const Lanes &a = two[i + j], &b = two[i + j + 2];
+      four[i + 2 * j] = SHUFFLE(a, b, 0, 1, 8, 9, 4, 5, 12, 13);
+      four[i + 2 * j + 1] = SHUFFLE(a, b, 2, 3, 10, 11, 6, 7, 14, 15);
+    }
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    row[i] = SHUFFLE(four[i], four[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
+    row[i + 4] = SHUFFLE(four[i], four[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+  }
+}
+
+// The sum of each of eight vectors.
+RETINAKIT_INLINE void sums(const Lanes (&of)[8], Lanes& result) {
+  Lanes two[4], four[2];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    two[i] = SHUFFLE(of[2 * i], of[2 * i + 1], 0, 2, 8, 10, 4, 6, 12, 14) +
+             SHUFFLE(of[2 * i], of[2 * i + 1], 1, 3, 9, 11, 5, 7, 13, 15);
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; ++i) {
+    four[i] = SHUFFLE(two[2 * i], two[2 * i + 1], 0, 2, 8, 10, 4, 6, 12, 14) +
+              SHUFFLE(two[2 * i], two[2 * i + 1], 1, 3, 9, 11, 5, 7, 13, 15);
+  }
+  result = SHUFFLE(four[0], four[1], 0, 1, 2, 3, 8, 9, 10, 11) +
+           SHUFFLE(four[0], four[1], 4, 5, 6, 7, 12, 13, 14, 15);
+}
+
+// Column number `column` of all.
+struct Column {
+  int64_t group, channel;
+
+  Column(int64_t column, const FeatureShape& shape)
+      : group(column / shape.channels), channel(column % shape.channels) {}
+
+  // Whether the next one is of the next group.
+  RETINAKIT_INLINE bool next(const FeatureShape& shape) {
+    if (++channel < shape.channels) return false;
+    channel = 0;
+    ++group;
+    return true;
+  }
+};
+
+// The features of `width` columns from `first` on: positions from `begin` to `end` of the rows.
+// Samples after the last and columns after the width are 0.
+RETINAKIT_INLINE void pack(const float* features, const FeatureShape& shape, const float* zeros,
+                           int64_t first, int64_t width, int64_t begin, int64_t end, Row* rows) {
+  Column column(first, shape);
+  for (int64_t i = 0; i < kColumns; ++i, column.next(shape)) {
+    const float* sample[kLanes];
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      const int64_t b = column.group * kLanes + lane;
+      const bool there = i < width && b < shape.batch;
+      sample[lane] =
+          there ? features + (b * shape.channels + column.channel) * shape.positions : zeros;
+    }
+    int64_t p = begin;
+    for (; p + kLanes <= end; p += kLanes) {
+      Lanes square[kLanes];
+#pragma GCC unroll 8
+      for (int lane = 0; lane < kLanes; ++lane) square[lane] = lanes(sample[lane] + p);
+      transpose(square);
+#pragma GCC unroll 8
+      for (int j = 0; j < kLanes; ++j) lanes(rows[p + j].value + i * kLanes) = square[j];
+    }
+    for (; p < end; ++p) {
+      for (int64_t lane = 0; lane < kLanes; ++lane) {
+        rows[p].value[i * kLanes + lane] = sample[lane][p];
+      }
+    }
+  }
+}
+
+// The opposite, from rows that begin with position `begin`.
+RETINAKIT_INLINE void unpack(const Row* rows, const FeatureShape& shape, int64_t first,
+                             int64_t width, int64_t begin, int64_t end, float* features) {
+  Column column(first, shape);
+  for (int64_t i = 0; i < width; ++i, column.next(shape)) {
+    const int64_t samples = std::min(kLanes, shape.batch - column.group * kLanes);
+    float* to = features +
+                (column.group * kLanes * shape.channels + column.channel) * shape.positions + begin;
+    const int64_t pitch = shape.channels * shape.positions, number = end - begin;
+    int64_t p = 0;
+    for (; p + kLanes <= number; p += kLanes) {
+      Lanes square[kLanes];
+#pragma GCC unroll 8
+      for (int j = 0; j < kLanes; ++j) square[j] = lanes(rows[p + j].value + i * kLanes);
+      transpose(square);
+      for (int64_t lane = 0; lane < samples; ++lane) lanes(to + lane * pitch + p) = square[lane];
+    }
+    for (; p < number; ++p) {
+      for (int64_t lane = 0; lane < samples; ++lane) {
+        to[lane * pitch + p] = rows[p].value[i * kLanes + lane];
+      }
+    }
+  }
+}
+
+// The sum of the rows that a row of the matrix holds, times their weights.
+RETINAKIT_INLINE void weighted_sum(const Row* rows, const SparseRows& matrix, int64_t row,
+                                   Lanes (&sum)[kColumns]) {
+  Lanes total[kColumns] = {};
+  const int64_t end = matrix.start[row + 1];
+  for (int64_t i = matrix.start[row]; i < end; ++i) {
+    const float* at = rows[matrix.index[i]].value;
+    const Lanes weight = matrix.weight[i] - Lanes{};
+#pragma GCC unroll 8
+    for (int j = 0; j < kColumns; ++j) total[j] += weight * lanes(at + j * kLanes);
+  }
+#pragma GCC unroll 8
+  for (int j = 0; j < kColumns; ++j) sum[j] = total[j];
+}
+
+// Adds to `products` the scalar products of `direction` with `Number` rows, 8 at most.
+template <int Number>
+RETINAKIT_INLINE void add_products(const Row* rows, const int32_t* index, const Row& direction,
+                                   float* products) {
+  Lanes total[8] = {};
+#pragma GCC unroll 8
+  for (int j = 0; j < kColumns; ++j) {
+    const Lanes& along = lanes(direction.value + j * kLanes);
+#pragma GCC unroll 8
+    for (int i = 0; i < Number; ++i) total[i] += along * lanes(rows[index[i]].value + j * kLanes);
+  }
+  Lanes sum;
+  sums(total, sum);
+#pragma GCC unroll 8
+  for (int i = 0; i < Number; ++i) products[i] += sum[i];
+}
+
+// The output of the groups from `from` to `to`.
+RETINAKIT_INLINE void group_outputs(const float* features, const FeatureShape& shape,
+                                    const Slots& slots, int64_t from, int64_t to, float* out) {
+  const int64_t number = slots.masks.rows, end = to * shape.channels;
+  const auto zeros = std::make_unique<float[]>(shape.positions);
+  const auto rows = allocate<Row>(shape.positions);
+  // (group, slot, lane), with a group to spare, which the last column passes on to.
+  const auto outputs = std::make_unique<float[]>((to - from + 1) * number * kLanes);
+  for (int64_t first = from * shape.channels; first < end; first += kColumns) {
+    const int64_t width = std::min(kColumns, end - first);
+    for (int64_t begin = 0; begin < shape.positions; begin += kBlock) {
+      pack(features, shape, zeros.get(), first, width, begin,
+           std::min(begin + kBlock, shape.positions), rows.get());
+    }
+    for (int64_t slot = 0; slot < number; ++slot) {
+      Lanes sum[kColumns];
+      weighted_sum(rows.get(), slots.masks, slot, sum);
+      const float* weights = slots.weights + slot * shape.channels;
+      Column column(first, shape);
+      float* output = outputs.get() + ((column.group - from) * number + slot) * kLanes;
+      Lanes total = lanes(output);
+#pragma GCC unroll 8
+      for (int i = 0; i < kColumns; ++i) {
+        if (i == width) break;
+        total += weights[column.channel] * sum[i];
+        if (column.next(shape)) {
+          lanes(output) = total;
+          output += number * kLanes;
+          total = lanes(output);
+        }
+      }
+      lanes(output) = total;
+    }
+  }
+  for (int64_t b = from * kLanes; b < std::min(to * kLanes, shape.batch); ++b) {
+    const float* output = outputs.get() + (b / kLanes - from) * number * kLanes + b % kLanes;
+    for (int64_t slot = 0; slot < number; ++slot) {
+      out[b * number + slots.neurons[slot]] = output[slot * kLanes];
+    }
+  }
+}
+
+// The gradient (batch, neuron) as (group, slot, lane).
+void pack_gradient(const float* gradient, const FeatureShape& shape, const int64_t* neurons,
+                   int64_t number, float* packed, int threads) {
+  parallel(groups_of(shape), threads, [=](int64_t from, int64_t to) {
+    for (int64_t b = from * kLanes; b < to * kLanes; ++b) {
+      float* at = packed + b / kLanes * number * kLanes + b % kLanes;
+      for (int64_t slot = 0; slot < number; ++slot) {
+        at[slot * kLanes] = b < shape.batch ? gradient[b * number + neurons[slot]] : 0.0f;
+      }
+    }
+  });
+}
+
+// Adds to the gradients of the slots from `from` to `to` what one tile makes of them.
+RETINAKIT_INLINE void add_slot_gradients(const Row* rows, const FeatureShape& shape,
+                                         const Slots& slots, const float* gradient, int64_t first,
+                                         int64_t width, int64_t from, int64_t to,
+                                         float* mask_gradient, float* weight_gradient) {
+  for (int64_t slot = from; slot < to; ++slot) {
+    Row outer = {};  // the gradient of the output, times the weights
+    Lanes of_output[kColumns] = {};
+    const float* weights = slots.weights + slot * shape.channels;
+    Column column(first, shape);
+    for (int64_t i = 0; i < width; ++i, column.next(shape)) {
+      of_output[i] = lanes(gradient + (column.group * slots.masks.rows + slot) * kLanes);
+      lanes(outer.value + i * kLanes) = weights[column.channel] * of_output[i];
+    }
+    if (weight_gradient) {
+      Lanes sum[kColumns];
+      weighted_sum(rows, slots.masks, slot, sum);
+#pragma GCC unroll 8
+      for (int i = 0; i < kColumns; ++i) sum[i] *= of_output[i];
+      Lanes total;
+      sums(sum, total);
+      Column again(first, shape);
+      for (int64_t i = 0; i < width; ++i, again.next(shape)) {
+        weight_gradient[slot * shape.channels + again.channel] += total[i];
+      }
+    }
+    if (mask_gradient) {
+      int64_t i = slots.masks.start[slot];
+      const int64_t end = slots.masks.start[slot + 1];
+      const int32_t* index = slots.masks.index;
+      for (; i + 8 <= end; i += 8) add_products<8>(rows, index + i, outer, mask_gradient + i);
+      for (; i + 3 <= end; i += 3) add_products<3>(rows, index + i, outer, mask_gradient + i);
+      for (; i < end; ++i) add_products<1>(rows, index + i, outer, mask_gradient + i);
+    }
+  }
+}
+
+// The gradient of the features of one tile. `outer` has room for every slot.
+RETINAKIT_INLINE void tile_feature_gradient(const FeatureShape& shape, const Slots& slots,
+                                            int64_t number, const float* gradient, int64_t first,
+                                            int64_t width, Row* outer, float* feature_gradient) {
+  for (int64_t slot = 0; slot < number; ++slot) {
+    Column column(first, shape);
+    for (int64_t i = 0; i < width; ++i, column.next(shape)) {
+      lanes(outer[slot].value + i * kLanes) =
+          slots.weights[slot * shape.channels + column.channel] *
+          lanes(gradient + (column.group * number + slot) * kLanes);
+    }
+  }
+  Row block[kBlock];
+  for (int64_t begin = 0; begin < shape.positions; begin += kBlock) {
+    const int64_t end = std::min(begin + kBlock, shape.positions);
+    for (int64_t p = begin; p < end; ++p) {
+      Lanes sum[kColumns];
+      weighted_sum(outer, slots.masks, p, sum);
+#pragma GCC unroll 8
+      for (int i = 0; i < kColumns; ++i) lanes(block[p - begin].value + i * kLanes) = sum[i];
+    }
+    unpack(block, shape, first, width, begin, end, feature_gradient);
+  }
+}
+
+#ifdef RETINAKIT_X86
+template <auto Work, class... Arguments>
+RETINAKIT_TARGET("avx2,fma")
+void run_256(Arguments... arguments) {
+  Work(arguments...);
+}
+#endif
+
+// Calls one of the functions above, compiled for the vectors that the processor has.
+template <auto Work, class... Arguments>
+void run(Arguments... arguments) {
+#ifdef RETINAKIT_X86
+  if (vector_bits() >= 256) return run_256<Work>(arguments...);
+#endif
+  Work(arguments...);
+}
+
+}  // namespace
+
+void readout(const float* features, const FeatureShape& shape, const Slots& slots,
+             float* out, int threads) {
+  parallel(groups_of(shape), threads, [&](int64_t from, int64_t to) {
+    run<group_outputs>(features, shape, slots, from, to, out);
+  });
+}
+
+void readout_slot_gradients(const float* features, const FeatureShape& shape, const Slots& slots,
+                            const float* gradient, float* mask_gradient, float* weight_gradient,
+                            int threads) {
+  const int64_t number = slots.masks.rows, columns = groups_of(shape) * shape.channels;
+  if (mask_gradient) std::fill_n(mask_gradient, slots.masks.start[number], 0.0f);
+  if (weight_gradient) std::fill_n(weight_gradient, number * shape.channels, 0.0f);
+  const auto packed = allocate<float>(groups_of(shape) * number * kLanes);
+  pack_gradient(gradient, shape, slots.neurons, number, packed.get(), threads);
+  const auto zeros = std::make_unique<float[]>(shape.positions);
+  // A lone thread finds the tile that it packed in its L2 cache.
+  const int64_t tile_bytes = std::max<int64_t>(1, shape.positions * sizeof(Row));
+  const int64_t tiles = threads > 1 ? std::max<int64_t>(1, kSlabBytes / tile_bytes) : 1;
+  const auto rows = allocate<Row>(std::min(tiles, columns) * shape.positions);
+  for (int64_t slab = 0; slab < columns; slab += tiles * kColumns) {
+    const int64_t end = std::min(slab + tiles * kColumns, columns);
+    parallel((end - slab + kColumns - 1) / kColumns, threads, [&](int64_t from, int64_t to) {
+      for (int64_t tile = from; tile < to; ++tile) {
+        const int64_t first = slab + tile * kColumns;
+        for (int64_t begin = 0; begin < shape.positions; begin += kBlock) {
+          run<pack>(features, shape, static_cast<const float*>(zeros.get()), first,
+                    std::min(kColumns, end - first), begin,
+                    std::min(begin + kBlock, shape.positions),
+                    rows.get() + tile * shape.positions);
+        }
+      }
+    });
+    parallel(number, threads, [&](int64_t from, int64_t to) {
+      for (int64_t first = slab; first < end; first += kColumns) {
+        const Row* tile = rows.get() + (first - slab) / kColumns * shape.positions;
+        run<add_slot_gradients>(tile, shape, slots, static_cast<const float*>(packed.get()), first,
+                                std::min(kColumns, end - first), from, to, mask_gradient,
+                                weight_gradient);
+      }
+    });
+  }
+}
+
+void readout_feature_gradient(const FeatureShape& shape, const Slots& slots, int64_t number,
+                              const float* gradient, float* feature_gradient, int threads) {
+  const int64_t columns = groups_of(shape) * shape.channels;
+  const auto packed = allocate<float>(groups_of(shape) * number * kLanes);
+  pack_gradient(gradient, shape, slots.neurons, number, packed.get(), threads);
+  parallel((columns + kColumns - 1) / kColumns, threads, [&](int64_t from, int64_t to) {
+    const auto outer = std::make_unique<Row[]>(number);
+    for (int64_t tile = from; tile < to; ++tile) {
+      run<tile_feature_gradient>(shape, slots, number, static_cast<const float*>(packed.get()),
+                                 tile * kColumns, std::min(kColumns, columns - tile * kColumns),
+                                 outer.get(), feature_gradient);
+    }
+  });
+}
+
+}  // namespace retinakit
