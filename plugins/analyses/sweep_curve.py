@@ -1,7 +1,7 @@
 """Any score against a swept option (Yan et al. 2020, Fig 3)."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -32,6 +32,7 @@ class SweepCurveConfig(Config):
     spread: list[str] = Field(
         ["seed"], description="Sweeps (or cell) that mean and standard deviation are taken over."
     )
+    scale: Literal["linear", "log"] = Field("linear", description="Of the axis.")
     best_over: list[str] = Field(
         [],
         description="Swept options, such as penalties, of which the validation chooses the best "
@@ -101,8 +102,10 @@ class SweepCurve(Analysis):
             panel = table.isel(score=index)
             draw(axis, panel.isel(curve=panel["number"].any(over).values), over)
             axis.set(xlabel=over, ylabel=panel["long_name"].item())
+            axis.set_xscale(self.config.scale)
             if table[over].dtype.kind in "iu" and table.sizes[over] <= 16:
-                axis.set_xticks(table[over].values)
+                axis.minorticks_off()
+                axis.set_xticks(table[over].values, table[over].values)
         if table.sizes["curve"] > 1:
             figure.axes[0].legend(frameon=False)
         return figure
