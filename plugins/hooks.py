@@ -82,12 +82,12 @@ def retinakit_models() -> list[ModelSpec]:
         ModelSpec(
             name="ridge",
             target=f"{folder}.regression:Ridge",
-            summary="The same with a penalty on squared weights, chosen by validation.",
+            summary="Least squares around a cell's field, with a penalty on squared weights.",
         ),
         ModelSpec(
             name="lasso",
             target=f"{folder}.regression:Lasso",
-            summary="The same with a penalty on absolute weights, chosen by validation.",
+            summary="Least squares around a cell's field, with a penalty on absolute weights.",
         ),
         ModelSpec(
             name="glm",

@@ -61,3 +61,27 @@ def test_a_curve_is_of_the_best_points_and_not_below_the_floor():
     for name in ("swept", "other"):
         expected = best[name]["score"].clip(min=0.5).mean("cell")
         np.testing.assert_allclose(drawn["mean"].sel(curve=name).values[0], expected)
+
+
+@pytest.mark.parametrize(
+    ("score", "expected"),
+    [
+        ([0.0, 0.4, 0.9], 10**2.8),  # 0.8 of the way from 100 to 1000
+        ([0.9, 0.1, 1.0], 10.0),
+        ([0.0, np.nan, 1.0], 10**2.6),
+        ([0.0, 0.1, 0.2], np.nan),
+    ],
+)
+def test_a_curve_tells_where_it_reaches_a_score(score, expected):
+    """Klindt et al.'s experimental design: how many samples for 80 % of the variance."""
+    coords = {"samples": [10, 100, 1000]}
+    group = xr.Dataset({"fev": ("samples", score)}, coords, {"sweep": "samples"})
+    level = group.drop_vars("samples").isel(samples=0).assign_attrs(sweep="")
+    options = {"scores": ["fev"], "over": "samples", "reach": 0.8}
+    curve, results = SweepCurve(options), xr.DataTree.from_dict({"/cnn": group, "/ln": level})
+    result = curve.run({"score": results})
+    reached = result["reached"].sel(score="fev")
+    np.testing.assert_allclose(reached.sel(curve="cnn"), expected)
+    assert np.isnan(reached.sel(curve="ln"))  # it was not swept over samples
+    caption = curve.caption(xr.DataTree(result))
+    assert ("cnn at" in caption) == np.isfinite(expected)

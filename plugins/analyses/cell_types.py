@@ -239,6 +239,8 @@ def _draw_confusion(axis: Any, case: xr.Dataset) -> None:
             color = "white" if count > counts.max() / 2 else "black"
             axis.text(column, row, int(count), ha="center", va="center", color=color, fontsize=8)
     axis.set(xlabel="cluster", ylabel="true type")
+    for ticks in (axis.xaxis, axis.yaxis):
+        ticks.get_major_locator().set_params(integer=True)
 
 
 def _draw_kernels(axis: Any, case: xr.Dataset) -> None:

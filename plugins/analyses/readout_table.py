@@ -44,11 +44,13 @@ class ReadoutTable(Analysis):
     def run(self, results: Mapping[str, xr.DataTree]) -> xr.Dataset:
         c = self.config
         rows: dict[str, dict[str, tuple[float, int]]] = {}
+        label = c.score.replace("_", " ")
         for result in results.values():
             for name, group in groups(result).items():
                 if c.score not in group:
                     raise UserError(f"the results of '{name}' have no '{c.score}'; name another")
                 rows[name or c.score] = self._row(name, group)
+                label = group[c.score].attrs.get("long_name", label)
         columns = list(dict.fromkeys(column for row in rows.values() for column in row))
         value = np.full((len(rows), len(columns)), np.nan)
         cells = np.zeros(value.shape, np.int64)
@@ -63,7 +65,7 @@ class ReadoutTable(Analysis):
                 "average": ("row", average),
             },
             coords={"row": list(rows), "column": columns},
-            attrs={"score": c.score},
+            attrs={"score": label},
         )
 
     def _row(self, name: str, group: xr.Dataset) -> dict[str, tuple[float, int]]:
@@ -104,7 +106,7 @@ class ReadoutTable(Analysis):
             places = np.arange(len(heights)) + (index + 0.5) * width - 0.4
             axis.bar(places, heights, width, label=str(name), color=f"C{index}")
         axis.set_xticks(range(len(columns) + 1), [*columns, "average"])
-        axis.set(xlabel=self.config.columns, ylabel=table.attrs["score"].replace("_", " "))
+        axis.set(xlabel=self.config.columns, ylabel=table.attrs["score"])
         axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
         return figure
 
@@ -112,7 +114,7 @@ class ReadoutTable(Analysis):
         table = result.to_dataset()
         best = int(table["average"].values.argmax())
         return (
-            f"Mean over cells of the {table.attrs['score'].replace('_', ' ')} on the test frames; "
+            f"Mean over cells of the {table.attrs['score']} on the test frames; "
             f"{table['row'].values[best]} has the highest average, "
             f"{float(table['average'][best]):.2f}. The average is over all cells."
         )

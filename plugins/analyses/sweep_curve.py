@@ -1,10 +1,12 @@
 """Any score against a swept option (Yan et al. 2020, Fig 3)."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import pandas as pd
 import xarray as xr
+from numpy.typing import NDArray
 from pydantic import Field
 
 from retinakit.analysis import Analysis, groups, sweep_dims
@@ -30,6 +32,7 @@ class SweepCurveConfig(Config):
     spread: list[str] = Field(
         ["seed"], description="Sweeps (or cell) that mean and standard deviation are taken over."
     )
+    scale: Literal["linear", "log"] = Field("linear", description="Of the axis.")
     best_over: list[str] = Field(
         [],
         description="Swept options, such as penalties, of which the validation chooses the best "
@@ -41,6 +44,9 @@ class SweepCurveConfig(Config):
     largest: bool = Field(False, description="Whether it is to be largest instead.")
     floor: float | None = Field(
         None, description="What a lower score counts as, such as 0 for the FEV of Klindt et al."
+    )
+    reach: float | None = Field(
+        None, description="A score of which to tell where each curve reaches it first."
     )
 
 
@@ -73,6 +79,10 @@ class SweepCurve(Analysis):
             score=c.scores, long_name=("score", [_long_name(together, s) for s in c.scores])
         )
         result.attrs["over"] = over
+        if c.reach is not None:
+            means = result["mean"].where(result["swept"]).transpose("score", "curve", over).values
+            reached = [[_first_at(result[over].values, m, c.reach) for m in row] for row in means]
+            result["reached"] = (("score", "curve"), np.array(reached, float))
         return result
 
     def _first(self, result: xr.DataTree) -> str:
@@ -92,8 +102,10 @@ class SweepCurve(Analysis):
             panel = table.isel(score=index)
             draw(axis, panel.isel(curve=panel["number"].any(over).values), over)
             axis.set(xlabel=over, ylabel=panel["long_name"].item())
+            axis.set_xscale(self.config.scale)
             if table[over].dtype.kind in "iu" and table.sizes[over] <= 16:
-                axis.set_xticks(table[over].values)
+                axis.minorticks_off()
+                axis.set_xticks(table[over].values, table[over].values)
         if table.sizes["curve"] > 1:
             figure.axes[0].legend(frameon=False)
         return figure
@@ -103,12 +115,41 @@ class SweepCurve(Analysis):
         number = int(table["number"].max())
         what = f"mean ± standard deviation of {number}" if number > 1 else "one value a point"
         level = "" if table["swept"].all() else " A dashed line was not swept over it."
-        return f"Scores against {table.attrs['over']}: {what}.{level}"
+        return f"Scores against {table.attrs['over']}: {what}.{level}{self._reached(table)}"
+
+    def _reached(self, table: xr.Dataset) -> str:
+        if "reached" not in table:
+            return ""
+        first = table["reached"].isel(score=0)
+        found = [
+            f"{curve} at {value:.3g}"
+            for curve, value in zip(first["curve"].values, first.values, strict=True)
+            if np.isfinite(value)
+        ]
+        what = "; ".join(found) or "nowhere"
+        return f" {table['long_name'].values[0]} of {self.config.reach:g} is reached: {what}."
 
     def table(self, result: xr.DataTree) -> pd.DataFrame:
-        table = result.to_dataset().drop_vars("long_name")
+        table = result.to_dataset().drop_vars(["long_name", "reached"], errors="ignore")
         frame: pd.DataFrame = table[["mean", "deviation", "number"]].to_dataframe()
         return frame[frame["number"] > 0].reset_index()
+
+
+def _first_at(over: NDArray[Any], mean: NDArray[Any], level: float) -> float:
+    """Where a curve reaches a level first, between its points on a straight line."""
+    known = np.isfinite(mean)
+    x, y = over[known].astype(float), mean[known]
+    above = np.flatnonzero(y >= level)
+    if len(above) == 0:
+        return np.nan
+    last = above[0]
+    if last == 0:
+        return float(x[0])
+    logarithmic = bool((x > 0).all())
+    scaled = np.log(x) if logarithmic else x
+    part = (level - y[last - 1]) / (y[last] - y[last - 1])
+    value = scaled[last - 1] + part * (scaled[last] - scaled[last - 1])
+    return float(np.exp(value) if logarithmic else value)
 
 
 def _together(results: Mapping[str, xr.DataTree]) -> xr.DataTree:
