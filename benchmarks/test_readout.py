@@ -49,7 +49,8 @@ def test_memory(request, shape):
         pytest.skip("this system does not tell the memory that a process had at most")
     line = ", ".join(f"{name} {megabytes:.0f} MB" for name, megabytes in grown.items())
     request.config.stash.setdefault(VERDICTS, []).append(f"readout-{shape}-training-memory: {line}")
-    assert grown["sparse"] <= grown["dense"] < grown["product"]
+    if shape == "S3":  # the others' features under masks are small
+        assert grown["sparse"] < grown["dense"] < grown["product"] / 2
 
 
 @pytest.mark.parametrize("contest", list(contests()), ids=lambda contest: contest.id)

@@ -20,10 +20,14 @@ constexpr int64_t kSlabBytes = 4 << 20;  // of tiles, if several threads work on
 
 using Lanes = Vector<float, kLanes * sizeof(float)>;
 
+constexpr int64_t kTileBytes = 400 << 10;  // of whole tiles at most, for the L2 cache
+
 // What a tile has of one position, or of one slot: (column, lane).
-struct alignas(64) Row {
-  float value[kColumns * kLanes];
+template <int Columns>
+struct alignas(64) Some {
+  float value[Columns * kLanes];
 };
+using Row = Some<kColumns>;
 
 // Not set to anything.
 template <class T>
@@ -96,10 +100,12 @@ struct Column {
 
 // The features of `width` columns from `first` on: positions from `begin` to `end` of the rows.
 // Samples after the last and columns after the width are 0.
+template <int Columns>
 RETINAKIT_INLINE void pack(const float* features, const FeatureShape& shape, const float* zeros,
-                           int64_t first, int64_t width, int64_t begin, int64_t end, Row* rows) {
+                           int64_t first, int64_t width, int64_t begin, int64_t end,
+                           Some<Columns>* rows) {
   Column column(first, shape);
-  for (int64_t i = 0; i < kColumns; ++i, column.next(shape)) {
+  for (int64_t i = 0; i < Columns; ++i, column.next(shape)) {
     const float* sample[kLanes];
     for (int64_t lane = 0; lane < kLanes; ++lane) {
       const int64_t b = column.group * kLanes + lane;
@@ -150,18 +156,19 @@ RETINAKIT_INLINE void unpack(const Row* rows, const FeatureShape& shape, int64_t
 }
 
 // The sum of the rows that a row of the matrix holds, times their weights.
-RETINAKIT_INLINE void weighted_sum(const Row* rows, const SparseRows& matrix, int64_t row,
-                                   Lanes (&sum)[kColumns]) {
-  Lanes total[kColumns] = {};
+template <int Columns>
+RETINAKIT_INLINE void weighted_sum(const Some<Columns>* rows, const SparseRows& matrix,
+                                   int64_t row, Lanes (&sum)[Columns]) {
+  Lanes total[Columns] = {};
   const int64_t end = matrix.start[row + 1];
   for (int64_t i = matrix.start[row]; i < end; ++i) {
     const float* at = rows[matrix.index[i]].value;
     const Lanes weight = matrix.weight[i] - Lanes{};
 #pragma GCC unroll 8
-    for (int j = 0; j < kColumns; ++j) total[j] += weight * lanes(at + j * kLanes);
+    for (int j = 0; j < Columns; ++j) total[j] += weight * lanes(at + j * kLanes);
   }
 #pragma GCC unroll 8
-  for (int j = 0; j < kColumns; ++j) sum[j] = total[j];
+  for (int j = 0; j < Columns; ++j) sum[j] = total[j];
 }
 
 // Adds to `products` the scalar products of `direction` with `Number` rows, 8 at most.
@@ -182,28 +189,29 @@ RETINAKIT_INLINE void add_products(const Row* rows, const int32_t* index, const 
 }
 
 // The output of the groups from `from` to `to`.
+template <int Columns>
 RETINAKIT_INLINE void group_outputs(const float* features, const FeatureShape& shape,
                                     const Slots& slots, int64_t from, int64_t to, float* out) {
   const int64_t number = slots.masks.rows, end = to * shape.channels;
   const auto zeros = std::make_unique<float[]>(shape.positions);
-  const auto rows = allocate<Row>(shape.positions);
+  const auto rows = allocate<Some<Columns>>(shape.positions);
   // (group, slot, lane), with a group to spare, which the last column passes on to.
   const auto outputs = std::make_unique<float[]>((to - from + 1) * number * kLanes);
-  for (int64_t first = from * shape.channels; first < end; first += kColumns) {
-    const int64_t width = std::min(kColumns, end - first);
+  for (int64_t first = from * shape.channels; first < end; first += Columns) {
+    const int64_t width = std::min<int64_t>(Columns, end - first);
     for (int64_t begin = 0; begin < shape.positions; begin += kBlock) {
       pack(features, shape, zeros.get(), first, width, begin,
            std::min(begin + kBlock, shape.positions), rows.get());
     }
     for (int64_t slot = 0; slot < number; ++slot) {
-      Lanes sum[kColumns];
+      Lanes sum[Columns];
       weighted_sum(rows.get(), slots.masks, slot, sum);
       const float* weights = slots.weights + slot * shape.channels;
       Column column(first, shape);
       float* output = outputs.get() + ((column.group - from) * number + slot) * kLanes;
       Lanes total = lanes(output);
 #pragma GCC unroll 8
-      for (int i = 0; i < kColumns; ++i) {
+      for (int i = 0; i < Columns; ++i) {
         if (i == width) break;
         total += weights[column.channel] * sum[i];
         if (column.next(shape)) {
@@ -319,8 +327,14 @@ void run(Arguments... arguments) {
 
 void readout(const float* features, const FeatureShape& shape, const Slots& slots,
              float* out, int threads) {
+  // Half as many columns take more steps, and less than those take outside the L2 cache.
+  const bool whole = shape.positions * static_cast<int64_t>(sizeof(Row)) <= kTileBytes;
   parallel(groups_of(shape), threads, [&](int64_t from, int64_t to) {
-    run<group_outputs>(features, shape, slots, from, to, out);
+    if (whole) {
+      run<group_outputs<kColumns>>(features, shape, slots, from, to, out);
+    } else {
+      run<group_outputs<kColumns / 2>>(features, shape, slots, from, to, out);
+    }
   });
 }
 
@@ -343,7 +357,7 @@ void readout_slot_gradients(const float* features, const FeatureShape& shape, co
       for (int64_t tile = from; tile < to; ++tile) {
         const int64_t first = slab + tile * kColumns;
         for (int64_t begin = 0; begin < shape.positions; begin += kBlock) {
-          run<pack>(features, shape, static_cast<const float*>(zeros.get()), first,
+          run<pack<kColumns>>(features, shape, static_cast<const float*>(zeros.get()), first,
                     std::min(kColumns, end - first), begin,
                     std::min(begin + kBlock, shape.positions),
                     rows.get() + tile * shape.positions);

@@ -22,8 +22,9 @@ SHAPES = [
     (33, 13, 100, 50),
     (1, 1, 1, 1),
     (9, 1, 3, 2),
+    (9, 3, 1700, 2),
 ]
-"""Batch, channels, positions, neurons: whole tiles of the kernels, and odd ones."""
+"""Batch, channels, positions, neurons: whole tiles of the kernels, odd ones, and large ones."""
 
 needs_kernels = pytest.mark.skipif(compiled is None, reason="the compiled kernels are not there")
 
