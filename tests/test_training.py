@@ -12,10 +12,13 @@ from scipy.ndimage import laplace
 
 from retinakit import convolution
 from retinakit.errors import RecordingError, UserError
+from retinakit.metrics import correlation
 from retinakit.penalties import laplacian
 from retinakit.testing import small_recording
 from retinakit.torch_model import filter_over_lags, sum_over_lags
 from retinakit.training import Frames, Schedule, train
+from retinakit_plugins.datasets.subunit_rgc import SubunitRGC
+from retinakit_plugins.datasets.temporal_collapse import TemporalCollapse
 from retinakit_plugins.models.cnn import CNN
 from retinakit_plugins.models.ln import LN
 
@@ -174,6 +177,17 @@ def test_starts_side_by_side_learn_what_each_learns_alone():
         assert together.best_loss[index] == pytest.approx(alone.best_loss[0], rel=1e-4)
         for name, value in state.items():
             torch.testing.assert_close(states[index][name], value, rtol=1e-2, atol=1e-3)
+
+
+def test_a_deep_network_of_many_filters_starts_alive():
+    options = {"frames": 60_000, "validation_frames": 10_000, "test_frames": 2000}
+    cell = TemporalCollapse({}).load(SubunitRGC(options).load())
+    deep = {"lags": 1, "filters": 16, "kernel": 7, "layers": 2, "steps": 200, "check_every": 50}
+    model = CNN(deep)
+    model.fit(cell)
+    test = cell["test"].to_dataset()
+    predicted = model.predict(test["stimulus"])
+    assert float(correlation(predicted.astype(float), test["rate"]).item()) > 0.7
 
 
 def test_an_unfitted_model_says_so():

@@ -202,7 +202,6 @@ class CNN(TorchModel):
         scale = float(np.asarray(split["stimulus"][:10_000], np.float32).std()) or 1.0
         image = torch.from_numpy(image.astype(np.float32)).view(*stacked.shape[-2:])
         course = torch.from_numpy(course.astype(np.float32)).view(*stacked.shape[:2])
-        height, width = module.map
         rows, columns = torch.meshgrid(*map(torch.arange, image.shape), indexing="ij")
         with torch.no_grad():
             for index in range(c.filters):
@@ -227,7 +226,7 @@ class CNN(TorchModel):
                 for deeper in module.deeper:
                     centre = deeper.shape[-1] // 2
                     deeper[:, :, centre, centre] += torch.eye(c.filters)
-                module.dense.add_(1 / (height * width))
+                module.dense.add_(1 / module.dense[0].numel())  # more drive would kill the units
             if module.log_a.requires_grad:
                 module.log_a.fill_(-3.0)
                 module.log_b.fill_(0.0)
