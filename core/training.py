@@ -355,6 +355,7 @@ def _read(path: Path | None, device: torch.device) -> dict[str, Any] | None:
         return None
     try:
         saved: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        _ = saved["starts"]  # not there in files of earlier versions
     except Exception as error:  # whatever torch raises for a file that is none of its own
         logger.warning("%s cannot be read (%s); the fit begins anew", path, type(error).__name__)
         return None

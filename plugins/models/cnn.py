@@ -246,11 +246,10 @@ class CNN(TorchModel):
             "activity_l1": lambda: module.activity.abs().mean(),
         }
         # A term of no weight would still cost a small network a tenth of its step.
-        weights = {name: getattr(c, name) for name in terms}
         total = super().penalty(module)
         for name, term in terms.items():
-            if weights[name]:
-                total = total + weights[name] * term()
+            if weight := getattr(c, name):
+                total = total + weight * term()
         return total
 
     def keep_filters(self, filters: Sequence[int]) -> "CNN":
