@@ -5,6 +5,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from retinakit.readout import Support, factorized_readout
+
 MASK_START = 1e-3
 WEIGHT_START = 1e-2
 """Standard deviations that masks and feature weights start with."""
@@ -26,6 +28,10 @@ class SeparableReadout(nn.Module, ABC):
 
     feature_weight: Tensor
     bias: Tensor | None
+
+    support: Support | None = None
+    """Where the masks may differ from 0, if that is known: sparse masks are read faster. Whoever
+    sets it keeps it true."""
 
     def __init__(
         self,
@@ -57,7 +63,9 @@ class SeparableReadout(nn.Module, ABC):
 
     def forward(self, features: Tensor) -> Tensor:
         """(n, K, height, width) to (n, N)."""
-        return _readout(features.flatten(2), self.masks(), self.weights(), self.bias)
+        return factorized_readout(
+            features.flatten(2), self.masks(), self.weights(), self.bias, support=self.support
+        )
 
     def weights(self) -> Tensor:
         """(feature, cell): the feature weights as they act."""
@@ -166,19 +174,3 @@ class GaussianReadout(SeparableReadout):
         with torch.no_grad():
             self.centre.copy_(places)
             self.feature_weight.mul_(peaks.to(self.feature_weight))
-
-
-def _readout(features: Tensor, mask: Tensor, feature_weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Σ_k w_kn Σ_p m_pn c_kp + b_n, as one dense product over the places.
-
-    Args:
-        features: (n, K, P).
-        mask: (P, N).
-        feature_weight: (K, N).
-        bias: (N,) or None.
-
-    Returns:
-        (n, N).
-    """
-    read = ((features @ mask) * feature_weight).sum(1)
-    return read if bias is None else read + bias

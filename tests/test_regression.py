@@ -35,6 +35,18 @@ def test_least_squares_follow_their_closed_form(population):
     assert fev(OLS(KNOWN), population) == pytest.approx(expected, abs=0.025)
 
 
+def test_validation_chooses_a_penalty_for_each_cell_or_one_for_all(population):
+    penalties = [1.0, 100.0, 300.0, 1000.0, 10_000.0]
+    each, one = (
+        Ridge(KNOWN | {"penalties": penalties, "one_penalty": together})
+        for together in (False, True)
+    )
+    losses = each.fit(population)["validation_loss"].values
+    one.fit(population)
+    assert len(np.unique(each.parameters()["penalty"])) > 1
+    assert (one.parameters()["penalty"] == penalties[int(losses.argmin())]).all()
+
+
 def test_penalties_do_better_than_none_where_data_are_few(population):
     few = population.copy()
     few["train"] = xr.DataTree(population["train"].to_dataset().isel(frame=slice(400)))

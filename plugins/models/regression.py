@@ -38,25 +38,33 @@ class RegressionConfig(Config):
     intercept: bool = Field(True, description="Whether there is a constant beside the checks.")
 
 
-class RidgeConfig(RegressionConfig):
+class PenalisedConfig(RegressionConfig):
+    """How a penalty is chosen."""
+
+    one_penalty: bool = Field(
+        False,
+        description="Whether validation chooses one penalty for all cells together, as for cells "
+        "that are alike, and not one for each.",
+    )
+
+
+class RidgeConfig(PenalisedConfig):
     """What is regressed on, and the penalties to choose from."""
 
     penalties: list[float] = Field(
         [10, 100, 300, 1000, 1500, 2000, 2500, 3000, 5000, 8000, 10_000, 15_000, 20_000],
         min_length=1,
-        description="Weights of Σ w² beside the sum of squared errors, of which validation "
-        "chooses one for each cell.",
+        description="Weights of Σ w² beside the sum of squared errors; validation chooses.",
     )
 
 
-class LassoConfig(RegressionConfig):
+class LassoConfig(PenalisedConfig):
     """What is regressed on, and the penalties to choose from."""
 
     penalties: list[float] = Field(
         [1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1],
         min_length=1,
-        description="Weights of Σ |w| beside half the mean squared error, of which validation "
-        "chooses one for each cell.",
+        description="Weights of Σ |w| beside half the mean squared error; validation chooses.",
     )
 
 
@@ -64,7 +72,7 @@ class Regression(Model):
     """What the three regressions share.
 
     A subclass says which estimators there are to choose from by the mean squared error on the
-    validation frames, cell by cell.
+    validation frames.
     """
 
     parts: xr.Dataset
@@ -92,31 +100,32 @@ class Regression(Model):
         cells = field.sizes["cell"]
         shape = tuple(train["stimulus"].sizes[d] for d in train["stimulus"].dims[1:])
         kernel = np.zeros((cells, self.lags, *shape), np.float32)
-        offset, penalty = np.zeros(cells), np.zeros(cells)
-        losses = []
-        for cell in range(cells):
-            (top, left), (height, width) = corners[cell], side
-            crop = (..., slice(top, top + height), slice(left, left + width))
+        penalties = np.array([penalty for penalty, _ in self.estimators()])
+        offset, losses, tried = np.zeros(cells), np.zeros((cells, len(penalties))), []
+        crops = [
+            (..., slice(top, top + side[0]), slice(left, left + side[1])) for top, left in corners
+        ]
+        for cell, crop in enumerate(crops):
             (x, y), (x_held_out, y_held_out) = (windows.of(cell, crop) for windows in seen)
-            tried = []
-            for weight, estimator in self.estimators():
-                estimator.fit(x, y)
-                error = float(((estimator.predict(x_held_out) - y_held_out) ** 2).mean())
-                tried.append((error, weight, estimator.coef_, estimator.intercept_))
-            _, penalty[cell], weights, offset[cell] = min(tried, key=lambda t: t[0])
-            kernel[cell][crop] = weights.reshape(kernel[cell][crop].shape)
-            losses.append([error for error, *_ in tried])
+            fitted = [estimator.fit(x, y) for _, estimator in self.estimators()]
+            losses[cell] = [((e.predict(x_held_out) - y_held_out) ** 2).mean() for e in fitted]
+            tried.append([(estimator.coef_, estimator.intercept_) for estimator in fitted])
             progress(cell + 1, cells)
+        together = isinstance(self.config, PenalisedConfig) and self.config.one_penalty
+        error = losses.mean(0, keepdims=True) if together else losses
+        best = np.broadcast_to(error.argmin(1), cells)
+        for cell, crop in enumerate(crops):
+            weights, offset[cell] = tried[cell][best[cell]]
+            kernel[cell][crop] = weights.reshape(kernel[cell][crop].shape)
         dims = ("cell", "lag", *train["stimulus"].dims[1:])
         self.parts = field.assign(
-            kernel=(dims, kernel), offset=("cell", offset), penalty=("cell", penalty)
+            kernel=(dims, kernel),
+            offset=("cell", offset),
+            penalty=("cell", penalties[best]),
         )
         return xr.Dataset(
-            {"validation_loss": ("check", np.mean(losses, 0))},
-            coords={
-                "check": np.arange(len(losses[0])),
-                "penalty": ("check", [weight for weight, _ in self.estimators()]),
-            },
+            {"validation_loss": ("check", losses.mean(0))},
+            coords={"check": np.arange(len(penalties)), "penalty": ("check", penalties)},
         )
 
     def _crops(self, recording: xr.DataTree) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

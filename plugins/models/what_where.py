@@ -93,6 +93,14 @@ class WhatWhereConfig(EarlyStoppingConfig):
     bias: bool = Field(True, description="Whether each cell has a constant before that.")
     mask_l1: float = Field(0.0, ge=0, description="Weight of the sum of a cell's |mask|.")
     weight_l1: float = Field(0.0, ge=0, description="Weight of the sum of its |feature weights|.")
+    exact_zeros: bool = Field(
+        False,
+        description="Train the masks with proximal steps: most of their entries are exactly 0 "
+        "then, and are left out, which is faster with many cells.",
+    )
+    refresh_every: int = Field(
+        100, ge=1, description="Steps between looks at which entries should leave 0."
+    )
     product_l1: float = Field(0.0, ge=0, description="Weight of the product of the two sums.")
     readout_l2: float = Field(
         0.0, ge=0, description="Weight of the sum of a cell's squared weights in a full readout."
@@ -133,6 +141,13 @@ class WhatWhereConfig(EarlyStoppingConfig):
                 "a penalty on masks or feature weights alone is evaded by moving their scale to "
                 "the other; give both mask_l1 and weight_l1, or product_l1, or normalise_mask"
             )
+        if self.exact_zeros:
+            plain = self.readout == "factorized" and not (self.normalise_mask or self.product_l1)
+            if not (plain and self.mask_l1):
+                raise ValueError(
+                    "exact_zeros needs a mask_l1, and neither product_l1, nor normalise_mask, nor "
+                    "a readout that is not 'factorized'"
+                )
         if self.known_kernel and len(self.filters) != 1:
             raise ValueError("known_kernel is for a network of one layer; give one filters")
         return self
@@ -181,7 +196,8 @@ class WhatWhereModule(nn.Module):
                 cells,
                 incoming,
                 places,
-                positive_mask=config.positive_mask,
+                # Of |m| there is no gradient where m is 0; proximal steps keep m ≥ 0 themselves.
+                positive_mask=config.positive_mask and not config.exact_zeros,
                 normalise=config.normalise_mask and config.readout == "factorized",
                 **signs,
             )
