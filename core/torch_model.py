@@ -16,6 +16,7 @@ from torch.nn.functional import pad
 
 from retinakit.config import Config
 from retinakit.errors import UserError
+from retinakit.exact_zeros import ExactZeros
 from retinakit.model import Model, check_stimulus, coordinates_of
 from retinakit.progress import Progress, silent
 from retinakit.recording import SPIKES_PER_BIN, full_history
@@ -91,6 +92,10 @@ class TorchModel(Model):
     def initialise(self, module: nn.Module, recording: xr.DataTree) -> None:
         """Sets weights from the training data before the first step. Does nothing by default."""
 
+    def exact_zeros(self, module: nn.Module) -> ExactZeros | None:
+        """The masks that are trained with exact zeros; their penalty is not in `penalty` then."""
+        return None
+
     @property
     def lags(self) -> int:
         lags: int = self.config.lags
@@ -158,6 +163,7 @@ class TorchModel(Model):
                     lambda done, total, message="", index=index: progress(
                         index * total + done, len(groups) * total, message
                     ),
+                    self.exact_zeros(group[0]),
                 )
             curves.append(_curves(fit))
             if min(fit.best_loss) < best_loss:
@@ -235,6 +241,11 @@ def _curves(fit: Fit) -> xr.Dataset:
         "best_validation_loss": ("start", fit.best_loss),
         "best_step": ("start", fit.best_step),
     }
+    if fit.certificate is not None:
+        best |= {
+            f"certificate_{name}": ("start", [value])
+            for name, value in fit.certificate._asdict().items()
+        }
     combined: xr.Dataset = xr.broadcast(xr.Dataset(curves))[0].transpose("start", ...)
     return combined.assign(best)
 

@@ -21,7 +21,9 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from retinakit.errors import RecordingError
+from retinakit.exact_zeros import ExactZeros
 from retinakit.progress import Progress
+from retinakit.proximal import Certificate
 from retinakit.recording import full_history, mean_response
 
 logger = logging.getLogger("retinakit")
@@ -194,7 +196,9 @@ class _Penalised(nn.Module):
 class Fit:
     """The state of a fit, from one start or several: what a checkpoint holds beside the weights.
 
-    The losses, the best loss and its step have one value for each start.
+    The losses, the best loss and its step have one value for each start. `failed` is the best step
+    at which entries that were 0 should not have been; training went on then. `certificate` is that
+    of the end.
     """
 
     best_loss: list[float]
@@ -202,6 +206,8 @@ class Fit:
     step: int = 0
     dropped: int = 0
     waited: int = 0
+    failed: int = -1
+    certificate: Certificate | None = None
     curves: dict[str, list[Any]] = field(
         default_factory=lambda: {
             "step": [],
@@ -223,6 +229,7 @@ def train(
     seed: int,
     checkpoint: Path | None,
     progress: Progress,
+    zeros: ExactZeros | None = None,
 ) -> tuple[Fit, list[dict[str, Tensor]]]:
     """Trains modules side by side on the same batches.
 
@@ -234,19 +241,28 @@ def train(
         modules: of one kind, from different starts.
         penalty: what is added to the loss, of one bare module.
         checkpoint: is written now and then, and read if it exists.
+        zeros: the masks that are trained with exact zeros, of the only module. Before training
+            ends because validation stalls, it is certified that no other entry should leave 0.
 
     Returns:
         The curves and the best validation losses; and the weights of each module where its
         validation loss was best.
     """
     starts = Starts(modules, penalty)
-    optimizer = torch.optim.Adam(starts.parameters(), lr=schedule.learning_rate, fused=True)
+    if zeros is None:
+        optimizer: torch.optim.Optimizer = torch.optim.Adam(
+            starts.parameters(), lr=schedule.learning_rate, fused=True
+        )
+    else:
+        optimizer = zeros.optimizer(starts.parameters(), schedule.learning_rate)
     fit, best = Fit([math.inf] * len(modules), [0] * len(modules)), starts.states()
     torch.manual_seed(seed + fabric.global_rank)
     saved = _read(checkpoint, fabric.device)
     if saved is not None:
         starts.load_state_dict(saved["starts"])
         optimizer.load_state_dict(saved["optimizer"])
+        if zeros is not None:
+            zeros.resume()
         fit, best = Fit(**saved["fit"]), saved["best"]
         torch.set_rng_state(saved["random"].cpu())
         if fabric.device.type == "cuda":
@@ -254,6 +270,15 @@ def train(
         logger.info("goes on from step %d of %d", fit.step, schedule.steps)
     module, optimizer = fabric.setup(starts, optimizer)
     pointwise = LOSSES[loss]
+
+    def data_losses(batches: int | None) -> Iterator[Tensor]:
+        chosen = runs[:: max(1, len(runs) // batches)] if batches else runs
+        count = sum(float(training.weight[slice(*run)].sum()) for run in chosen)
+        starts.eval()
+        for run in chosen:
+            frames, target, weight = training.batch(run)
+            yield (pointwise(starts(frames)[0], target) * weight).sum() / count
+        starts.train()
 
     runs = training.runs(schedule.batch)
     order = _shuffled(runs, seed, fit.step * fabric.world_size + fabric.global_rank, fabric)
@@ -265,6 +290,8 @@ def train(
         learning_rate = schedule.rate(fit.step, fit.dropped)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
+        if zeros is not None and fit.step and fit.step % zeros.every == 0:
+            zeros.refresh(data_losses)
         frames, target, weight = training.batch(next(order))
         optimizer.zero_grad(set_to_none=True)
         rate, penalties = module(frames)
@@ -296,6 +323,11 @@ def train(
         if schedule.patience and fit.waited >= schedule.patience:
             fit.waited, fit.dropped = 0, fit.dropped + 1
             starts.restore(best)
+            if zeros is not None:
+                ends = fit.dropped > schedule.drops and fit.failed != fit.best_step[0]
+                if ends and zeros.certificate(data_losses).outside > zeros.TOLERANCE:
+                    fit.dropped, fit.failed = fit.dropped - 1, fit.best_step[0]
+                zeros.refresh(data_losses)
         progress(fit.step, schedule.steps, f"validation loss {min(fit.best_loss):.5g}")
         now = time.monotonic()
         if (
@@ -313,6 +345,9 @@ def train(
             f"the fit diverged (validation loss {fit.curves['validation_loss'][-1][0]:g} after "
             f"{fit.step} steps); lower learning_rate"
         )
+    if zeros is not None:
+        starts.restore(best)
+        fit.certificate = zeros.certificate(data_losses)
     progress(schedule.steps, schedule.steps, f"{time.monotonic() - begun:.0f} s")
     return fit, best
 

@@ -148,6 +148,12 @@ def test_model(plugin: Entry) -> None:
     check_model(quick(plugin), small_recording(frames=600))
 
 
+def test_a_model_with_exact_zeros() -> None:
+    zeros = {"exact_zeros": True, "mask_l1": 0.01, "weight_l1": 0.01, "refresh_every": 7}
+    plugin = Registry(builtin_only=True).find("model", "what_where")
+    check_model(quick(plugin, **zeros), small_recording(frames=600))
+
+
 @pytest.mark.parametrize("plugin", registered("analysis", distribution=BUILT_IN))
 def test_analysis(plugin: Entry) -> None:
     assert plugin.spec is not None

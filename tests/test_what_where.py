@@ -5,10 +5,13 @@ import pydantic
 import pytest
 import torch
 import xarray as xr
+from sklearn.linear_model import Lasso
 
 from retinakit.errors import UserError
+from retinakit.exact_zeros import ExactZeros
 from retinakit.metrics import fraction_of_explained_variance
 from retinakit.model import coordinates_of
+from retinakit.proximal import Certificate
 from retinakit.testing import small_recording
 from retinakit_plugins.datasets.linear_population import LinearPopulation
 from retinakit_plugins.models.regression import Ridge
@@ -165,6 +168,59 @@ class TestFits:
         if readout == "fixed":
             assert (np.sort(np.unique(model.parameters()["mask"])) == [0, 1]).all()
 
+    @pytest.mark.parametrize("positive", [False, True])
+    def test_masks_with_exact_zeros_are_those_of_the_lasso(self, positive):
+        recording = population(400, cells=4)
+        weight = 0.01
+        model = WhatWhere(
+            LINEAR
+            | {"known_kernel": True, "normalisation": "none", "positive_mask": positive}
+            | {"mask_l1": weight, "exact_zeros": True, "refresh_every": 50}
+            | {"steps": 2000, "learning_rate": 0.02, "decay": "cosine", "patience": 0, "batch": 320}
+            | {"check_every": 2000}
+        )
+        curves = model.fit(recording)
+        train = recording["train"].to_dataset()
+        with torch.no_grad():
+            maps = model.module.features(torch.from_numpy(train["stimulus"].values)[:, None])
+        # The loss has no ½, and is a mean over cells as the penalty is.
+        lasso = Lasso(
+            weight / 2, fit_intercept=False, positive=positive, tol=1e-12, max_iter=100_000
+        )
+        expected = lasso.fit(maps.flatten(1).numpy(), train["response"].values).coef_
+        found = model.parameters()["mask"].values.reshape(4, -1)
+        np.testing.assert_allclose(found, expected, atol=1e-3)
+        assert 0 < (found != 0).mean() < 0.2
+        assert positive == (found >= 0).all()
+        assert curves["certificate_outside"].item() < 1e-2
+        assert curves["certificate_inside"].item() < 1e-2
+
+    def test_exact_zeros_cost_no_accuracy(self):
+        recording = population(500)
+        dense, sparse = (
+            WhatWhere(PENALISED | {"exact_zeros": zeros, "refresh_every": 50})
+            for zeros in (False, True)
+        )
+        for model in (dense, sparse):
+            model.fit(recording)
+        assert (dense.parameters()["mask"] != 0).mean() == 1
+        assert (sparse.parameters()["mask"] != 0).mean() < 0.1
+        assert fev(sparse, recording) > fev(dense, recording) - 0.01
+
+    def test_training_goes_on_while_a_zero_is_no_optimum(self, monkeypatch):
+        asked = []
+
+        def certificate(self, losses):
+            asked.append(sum(float(loss) for loss in losses(None)))
+            return Certificate(1.0, 0.0)
+
+        monkeypatch.setattr(ExactZeros, "certificate", certificate)
+        options = {"exact_zeros": True, "mask_l1": 0.1, "steps": 60, "check_every": 10}
+        stalled = {"patience": 1, "drops": 0, "learning_rate": 1e-9}
+        curves = WhatWhere(LINEAR | options | stalled).fit(population(200))
+        # Asked at the first stall; the next, with the same best weights, ends it; asked at the end.
+        assert curves["step"].max() == 30 and len(asked) == 2
+
     def test_nothing_depends_on_the_number_of_cells(self):
         recording = population(100, cells=4)
 
@@ -211,6 +267,11 @@ class TestRefusals:
             ({"output": "identity"}, "Poisson loss cannot score"),
             ({"mask_l1": 0.1}, "evaded by moving their scale"),
             ({"known_kernel": True}, "network of one layer"),
+            ({"exact_zeros": True}, "needs a mask_l1"),
+            (
+                {"exact_zeros": True, "mask_l1": 1, "weight_l1": 1, "readout": "gaussian"},
+                "a readout that is not 'factorized'",
+            ),
         ],
     )
     def test_options_that_do_not_go_together(self, options, message):

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import xarray as xr
+from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, dropout, softplus
@@ -13,9 +14,11 @@ from torch.nn.functional import conv2d, dropout, softplus
 from retinakit.convolution import correlate, correlate_in_time
 from retinakit.early_stopping import EarlyStoppingConfig
 from retinakit.errors import UserError
+from retinakit.exact_zeros import ExactZeros
 from retinakit.factorized import FactorizedReadout, GaussianReadout, SeparableReadout
 from retinakit.location import SMOOTHING, locations
 from retinakit.penalties import group_sparsity, roughness
+from retinakit.readout import Support
 from retinakit.recording import mean_response
 from retinakit.torch_model import TorchModel
 
@@ -333,6 +336,10 @@ class WhatWhere(TorchModel):
             else:
                 deviation = response.std("frame").fillna(0).values
                 readout.start_at(places, torch.from_numpy(deviation))
+        if c.exact_zeros and c.positive_mask:
+            assert isinstance(readout, FactorizedReadout)
+            with torch.no_grad():
+                readout.mask.abs_()
 
     def _take_kernel(self, module: WhatWhereModule, recording: xr.DataTree) -> None:
         truth = recording["truth"].to_dataset() if "truth" in recording.children else {}
@@ -356,8 +363,14 @@ class WhatWhere(TorchModel):
         c, readout, kernels = self.config, module.readout, module.kernels()
         total = c.activity_l1 * module.activity.abs().mean()
         if isinstance(readout, SeparableReadout):
-            total = total + c.mask_l1 * readout.mask_l1() + c.weight_l1 * readout.weight_l1()
-            total = total + c.product_l1 * readout.product_l1()
+            of_masks = 0.0 if c.exact_zeros else c.mask_l1
+            # A term of no weight would still cost a pass over the masks.
+            if of_masks:
+                total = total + of_masks * readout.mask_l1()
+            if c.weight_l1:
+                total = total + c.weight_l1 * readout.weight_l1()
+            if c.product_l1:
+                total = total + c.product_l1 * readout.product_l1()
         else:
             total = total + c.readout_l2 * (readout.weight**2).sum() / len(readout.weight)
         if c.smoothness:
@@ -368,6 +381,22 @@ class WhatWhere(TorchModel):
             for kernel in kernels[1:] or [kernels[0].flatten(0, 1)]:
                 total = total + c.group_sparsity * group_sparsity(kernel)
         return total
+
+    def exact_zeros(self, module: nn.Module) -> ExactZeros | None:
+        c = self.config
+        if not c.exact_zeros:
+            return None
+        assert isinstance(module, WhatWhereModule)
+        assert isinstance(module.readout, FactorizedReadout)
+        cells = module.readout.mask.shape[1]
+        return ExactZeros(module.readout, c.mask_l1 / cells, c.positive_mask, c.refresh_every)
+
+    def _set_weights(self, weights: dict[str, NDArray[Any]]) -> None:
+        super()._set_weights(weights)
+        if self.config.exact_zeros:
+            readout = self.module.readout
+            assert isinstance(readout, FactorizedReadout)
+            readout.support = Support.of(readout.mask)
 
     def parameters(self) -> xr.Dataset:
         """`kernel`, those of later layers as `kernel_2`, ..., and what each cell reads.

@@ -1,0 +1,70 @@
+"""Training a readout with masks that are 0 in most places: what the training loop needs for it.
+
+The proximal steps are those of `retinakit.proximal`, on a support that is chosen anew every so many
+steps.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from retinakit.factorized import FactorizedReadout
+from retinakit.proximal import Certificate, ProximalAdam, certificate, gradient
+
+Losses = Callable[[int | None], Iterable[Tensor]]
+"""The parts of the mean loss over training data without its penalties, each with its own graph: of
+all batches (None), or of so many that are spread over the data."""
+
+
+@dataclass
+class ExactZeros:
+    """The masks of a readout, trained with exact zeros.
+
+    Attributes:
+        readout: whose masks they are.
+        l1: the weight of Σ |m| over all cells in the loss.
+        nonnegative: whether masks are held at 0 or above.
+        every: steps between refreshes of the support.
+    """
+
+    readout: FactorizedReadout
+    l1: float
+    nonnegative: bool
+    every: int
+
+    BATCHES: ClassVar[int] = 16
+    """As many are enough to choose a support, which is wider than it has to be."""
+
+    TOLERANCE: ClassVar[float] = 0.1
+    """Training does not end while the loss falls this much more steeply than the penalty rises
+    along an entry that is 0, in parts of the penalty's weight."""
+
+    def optimizer(self, parameters: Iterable[Tensor], learning_rate: float) -> ProximalAdam:
+        """The optimizer of the readout and of all else."""
+        mask = self.readout.mask
+        others = [parameter for parameter in parameters if parameter is not mask]
+        penalised = {"params": [mask], "l1": self.l1, "nonnegative": self.nonnegative}
+        self._optimizer = ProximalAdam([penalised, {"params": others}], lr=learning_rate)
+        return self._optimizer
+
+    def resume(self) -> None:
+        """Takes the support from an optimizer whose state was loaded."""
+        self.readout.support = self._optimizer.support(self.readout.mask)
+
+    def refresh(self, losses: Losses) -> None:
+        """Chooses the support of the next steps."""
+        dense = self._gradient(losses(self.BATCHES))
+        self.readout.support = self._optimizer.refresh(self.readout.mask, dense)
+
+    def certificate(self, losses: Losses) -> Certificate:
+        """How far the masks are from a stationary point, by all of the training data."""
+        dense = self._gradient(losses(None))
+        return certificate(self.readout.mask, dense, self.l1, self.nonnegative)
+
+    def _gradient(self, losses: Iterable[Tensor]) -> Tensor:
+        self.readout.support = None  # there is no gradient outside a support
+        with torch.enable_grad():
+            return gradient(losses, self.readout.mask)
