@@ -27,7 +27,8 @@ class ExactZeros:
         readout: whose masks they are.
         l1: the weight of Σ |m| over all cells in the loss.
         nonnegative: whether masks are held at 0 or above.
-        every: steps between refreshes of the support.
+        every: steps between refreshes of the support. The first is after a quarter of so many, in
+            which all entries are trained: masks find their places then.
     """
 
     readout: FactorizedReadout
@@ -53,6 +54,10 @@ class ExactZeros:
     def resume(self) -> None:
         """Takes the support from an optimizer whose state was loaded."""
         self.readout.support = self._optimizer.support(self.readout.mask)
+
+    def due(self, step: int) -> bool:
+        """Whether the support is to be refreshed before a step, counted from 0."""
+        return step % self.every == self.every // 4 and step > 0
 
     def refresh(self, losses: Losses) -> None:
         """Chooses the support of the next steps."""

@@ -82,7 +82,8 @@ class ProximalAdam(torch.optim.Optimizer):
     with Adam's estimates g and v of the loss's gradient and its square. Where this stays, so does
     gradient descent on loss + l1 · Σ|m|: D cancels. The penalty must not be part of the loss.
 
-    On a support (`refresh`), only its entries are updated, and the others stay 0. Bound what the
+    On a support (`refresh`), only its entries are updated, and the others stay 0; Adam's estimates
+    are kept for these entries alone, and begin at 0 for a new one. Bound what the
     parameter is multiplied with, such as the feature weights of a readout, by a norm or a penalty
     of its own: else the product's factors trade size, and the penalty vanishes.
 
@@ -158,9 +159,19 @@ class ProximalAdam(torch.optim.Optimizer):
         group = self._group_of(parameter)
         outward = -gradient if group["nonnegative"] else gradient.abs()
         inside = (parameter != 0) | (outward > (1 - margin) * group["l1"])
-        self._state_of(parameter)["inside"] = inside
-        self._supports[parameter] = Support.of(inside)
-        return self._supports[parameter]
+        state, before, support = (
+            self._state_of(parameter),
+            self.support(parameter),
+            Support.of(inside),
+        )
+        for name in ("mean", "square"):
+            whole = state[name]
+            if before is not None:
+                whole = torch.zeros_like(parameter).put_(before.entry, whole)
+            state[name] = support.values(whole)
+        state["inside"] = inside
+        self._supports[parameter] = support
+        return support
 
     def support(self, parameter: Tensor) -> Support | None:
         """What the last refresh chose, also after `load_state_dict`; None without any."""
@@ -193,19 +204,17 @@ class ProximalAdam(torch.optim.Optimizer):
         state, support = self._state_of(parameter), self.support(parameter)
         state["step"] += 1
         step, (first, second) = state["step"].item(), group["betas"]
-        kept = [parameter, state["mean"], state["square"]]
-        used = [*kept, parameter.grad]
+        values, slope = parameter, parameter.grad
+        assert slope is not None
         if support is not None:
-            used = [tensor.take(support.entry) for tensor in used]
-        values, mean, square, slope = used
-        mean = mean.lerp(slope, 1 - first)
-        square = square * second + slope.square() * (1 - second)
+            values, slope = support.values(values), support.values(slope)
+        mean = state["mean"].lerp_(slope, 1 - first)
+        square = state["square"].mul_(second).addcmul_(slope, slope, value=1 - second)
         rate = group["lr"] / ((square / (1 - second**step)).sqrt() + group["eps"])
         values = values - rate * mean / (1 - first**step)
         if group["l1"] or group["nonnegative"]:
             values = shrink(values, rate * group["l1"], group["nonnegative"])
-        for tensor, new in zip(kept, (values, mean, square), strict=True):
-            if support is None:
-                tensor.copy_(new)
-            else:
-                tensor.put_(support.entry, new)
+        if support is None:
+            parameter.copy_(values)
+        else:
+            parameter.put_(support.entry, values)

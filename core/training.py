@@ -290,7 +290,7 @@ def train(
         learning_rate = schedule.rate(fit.step, fit.dropped)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
-        if zeros is not None and fit.step and fit.step % zeros.every == 0:
+        if zeros is not None and zeros.due(fit.step):
             zeros.refresh(data_losses)
         frames, target, weight = training.batch(next(order))
         optimizer.zero_grad(set_to_none=True)

@@ -12,7 +12,7 @@ from torch.library import opcheck
 from retinakit.errors import UserError
 from retinakit.kernels import compiled
 from retinakit.readout import Support, choose, factorized_readout, sparse, torch_sparse
-from retinakit.readout.dense import dense_readout, dense_readout_backward
+from retinakit.readout.dense import dense_forward, dense_readout_backward
 from retinakit.readout.sparse import sparse_readout, sparse_readout_backward
 
 SHAPES = [
@@ -197,11 +197,13 @@ def test_torch_knows_the_operations(backend):
     support = Support.of(mask)
     values = support.values(mask).detach().requires_grad_()
     gradient = torch.ones(9, 6)
-    opcheck(dense_readout, (features, mask, weight))
+    for keep in (True, False):
+        opcheck(dense_forward, (features, mask, weight, keep))
     opcheck(sparse_readout, (features, values, weight, support.structure))
     for needed in ([True, True, True], [False, True, False]):
         plain = [t.detach() for t in (features, mask, weight)]
-        opcheck(dense_readout_backward, (gradient, *plain, needed))
+        for kept in (torch.empty(0), plain[0] @ plain[1]):
+            opcheck(dense_readout_backward, (gradient, *plain, kept, needed))
         plain[1] = values.detach()
         opcheck(sparse_readout_backward, (gradient, *plain, support.structure, needed))
 

@@ -211,12 +211,12 @@ class TestFits:
         asked = []
 
         def certificate(self, losses):
-            asked.append(sum(float(loss) for loss in losses(None)))
+            asked.append(sum(loss.item() for loss in losses(None)))
             return Certificate(1.0, 0.0)
 
         monkeypatch.setattr(ExactZeros, "certificate", certificate)
         options = {"exact_zeros": True, "mask_l1": 0.1, "steps": 60, "check_every": 10}
-        stalled = {"patience": 1, "drops": 0, "learning_rate": 1e-9}
+        stalled = {"patience": 1, "drops": 0, "learning_rate": 1e-30, "normalisation": "none"}
         curves = WhatWhere(LINEAR | options | stalled).fit(population(200))
         # Asked at the first stall; the next, with the same best weights, ends it; asked at the end.
         assert curves["step"].max() == 30 and len(asked) == 2

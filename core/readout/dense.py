@@ -1,7 +1,9 @@
-"""The readout as matrix products, a piece of the batch at a time.
+"""The readout as matrix products, in a bounded workspace.
 
-The features under each mask, (batch, channel, neuron), would be the largest array by far. They are
-made for a piece of the batch that stays in the cache, and made again for the gradients.
+The features under each mask, (batch, channel, neuron), would be the largest array by far. Where
+they fit the workspace they are kept for the gradients. Where not, they are made for a piece of the
+batch at a time, and not again: on a CPU, the gradients of masks and weights come from the features
+times the gradient of the output, a channel at a time.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,51 +15,114 @@ from torch import Tensor
 WORKSPACE = 16 * 2**20
 """Bytes of features under masks at a time."""
 
+ROWS = 32
+"""Positions of which the products of a channel's features with the gradient are held at a time."""
 
-@torch.library.custom_op("retinakit::dense_readout", mutates_args=())
+
 def dense_readout(features: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
     """Σ_k weight[k, n] · Σ_p features[b, k, p] · mask[p, n], (batch, neuron)."""
-    features = features.contiguous()
-    out = features.new_empty(len(features), mask.shape[1])
-    for piece, under in _pieces(features, mask):
-        torch.mm(features[piece].flatten(0, 1), mask, out=under.flatten(0, 1))
-        torch.sum(under.mul_(weight), 1, out=out[piece])
+    out, _ = dense_forward(features, mask, weight, torch.is_grad_enabled())
     return out
 
 
-@dense_readout.register_fake
-def _(features: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
-    return features.new_empty(features.shape[0], mask.shape[1])
+@torch.library.custom_op("retinakit::dense_readout", mutates_args=())
+def dense_forward(
+    features: Tensor, mask: Tensor, weight: Tensor, keep: bool
+) -> tuple[Tensor, Tensor]:
+    """The output, and the features under masks (batch, channel, neuron) if asked to keep them and
+    they fit the workspace, or an empty tensor."""
+    features = features.contiguous()
+    kept = keep and _fits(features, mask)
+    out = features.new_empty(len(features), mask.shape[1])
+    under = features.new_empty((*features.shape[:2], mask.shape[1]) if kept else 0)
+    for piece, room in _pieces(features, mask):
+        product = under[piece] if kept else room
+        torch.mm(features[piece].flatten(0, 1), mask, out=product.flatten(0, 1))
+        torch.sum(torch.mul(product, weight, out=room), 1, out=out[piece])
+    return out, under
+
+
+@dense_forward.register_fake
+def _(features: Tensor, mask: Tensor, weight: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
+    kept = keep and _fits(features, mask)
+    under = features.new_empty((*features.shape[:2], mask.shape[1]) if kept else 0)
+    return features.new_empty(features.shape[0], mask.shape[1]), under
 
 
 @torch.library.custom_op("retinakit::dense_readout_backward", mutates_args=())
 def dense_readout_backward(
-    gradient: Tensor, features: Tensor, mask: Tensor, weight: Tensor, needed: Sequence[bool]
+    gradient: Tensor,
+    features: Tensor,
+    mask: Tensor,
+    weight: Tensor,
+    under: Tensor,
+    needed: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of features, mask and weight; an empty tensor for one that is not needed."""
     features = features.contiguous()
     of_features, of_mask, of_weight = empty_gradients([features, mask, weight], needed)
     of_mask.zero_()
     of_weight.zero_()
-    for piece, under in _pieces(features, mask):
+    by_channel = not (len(under) or features.is_cuda)
+    if by_channel and (needed[1] or needed[2]):
+        _by_channel(gradient, features, mask, weight, of_mask, of_weight, needed)
+    by_piece = [needed[0], *(need and not by_channel for need in needed[1:])]
+    if not any(by_piece):
+        return of_features, of_mask, of_weight
+    for piece, room in _pieces(features, mask):
         part, of_output = features[piece], gradient[piece, None]
-        if needed[2]:
-            torch.mm(part.flatten(0, 1), mask, out=under.flatten(0, 1))
-            of_weight += under.mul_(of_output).sum(0)
-        if needed[0] or needed[1]:
-            torch.mul(of_output, weight, out=under)
-        if needed[0]:
-            torch.mm(under.flatten(0, 1), mask.T, out=of_features[piece].flatten(0, 1))
-        if needed[1]:
-            of_mask.addmm_(part.flatten(0, 1).T, under.flatten(0, 1))
+        if by_piece[2]:
+            if len(under):
+                torch.mul(under[piece], of_output, out=room)
+            else:
+                torch.mm(part.flatten(0, 1), mask, out=room.flatten(0, 1))
+                room.mul_(of_output)
+            of_weight += room.sum(0)
+        if by_piece[0] or by_piece[1]:
+            torch.mul(of_output, weight, out=room)
+        if by_piece[0]:
+            torch.mm(room.flatten(0, 1), mask.T, out=of_features[piece].flatten(0, 1))
+        if by_piece[1]:
+            of_mask.addmm_(part.flatten(0, 1).T, room.flatten(0, 1))
     return of_features, of_mask, of_weight
 
 
 @dense_readout_backward.register_fake
 def _(
-    gradient: Tensor, features: Tensor, mask: Tensor, weight: Tensor, needed: Sequence[bool]
+    gradient: Tensor,
+    features: Tensor,
+    mask: Tensor,
+    weight: Tensor,
+    under: Tensor,
+    needed: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     return empty_gradients([features, mask, weight], needed)
+
+
+def _by_channel(
+    gradient: Tensor,
+    features: Tensor,
+    mask: Tensor,
+    weight: Tensor,
+    of_mask: Tensor,
+    of_weight: Tensor,
+    needed: Sequence[bool],
+) -> None:
+    """Adds to the gradients of mask and weight.
+
+    Both are sums of t[k, p, n] = Σ_b features[b, k, p] · gradient[b, n], with the weights over k
+    and with the masks over p.
+    """
+    room = gradient.new_empty(min(ROWS, len(mask)), mask.shape[1])
+    for start in range(0, len(mask), ROWS):
+        rows = slice(start, min(start + ROWS, len(mask)))
+        product = room[: rows.stop - start]
+        for channel in range(len(weight)):
+            torch.mm(features[:, channel, rows].T, gradient, out=product)
+            if needed[1]:
+                of_mask[rows].addcmul_(product, weight[channel])
+            if needed[2]:
+                of_weight[channel] += product.mul_(mask[rows]).sum(0)
 
 
 def empty_gradients(
@@ -84,6 +149,11 @@ def pieces(features: Tensor, neurons: int) -> Iterator[slice]:
         yield slice(start, min(start + size, len(features)))
 
 
+def _fits(features: Tensor, mask: Tensor) -> bool:
+    samples, channels, _ = features.shape
+    return samples * channels * mask.shape[1] * features.element_size() <= WORKSPACE
+
+
 def _pieces(features: Tensor, mask: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """The pieces, with room for what is under the masks there."""
     room = features.new_empty(0)
@@ -94,14 +164,15 @@ def _pieces(features: Tensor, mask: Tensor) -> Iterator[tuple[slice, Tensor]]:
         yield piece, room[:samples]
 
 
-def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs[:3], output[1])
+    ctx.mark_non_differentiable(output[1])
 
 
-def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    needed = ctx.needs_input_grad
+def _backward(ctx: Any, gradient: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    needed = ctx.needs_input_grad[:3]
     gradients = dense_readout_backward(gradient, *ctx.saved_tensors, needed)
-    return where_needed(gradients, needed)
+    return *where_needed(gradients, needed), None
 
 
-dense_readout.register_autograd(_backward, setup_context=_keep)
+dense_forward.register_autograd(_backward, setup_context=_keep)

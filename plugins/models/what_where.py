@@ -102,7 +102,7 @@ class WhatWhereConfig(EarlyStoppingConfig):
         "then, and are left out, which is faster with many cells.",
     )
     refresh_every: int = Field(
-        100, ge=1, description="Steps between looks at which entries should leave 0."
+        200, ge=1, description="Steps between looks at which entries should leave 0."
     )
     product_l1: float = Field(0.0, ge=0, description="Weight of the product of the two sums.")
     readout_l2: float = Field(
@@ -325,6 +325,10 @@ class WhatWhere(TorchModel):
                 readout.bias.copy_(_inverse(c.output, mean))
         if not isinstance(readout, SeparableReadout):
             return
+        if c.exact_zeros and c.positive_mask:
+            assert isinstance(readout, FactorizedReadout)
+            with torch.no_grad():
+                readout.mask.abs_()
         if c.readout == "fixed" or c.mask_start == "sta":
             margin = self._lost // 2
             centres = locations(split, c.lags, c.sta_smoothing, (margin, margin)) - margin
@@ -336,10 +340,6 @@ class WhatWhere(TorchModel):
             else:
                 deviation = response.std("frame").fillna(0).values
                 readout.start_at(places, torch.from_numpy(deviation))
-        if c.exact_zeros and c.positive_mask:
-            assert isinstance(readout, FactorizedReadout)
-            with torch.no_grad():
-                readout.mask.abs_()
 
     def _take_kernel(self, module: WhatWhereModule, recording: xr.DataTree) -> None:
         truth = recording["truth"].to_dataset() if "truth" in recording.children else {}
