@@ -26,6 +26,7 @@ class Contest:
         tolerance: of the difference of the results.
         share: what part of the work the peer is given, where its time is proportional to it. It
             has the first rows of the result then.
+        overhead: makes work that ours has to do besides, and once in how many times.
         missing: why it cannot be run here, or "".
     """
 
@@ -35,6 +36,7 @@ class Contest:
     sides: Callable[[], tuple[Side, Side]]
     tolerance: float
     share: float = 1.0
+    overhead: tuple[Callable[[], Side], int] | None = None
     missing: str = ""
 
     def run(self) -> str:
@@ -46,6 +48,7 @@ class Contest:
         ours, theirs = self.sides()
         expected, seconds = timed(theirs)
         agree(ours(), expected, self.tolerance)
+        besides = self.besides()
         mine, others = [], [seconds]
         while True:
             for _ in range(3):  # or once, where ours takes about as long as the peer
@@ -53,7 +56,7 @@ class Contest:
                 if sum(mine) > sum(others) / 2:
                     break
             if sum(mine) + sum(others) > SECONDS or len(others) == 7:
-                return self.verdict(median(mine), median(others))
+                return self.verdict(median(mine) + besides, median(others))
             others.append(timed(theirs)[1])
 
     def benchmark(self, benchmark: Any) -> str:
@@ -61,6 +64,7 @@ class Contest:
         ours, theirs = self.sides()
         expected, seconds = timed(theirs)
         agree(ours(), expected, self.tolerance)
+        besides = self.besides()
         mine: list[float] = []
         benchmark.group = self.group
         benchmark.pedantic(
@@ -71,11 +75,19 @@ class Contest:
         theirs_took = benchmark.stats.stats.median
         benchmark.extra_info |= {
             "contest": self.id,
-            "ratio": theirs_took / self.share / median(mine),
+            "ratio": theirs_took / self.share / (median(mine) + besides),
             "target": self.target,
             "share": self.share,
         }
-        return self.verdict(median(mine), theirs_took)
+        return self.verdict(median(mine) + besides, theirs_took)
+
+    def besides(self) -> float:
+        """Seconds of the overhead for each time."""
+        if self.overhead is None:
+            return 0.0
+        make, times = self.overhead
+        work = make()
+        return median(timed(work)[1] for _ in range(3)) / times
 
     def verdict(self, ours: float, theirs: float) -> str:
         """A line from the seconds that both sides took: id, ratio, target, met or short."""

@@ -8,7 +8,13 @@ OMP_NUM_THREADS=1, as `make bench-goals` does; beginnings of ids choose among th
 import sys
 from importlib import import_module
 
-SUITES = ("sta_cases", "simulation_cases", "training_cases", "readout_cases")
+SUITES = (
+    "sta_cases",
+    "simulation_cases",
+    "training_cases",
+    "readout_cases",
+    "population_cases",
+)
 
 
 def main(chosen):

@@ -27,8 +27,8 @@ class ExactZeros:
         readout: whose masks they are.
         l1: the weight of Σ |m| over all cells in the loss.
         nonnegative: whether masks are held at 0 or above.
-        every: steps between refreshes of the support. The first is after a quarter of so many, in
-            which all entries are trained: masks find their places then.
+        every: steps between refreshes of the support. The first is after a quarter of so many,
+            in which the entries are trained that are not 0 at the start.
     """
 
     readout: FactorizedReadout
@@ -36,7 +36,7 @@ class ExactZeros:
     nonnegative: bool
     every: int
 
-    BATCHES: ClassVar[int] = 16
+    BATCHES: ClassVar[int] = 8
     """As many are enough to choose a support, which is wider than it has to be."""
 
     TOLERANCE: ClassVar[float] = 0.1
@@ -49,6 +49,8 @@ class ExactZeros:
         others = [parameter for parameter in parameters if parameter is not mask]
         penalised = {"params": [mask], "l1": self.l1, "nonnegative": self.nonnegative}
         self._optimizer = ProximalAdam([penalised, {"params": others}], lr=learning_rate)
+        if (mask == 0).any():
+            self.readout.support = self._optimizer.restrict(mask, mask != 0)
         return self._optimizer
 
     def resume(self) -> None:
@@ -58,6 +60,10 @@ class ExactZeros:
     def due(self, step: int) -> bool:
         """Whether the support is to be refreshed before a step, counted from 0."""
         return step % self.every == self.every // 4 and step > 0
+
+    def forget(self) -> None:
+        """Tells that the masks were replaced: the support is not theirs, until a refresh."""
+        self.readout.support = None
 
     def refresh(self, losses: Losses) -> None:
         """Chooses the support of the next steps."""
@@ -70,6 +76,9 @@ class ExactZeros:
         return certificate(self.readout.mask, dense, self.l1, self.nonnegative)
 
     def _gradient(self, losses: Iterable[Tensor]) -> Tensor:
-        self.readout.support = None  # there is no gradient outside a support
-        with torch.enable_grad():
-            return gradient(losses, self.readout.mask)
+        self.readout.whole_gradient = True
+        try:
+            with torch.enable_grad():
+                return gradient(losses, self.readout.mask)
+        finally:
+            self.readout.whole_gradient = False

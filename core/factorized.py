@@ -33,6 +33,9 @@ class SeparableReadout(nn.Module, ABC):
     """Where the masks may differ from 0, if that is known: sparse masks are read faster. Whoever
     sets it keeps it true."""
 
+    whole_gradient: bool = False
+    """Whether masks get a gradient outside of the support too."""
+
     def __init__(
         self,
         cells: int,
@@ -64,7 +67,12 @@ class SeparableReadout(nn.Module, ABC):
     def forward(self, features: Tensor) -> Tensor:
         """(n, K, height, width) to (n, N)."""
         return factorized_readout(
-            features.flatten(2), self.masks(), self.weights(), self.bias, support=self.support
+            features.flatten(2),
+            self.masks(),
+            self.weights(),
+            self.bias,
+            support=self.support,
+            whole_gradient=self.whole_gradient,
         )
 
     def weights(self) -> Tensor:
@@ -119,6 +127,21 @@ class FactorizedReadout(SeparableReadout):
     def masks(self) -> Tensor:
         mask = self.mask.abs() if self.positive_mask else self.mask
         return mask / mask.norm(dim=0) if self.normalise else mask
+
+    def clear_beyond(self, distance: int, places: Tensor) -> None:
+        """Makes each mask 0 further from a place than so many rows or columns.
+
+        Args:
+            distance: of the map.
+            places: (cell, 2), y and x on the map.
+        """
+        near = [
+            (torch.arange(side)[:, None] - place).abs() <= distance
+            for side, place in zip(self.places, places.T, strict=True)
+        ]
+        inside = (near[0][:, None] & near[1]).flatten(0, 1)
+        with torch.no_grad():
+            self.mask.mul_(inside.to(self.mask))
 
     def start_at(self, places: Tensor, peaks: Tensor) -> None:
         """Sets each mask's value at one place; the others stay as they are."""

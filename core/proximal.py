@@ -159,11 +159,21 @@ class ProximalAdam(torch.optim.Optimizer):
         group = self._group_of(parameter)
         outward = -gradient if group["nonnegative"] else gradient.abs()
         inside = (parameter != 0) | (outward > (1 - margin) * group["l1"])
-        state, before, support = (
-            self._state_of(parameter),
-            self.support(parameter),
-            Support.of(inside),
-        )
+        return self.restrict(parameter, inside)
+
+    @torch.no_grad()
+    def restrict(self, parameter: Tensor, inside: Tensor) -> Support:
+        """Trains certain entries from now on. The others are to be 0.
+
+        Args:
+            parameter: (position, neuron), one of the optimizer's.
+            inside: which, of the same shape.
+
+        Returns:
+            The support, for `factorized_readout`.
+        """
+        state, before = self._state_of(parameter), self.support(parameter)
+        support = Support.of(inside)
         for name in ("mean", "square"):
             whole = state[name]
             if before is not None:

@@ -324,6 +324,7 @@ def train(
             fit.waited, fit.dropped = 0, fit.dropped + 1
             starts.restore(best)
             if zeros is not None:
+                zeros.forget()
                 ends = fit.dropped > schedule.drops and fit.failed != fit.best_step[0]
                 if ends and zeros.certificate(data_losses).outside > zeros.TOLERANCE:
                     fit.dropped, fit.failed = fit.dropped - 1, fit.best_step[0]
@@ -347,6 +348,7 @@ def train(
         )
     if zeros is not None:
         starts.restore(best)
+        zeros.forget()
         fit.certificate = zeros.certificate(data_losses)
     progress(schedule.steps, schedule.steps, f"{time.monotonic() - begun:.0f} s")
     return fit, best

@@ -184,6 +184,16 @@ def test_nothing_to_read(backend):
 
 
 @pytest.mark.parametrize("algorithm", ["dense", "sparse"])
+def test_the_whole_gradient_is_that_of_all_entries(algorithm):
+    features, mask, weight, bias = inputs((9, 3, 20, 6))
+    with torch.no_grad():
+        mask[:, :3] = 0
+    tensors = [features, mask, weight, bias]
+    options = {"algorithm": algorithm, "support": Support.of(mask), "whole_gradient": True}
+    agree(with_gradients(read(**options), tensors), exact(tensors))
+
+
+@pytest.mark.parametrize("algorithm", ["dense", "sparse"])
 def test_features_of_half_precision(algorithm):
     tensors = [tensor.detach() for tensor in inputs((9, 3, 20, 6))]
     tensors[0] = tensors[0].bfloat16()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from retinakit.errors import UserError
 from retinakit.readout import compiled_sparse, cuda_sparse
-from retinakit.readout.dense import dense_readout
+from retinakit.readout.dense import dense_readout, with_gradient_of_mask
 from retinakit.readout.sparse import sparse_readout
 from retinakit.readout.support import Support
 
@@ -37,6 +37,7 @@ def factorized_readout(
     *,
     algorithm: Algorithm = "auto",
     support: Support | None = None,
+    whole_gradient: bool = False,
 ) -> Tensor:
     """Reads features through one mask and one set of channel weights for each neuron.
 
@@ -59,6 +60,8 @@ def factorized_readout(
             and get a gradient of 0, in both algorithms; `Support.of` makes it once for many
             steps. Without it, all entries are used by "dense", and "sparse" takes the nonzero
             ones at each call, which costs more than the readout itself.
+        whole_gradient: whether entries outside of the support get their gradient too: what the
+            loss would do if they left 0. It takes a product of matrices, whatever the support.
 
     Returns:
         (batch, neuron), of the features' type.
@@ -74,9 +77,14 @@ def factorized_readout(
     if algorithm == "sparse":
         support = Support.of(mask) if support is None else support
         used = features if cuda_sparse.serves(features) else features.to(mask.dtype)
-        out = sparse_readout(used, support.values(mask), feature_weight, support.structure)
+        values = support.values(mask.detach() if whole_gradient else mask)
+        out = sparse_readout(used, values, feature_weight, support.structure)
+        if whole_gradient:
+            out = with_gradient_of_mask(out, used, mask, feature_weight)
     else:
         inside = mask if support is None else mask.where(support.inside, 0)
+        if whole_gradient and support is not None:
+            inside = mask + (inside - mask).detach()
         dtype = features.dtype if features.is_cuda else mask.dtype
         out = dense_readout(features.to(dtype), inside.to(dtype), feature_weight.to(dtype))
     return (out if bias is None else out + bias).to(features.dtype)

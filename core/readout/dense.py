@@ -63,8 +63,8 @@ def dense_readout_backward(
     of_features, of_mask, of_weight = empty_gradients([features, mask, weight], needed)
     of_mask.zero_()
     of_weight.zero_()
-    by_channel = not (len(under) or features.is_cuda)
-    if by_channel and (needed[1] or needed[2]):
+    by_channel = needed[2] and not (len(under) or features.is_cuda)
+    if by_channel:
         _by_channel(gradient, features, mask, weight, of_mask, of_weight, needed)
     by_piece = [needed[0], *(need and not by_channel for need in needed[1:])]
     if not any(by_piece):
@@ -147,6 +147,30 @@ def pieces(features: Tensor, neurons: int) -> Iterator[slice]:
     size = max(1, WORKSPACE // max(1, sample))
     for start in range(0, len(features), size):
         yield slice(start, min(start + size, len(features)))
+
+
+class _GradientOfMask(torch.autograd.Function):
+    """See `with_gradient_of_mask`."""
+
+    @staticmethod
+    def forward(ctx: Any, out: Tensor, features: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(features, mask, weight)
+        return out.view_as(out)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        features, mask, weight = ctx.saved_tensors
+        nothing, needed = features.new_empty(0), (False, True, False)
+        of_mask = dense_readout_backward(
+            gradient, features, mask.to(features.dtype), weight.to(features.dtype), nothing, needed
+        )[1]
+        return gradient, None, of_mask.to(mask.dtype), None
+
+
+def with_gradient_of_mask(out: Tensor, features: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
+    """An output that was computed without a gradient of the mask, with one."""
+    found: Tensor = _GradientOfMask.apply(out, features, mask, weight)
+    return found
 
 
 def _fits(features: Tensor, mask: Tensor) -> bool:

@@ -25,6 +25,10 @@ from retinakit.torch_model import TorchModel
 EVALUATED = 256
 """Frames whose feature maps are held at a time in a prediction."""
 
+NEAR = 4
+"""With exact zeros, masks start so many places around the largest value of the spike-triggered
+average. They spread from there where the data say so."""
+
 KERNEL_START = 0.01
 """Standard deviation that kernels start with where their scale does not matter."""
 
@@ -340,6 +344,9 @@ class WhatWhere(TorchModel):
             else:
                 deviation = response.std("frame").fillna(0).values
                 readout.start_at(places, torch.from_numpy(deviation))
+                if c.exact_zeros:
+                    assert isinstance(readout, FactorizedReadout)
+                    readout.clear_beyond(NEAR, places)
 
     def _take_kernel(self, module: WhatWhereModule, recording: xr.DataTree) -> None:
         truth = recording["truth"].to_dataset() if "truth" in recording.children else {}

@@ -1,0 +1,126 @@
+"""Training Klindt et al.'s linear network: a step beside plain torch, and 5,000 neurons.
+
+The step is that of Fig 3 with 100 neurons: one 17 x 17 kernel on one channel, batch normalisation,
+masks, and the optimizer. The peer's convolution is torch's own. Both do the same steps from the
+same weights, which must be the same in the end.
+
+The population is trained with exact zeros, beside the same network, data and number of steps with
+dense masks; the best validation losses must be the same. Everything on one thread.
+"""
+
+from copy import deepcopy
+from functools import cache, partial
+
+import torch
+from contest import Contest
+from torch.nn.functional import batch_norm, conv2d
+
+from retinakit.model import coordinates_of
+from retinakit_plugins.datasets.linear_population import LinearPopulation
+from retinakit_plugins.models.what_where import WhatWhere
+
+LINEAR = {
+    "kernels": [17],
+    "activation": "identity",
+    "output": "identity",
+    "loss": "mse",
+    "offset": False,
+    "bias": False,
+    "accelerator": "cpu",
+}
+STEPS = 3
+LARGE = {
+    "filters": [2],
+    "normalisation": "unit",
+    "positive_weight": True,
+    "mask_l1": 0.01,
+    "weight_l1": 0.01,
+    "learning_rate": 0.003,
+    "decay": "cosine",
+    "steps": 400,
+    "check_every": 200,
+}
+
+
+@cache
+def step_case():
+    """The network, and its stimulus and responses."""
+    model = WhatWhere(LINEAR | {"filters": [1], "mask_l1": 0.1})
+    recording = LinearPopulation({"cells": 100, "samples": 1024, "test": 10}).load()
+    split = recording["train"].to_dataset().isel(frame=slice(model.config.batch))
+    torch.manual_seed(0)
+    module = model.build(coordinates_of(split, 1))
+    model.initialise(module, recording)
+    frames, target = (torch.from_numpy(split[name].values) for name in ("stimulus", "response"))
+    return model, module, frames, target
+
+
+def steps(respond, penalty, module):
+    """Steps of a module whose kernel and masks are given."""
+    _, _, frames, target = step_case()
+    module = deepcopy(module).train()
+    parameters = [module.kernel[0], module.readout.mask]
+    optimizer = torch.optim.Adam(parameters, lr=1e-3, fused=True)
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        loss = (respond(module, frames) - target).square().mean() + penalty(module)
+        loss.backward()
+        optimizer.step()
+    return torch.cat([p.detach().flatten() for p in parameters]).numpy()
+
+
+def plain_response(module, frames):
+    maps = conv2d(frames[:, None], module.kernel[0][0])
+    maps = batch_norm(maps, None, None, training=True)
+    return maps.flatten(1) @ module.readout.mask
+
+
+def step_sides():
+    torch.set_num_threads(1)
+    model, module, *_ = step_case()
+    weight = model.config.mask_l1
+    return (
+        partial(steps, lambda module, frames: module(frames), model.penalty, module),
+        partial(
+            steps,
+            plain_response,
+            lambda module: weight * module.readout.mask.abs().sum(0).mean(),
+            module,
+        ),
+    )
+
+
+@cache
+def population():
+    two_types = {"types": [0.6, 1.0], "heterogeneity": 0.05, "centred": False}
+    return LinearPopulation(two_types | {"cells": 5000, "samples": 4096, "test": 10}).load()
+
+
+def best_loss(exact_zeros, **options):
+    model = WhatWhere(LINEAR | LARGE | {"exact_zeros": exact_zeros} | options)
+    return model.fit(population())["best_validation_loss"].values
+
+
+def population_sides():
+    torch.set_num_threads(1)
+    population()
+    return partial(best_loss, True), partial(best_loss, False)
+
+
+def contests():
+    return [
+        Contest(
+            "population-linear-step-plain-torch",
+            "a step of the linear network: 100 neurons, 256 images of 48 x 48, a 17 x 17 kernel",
+            4,
+            step_sides,
+            1e-3,
+        ),
+        Contest(
+            "population-5000-dense",
+            f"5,000 neurons, {LARGE['steps']} steps with exact zeros and with dense masks",
+            1,
+            population_sides,
+            2e-4,
+        ),
+    ]
