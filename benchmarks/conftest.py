@@ -4,7 +4,17 @@ from importlib.metadata import PackageNotFoundError, version
 
 import pytest
 
-LIBRARIES = ("numpy", "numba", "torch", "pyret", "stnmf", "rfest", "openretina", "lightning")
+LIBRARIES = (
+    "numpy",
+    "numba",
+    "torch",
+    "pyret",
+    "stnmf",
+    "rfest",
+    "openretina",
+    "neuralpredictors",
+    "lightning",
+)
 VERDICTS = pytest.StashKey[list[str]]()
 
 

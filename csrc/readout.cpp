@@ -131,8 +131,7 @@ RETINAKIT_INLINE void pack(const float* features, const FeatureShape& shape, con
 }
 
 // The opposite, from rows that begin with position `begin`.
-template <int Columns>
-RETINAKIT_INLINE void unpack(const Some<Columns>* rows, const FeatureShape& shape, int64_t first,
+RETINAKIT_INLINE void unpack(const Row* rows, const FeatureShape& shape, int64_t first,
                              int64_t width, int64_t begin, int64_t end, float* features) {
   Column column(first, shape);
   for (int64_t i = 0; i < width; ++i, column.next(shape)) {
@@ -172,29 +171,21 @@ RETINAKIT_INLINE void weighted_sum(const Some<Columns>* rows, const SparseRows& 
   for (int j = 0; j < Columns; ++j) sum[j] = total[j];
 }
 
-// Adds to `products` the scalar products of `direction` with `Number` rows, 8 at most, and to
-// `sum` the rows times their weights: each is read once.
-template <int Number, int Columns>
-RETINAKIT_INLINE void add_products(const Some<Columns>* rows, const int32_t* index,
-                                   const float* weights, const Some<Columns>& direction,
-                                   float* products, Lanes (&sum)[Columns]) {
+// Adds to `products` the scalar products of `direction` with `Number` rows, 8 at most.
+template <int Number>
+RETINAKIT_INLINE void add_products(const Row* rows, const int32_t* index, const Row& direction,
+                                   float* products) {
   Lanes total[8] = {};
 #pragma GCC unroll 8
-  for (int j = 0; j < Columns; ++j) {
-    const Lanes along = lanes(direction.value + j * kLanes);
-    Lanes weighted = sum[j];
+  for (int j = 0; j < kColumns; ++j) {
+    const Lanes& along = lanes(direction.value + j * kLanes);
 #pragma GCC unroll 8
-    for (int i = 0; i < Number; ++i) {
-      const Lanes row = lanes(rows[index[i]].value + j * kLanes);
-      total[i] += along * row;
-      weighted += weights[i] * row;
-    }
-    sum[j] = weighted;
+    for (int i = 0; i < Number; ++i) total[i] += along * lanes(rows[index[i]].value + j * kLanes);
   }
-  Lanes result;
-  sums(total, result);
+  Lanes sum;
+  sums(total, sum);
 #pragma GCC unroll 8
-  for (int i = 0; i < Number; ++i) products[i] += result[i];
+  for (int i = 0; i < Number; ++i) products[i] += sum[i];
 }
 
 // The output of the groups from `from` to `to`.
@@ -254,56 +245,46 @@ void pack_gradient(const float* gradient, const FeatureShape& shape, const int64
 }
 
 // Adds to the gradients of the slots from `from` to `to` what one tile makes of them.
-template <int Columns>
-RETINAKIT_INLINE void add_slot_gradients(const Some<Columns>* rows, const FeatureShape& shape,
+RETINAKIT_INLINE void add_slot_gradients(const Row* rows, const FeatureShape& shape,
                                          const Slots& slots, const float* gradient, int64_t first,
                                          int64_t width, int64_t from, int64_t to,
                                          float* mask_gradient, float* weight_gradient) {
   for (int64_t slot = from; slot < to; ++slot) {
-    Some<Columns> outer = {};  // the gradient of the output, times the weights
-    Lanes of_output[Columns] = {}, sum[Columns] = {};
+    Row outer = {};  // the gradient of the output, times the weights
+    Lanes of_output[kColumns] = {};
     const float* weights = slots.weights + slot * shape.channels;
     Column column(first, shape);
     for (int64_t i = 0; i < width; ++i, column.next(shape)) {
       of_output[i] = lanes(gradient + (column.group * slots.masks.rows + slot) * kLanes);
       lanes(outer.value + i * kLanes) = weights[column.channel] * of_output[i];
     }
-    if (mask_gradient) {
-      int64_t i = slots.masks.start[slot];
-      const int64_t end = slots.masks.start[slot + 1];
-      const int32_t* index = slots.masks.index;
-      const float* values = slots.masks.weight;
-      for (; i + 8 <= end; i += 8) {
-        add_products<8>(rows, index + i, values + i, outer, mask_gradient + i, sum);
-      }
-      for (; i + 3 <= end; i += 3) {
-        add_products<3>(rows, index + i, values + i, outer, mask_gradient + i, sum);
-      }
-      for (; i < end; ++i) {
-        add_products<1>(rows, index + i, values + i, outer, mask_gradient + i, sum);
-      }
-    } else {
-      weighted_sum(rows, slots.masks, slot, sum);
-    }
     if (weight_gradient) {
-      Lanes of_column[8] = {}, total;
+      Lanes sum[kColumns];
+      weighted_sum(rows, slots.masks, slot, sum);
 #pragma GCC unroll 8
-      for (int i = 0; i < Columns; ++i) of_column[i] = sum[i] * of_output[i];
-      sums(of_column, total);
+      for (int i = 0; i < kColumns; ++i) sum[i] *= of_output[i];
+      Lanes total;
+      sums(sum, total);
       Column again(first, shape);
       for (int64_t i = 0; i < width; ++i, again.next(shape)) {
         weight_gradient[slot * shape.channels + again.channel] += total[i];
       }
     }
+    if (mask_gradient) {
+      int64_t i = slots.masks.start[slot];
+      const int64_t end = slots.masks.start[slot + 1];
+      const int32_t* index = slots.masks.index;
+      for (; i + 8 <= end; i += 8) add_products<8>(rows, index + i, outer, mask_gradient + i);
+      for (; i + 3 <= end; i += 3) add_products<3>(rows, index + i, outer, mask_gradient + i);
+      for (; i < end; ++i) add_products<1>(rows, index + i, outer, mask_gradient + i);
+    }
   }
 }
 
 // The gradient of the features of one tile. `outer` has room for every slot.
-template <int Columns>
 RETINAKIT_INLINE void tile_feature_gradient(const FeatureShape& shape, const Slots& slots,
                                             int64_t number, const float* gradient, int64_t first,
-                                            int64_t width, Some<Columns>* outer,
-                                            float* feature_gradient) {
+                                            int64_t width, Row* outer, float* feature_gradient) {
   for (int64_t slot = 0; slot < number; ++slot) {
     Column column(first, shape);
     for (int64_t i = 0; i < width; ++i, column.next(shape)) {
@@ -312,14 +293,14 @@ RETINAKIT_INLINE void tile_feature_gradient(const FeatureShape& shape, const Slo
           lanes(gradient + (column.group * number + slot) * kLanes);
     }
   }
-  Some<Columns> block[kBlock];
+  Row block[kBlock];
   for (int64_t begin = 0; begin < shape.positions; begin += kBlock) {
     const int64_t end = std::min(begin + kBlock, shape.positions);
     for (int64_t p = begin; p < end; ++p) {
-      Lanes sum[Columns];
+      Lanes sum[kColumns];
       weighted_sum(outer, slots.masks, p, sum);
 #pragma GCC unroll 8
-      for (int i = 0; i < Columns; ++i) lanes(block[p - begin].value + i * kLanes) = sum[i];
+      for (int i = 0; i < kColumns; ++i) lanes(block[p - begin].value + i * kLanes) = sum[i];
     }
     unpack(block, shape, first, width, begin, end, feature_gradient);
   }
@@ -342,66 +323,14 @@ void run(Arguments... arguments) {
   Work(arguments...);
 }
 
-// As `readout_slot_gradients`, with tiles of so many columns.
-template <int Columns>
-void slot_gradients(const float* features, const FeatureShape& shape, const Slots& slots,
-                    const float* gradient, float* mask_gradient, float* weight_gradient,
-                    int threads) {
-  const int64_t number = slots.masks.rows, columns = groups_of(shape) * shape.channels;
-  const auto zeros = std::make_unique<float[]>(shape.positions);
-  // A lone thread finds the tile that it packed in its L2 cache.
-  const int64_t tile_bytes = std::max<int64_t>(1, shape.positions * sizeof(Some<Columns>));
-  const int64_t tiles = threads > 1 ? std::max<int64_t>(1, kSlabBytes / tile_bytes) : 1;
-  const auto rows = allocate<Some<Columns>>(std::min(tiles, columns) * shape.positions);
-  for (int64_t slab = 0; slab < columns; slab += tiles * Columns) {
-    const int64_t end = std::min(slab + tiles * Columns, columns);
-    parallel((end - slab + Columns - 1) / Columns, threads, [&](int64_t from, int64_t to) {
-      for (int64_t tile = from; tile < to; ++tile) {
-        const int64_t first = slab + tile * Columns;
-        for (int64_t begin = 0; begin < shape.positions; begin += kBlock) {
-          run<pack<Columns>>(features, shape, static_cast<const float*>(zeros.get()), first,
-                             std::min<int64_t>(Columns, end - first), begin,
-                             std::min(begin + kBlock, shape.positions),
-                             rows.get() + tile * shape.positions);
-        }
-      }
-    });
-    parallel(number, threads, [&](int64_t from, int64_t to) {
-      for (int64_t first = slab; first < end; first += Columns) {
-        const Some<Columns>* tile = rows.get() + (first - slab) / Columns * shape.positions;
-        run<add_slot_gradients<Columns>>(tile, shape, slots, gradient, first,
-                                         std::min<int64_t>(Columns, end - first), from, to,
-                                         mask_gradient, weight_gradient);
-      }
-    });
-  }
-}
-
-// As `readout_feature_gradient`, with tiles of so many columns.
-template <int Columns>
-void gradient_of_features(const FeatureShape& shape, const Slots& slots, int64_t number,
-                          const float* gradient, float* feature_gradient, int threads) {
-  const int64_t columns = groups_of(shape) * shape.channels;
-  parallel((columns + Columns - 1) / Columns, threads, [&](int64_t from, int64_t to) {
-    const auto outer = std::make_unique<Some<Columns>[]>(number);
-    for (int64_t tile = from; tile < to; ++tile) {
-      run<tile_feature_gradient<Columns>>(shape, slots, number, gradient, tile * Columns,
-                                          std::min<int64_t>(Columns, columns - tile * Columns),
-                                          outer.get(), feature_gradient);
-    }
-  });
-}
-
-// Whether so many rows stay in the L2 cache. Half as many columns take more steps, and less than
-// those take outside of it.
-bool fits(int64_t rows) { return rows * static_cast<int64_t>(sizeof(Row)) <= kTileBytes; }
-
 }  // namespace
 
 void readout(const float* features, const FeatureShape& shape, const Slots& slots,
              float* out, int threads) {
+  // Half as many columns take more steps, and less than those take outside the L2 cache.
+  const bool whole = shape.positions * static_cast<int64_t>(sizeof(Row)) <= kTileBytes;
   parallel(groups_of(shape), threads, [&](int64_t from, int64_t to) {
-    if (fits(shape.positions)) {
+    if (whole) {
       run<group_outputs<kColumns>>(features, shape, slots, from, to, out);
     } else {
       run<group_outputs<kColumns / 2>>(features, shape, slots, from, to, out);
@@ -412,22 +341,53 @@ void readout(const float* features, const FeatureShape& shape, const Slots& slot
 void readout_slot_gradients(const float* features, const FeatureShape& shape, const Slots& slots,
                             const float* gradient, float* mask_gradient, float* weight_gradient,
                             int threads) {
-  const int64_t number = slots.masks.rows;
+  const int64_t number = slots.masks.rows, columns = groups_of(shape) * shape.channels;
   if (mask_gradient) std::fill_n(mask_gradient, slots.masks.start[number], 0.0f);
   if (weight_gradient) std::fill_n(weight_gradient, number * shape.channels, 0.0f);
   const auto packed = allocate<float>(groups_of(shape) * number * kLanes);
   pack_gradient(gradient, shape, slots.neurons, number, packed.get(), threads);
-  const auto work =
-      fits(shape.positions) ? slot_gradients<kColumns> : slot_gradients<kColumns / 2>;
-  work(features, shape, slots, packed.get(), mask_gradient, weight_gradient, threads);
+  const auto zeros = std::make_unique<float[]>(shape.positions);
+  // A lone thread finds the tile that it packed in its L2 cache.
+  const int64_t tile_bytes = std::max<int64_t>(1, shape.positions * sizeof(Row));
+  const int64_t tiles = threads > 1 ? std::max<int64_t>(1, kSlabBytes / tile_bytes) : 1;
+  const auto rows = allocate<Row>(std::min(tiles, columns) * shape.positions);
+  for (int64_t slab = 0; slab < columns; slab += tiles * kColumns) {
+    const int64_t end = std::min(slab + tiles * kColumns, columns);
+    parallel((end - slab + kColumns - 1) / kColumns, threads, [&](int64_t from, int64_t to) {
+      for (int64_t tile = from; tile < to; ++tile) {
+        const int64_t first = slab + tile * kColumns;
+        for (int64_t begin = 0; begin < shape.positions; begin += kBlock) {
+          run<pack<kColumns>>(features, shape, static_cast<const float*>(zeros.get()), first,
+                    std::min(kColumns, end - first), begin,
+                    std::min(begin + kBlock, shape.positions),
+                    rows.get() + tile * shape.positions);
+        }
+      }
+    });
+    parallel(number, threads, [&](int64_t from, int64_t to) {
+      for (int64_t first = slab; first < end; first += kColumns) {
+        const Row* tile = rows.get() + (first - slab) / kColumns * shape.positions;
+        run<add_slot_gradients>(tile, shape, slots, static_cast<const float*>(packed.get()), first,
+                                std::min(kColumns, end - first), from, to, mask_gradient,
+                                weight_gradient);
+      }
+    });
+  }
 }
 
 void readout_feature_gradient(const FeatureShape& shape, const Slots& slots, int64_t number,
                               const float* gradient, float* feature_gradient, int threads) {
+  const int64_t columns = groups_of(shape) * shape.channels;
   const auto packed = allocate<float>(groups_of(shape) * number * kLanes);
   pack_gradient(gradient, shape, slots.neurons, number, packed.get(), threads);
-  const auto work = fits(number) ? gradient_of_features<kColumns> : gradient_of_features<kColumns / 2>;
-  work(shape, slots, number, packed.get(), feature_gradient, threads);
+  parallel((columns + kColumns - 1) / kColumns, threads, [&](int64_t from, int64_t to) {
+    const auto outer = std::make_unique<Row[]>(number);
+    for (int64_t tile = from; tile < to; ++tile) {
+      run<tile_feature_gradient>(shape, slots, number, static_cast<const float*>(packed.get()),
+                                 tile * kColumns, std::min(kColumns, columns - tile * kColumns),
+                                 outer.get(), feature_gradient);
+    }
+  });
 }
 
 }  // namespace retinakit

@@ -116,3 +116,10 @@ def test_scores_of_responses_of_either_sign_have_no_likelihood(population):
 def test_an_unknown_location_is_named():
     with pytest.raises(UserError, match="has no 'location_y'"):
         OLS({"centre": "truth"}).fit(small_recording(frames=100))
+
+
+def test_locations_are_found_in_blocks_of_cells(population, monkeypatch):
+    train = population["train"].to_dataset()
+    whole = locations(train)
+    monkeypatch.setattr("retinakit.location.CELLS", 7)
+    np.testing.assert_array_equal(locations(train), whole)
