@@ -43,6 +43,11 @@ class TorchConfig(Config):
         "'drop': lower it when the validation loss stalls.",
     )
     check_every: int = Field(200, ge=1, description="Steps between validations.")
+    burn_in: int = Field(
+        0,
+        ge=0,
+        description="Steps before which no weights are kept as the best, nor count as stalled.",
+    )
     patience: int = Field(
         0, ge=0, description="Validations without a better loss before a drop; 0: never stop."
     )

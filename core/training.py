@@ -119,6 +119,7 @@ class Schedule:
     learning_rate: float
     decay: str
     check_every: int
+    burn_in: int
     patience: int
     drops: int
     drop_factor: float
@@ -314,12 +315,15 @@ def train(
         since_check, seen = torch.zeros_like(since_check), 0
         if all(map(math.isnan, losses)):  # no step leads back from there
             break
-        better = [now < before for now, before in zip(losses, fit.best_loss, strict=True)]
+        counts = fit.step >= min(schedule.burn_in, schedule.steps)
+        better = [
+            counts and now < before for now, before in zip(losses, fit.best_loss, strict=True)
+        ]
         for index, state in enumerate(starts.states() if any(better) else ()):
             if better[index]:
                 fit.best_loss[index], fit.best_step[index] = losses[index], fit.step
                 best[index] = state
-        fit.waited = 0 if any(better) else fit.waited + 1
+        fit.waited = 0 if any(better) or not counts else fit.waited + 1
         if schedule.patience and fit.waited >= schedule.patience:
             fit.waited, fit.dropped = 0, fit.dropped + 1
             starts.restore(best)

@@ -190,6 +190,17 @@ def test_a_deep_network_of_many_filters_starts_alive():
     assert float(correlation(predicted.astype(float), test["rate"]).item()) > 0.7
 
 
+def test_no_weights_of_the_burn_in_are_the_best():
+    recording = small_recording(frames=1000)
+    options = QUICK | {"steps": 60, "check_every": 10, "learning_rate": 1e-9, "patience": 2}
+    stalled = options | {"drops": 0}
+    assert LN(stalled).fit(recording)["step"].max() < 60
+    burned = LN(stalled | {"burn_in": 40}).fit(recording)
+    assert burned["best_step"] >= 40
+    never = LN(stalled | {"burn_in": 1000}).fit(recording)
+    assert never["best_step"] == never["step"].max() == 60
+
+
 def test_an_unfitted_model_says_so():
     with pytest.raises(UserError, match="not fitted"):
         LN().predict(small_recording(frames=100)["test"].to_dataset()["stimulus"])
