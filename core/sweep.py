@@ -13,6 +13,9 @@ from retinakit.errors import UserError, nearest
 if TYPE_CHECKING:
     import pandas as pd
 
+MARKERS = "os^v"
+"""Of as many curves each as there are colours."""
+
 ABSENT: Final = {"number": 0, "swept": False}
 """What stands where curves over different values, or of different models, are joined."""
 
@@ -150,15 +153,19 @@ def draw(axis: Any, drawn: xr.Dataset, over: str, **style: Any) -> None:
 
     Args:
         axis: a matplotlib Axes.
-        drawn: the curves, which take the colours of the axis in turn.
+        drawn: the curves, which take the colours of the axis in turn, and then another marker.
         over: the swept option along the axis.
         style: of the lines that are no levels, such as ls=":".
     """
+    from matplotlib import rcParams
+
+    colours = len(rcParams["axes.prop_cycle"])
     for index, label in enumerate(drawn["curve"].values):
         curve, common = drawn.isel(curve=index), {"color": f"C{index}", "label": str(label)}
         if not curve["swept"]:
             axis.axhline(float(curve["mean"][0]), ls="--", **common)
             continue
         curve = curve.isel({over: np.flatnonzero(curve["mean"].notnull())})
-        look = {"marker": "o", "ms": 4, "capsize": 2.5} | common | style
+        marker = MARKERS[index // colours % len(MARKERS)]
+        look = {"marker": marker, "ms": 4, "capsize": 2.5} | common | style
         axis.errorbar(curve[over], curve["mean"], curve["deviation"].fillna(0), **look)

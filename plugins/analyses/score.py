@@ -28,6 +28,10 @@ LABELS = {
 }
 
 
+WIDE = 8
+"""Ratio of the largest to the smallest value of a sweep from which on its axis is logarithmic."""
+
+
 class ScoreConfig(Config):
     """Options of the scores."""
 
@@ -204,8 +208,11 @@ def _draw(ax: Any, index: int, model: str, values: xr.DataArray, swept: str | No
         x = values[swept].values
         ax.plot(x, flat, "o", ms=4, color=color, alpha=0.6)
         ax.plot(x, np.nanmean(flat, 1), "-", color=color, label=model)
+        if len(x) > 1 and 0 < x.min() * WIDE <= x.max():
+            ax.set_xscale("log")
+            ax.minorticks_off()
         if x.dtype.kind == "i" and len(x) < 12:
-            ax.set_xticks(x)
+            ax.set_xticks(x, x)
         return
     each = values.values.ravel()
     mean = float(np.nanmean(each)) if np.isfinite(each).any() else np.nan

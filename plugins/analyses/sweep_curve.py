@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+FEW = 4
+"""Curves whose legend has room beside them."""
+
+
 class SweepCurveConfig(Config):
     """What is drawn against what."""
 
@@ -97,7 +101,8 @@ class SweepCurve(Analysis):
 
         table = result.to_dataset()
         over, scores = table.attrs["over"], table.sizes["score"]
-        figure = Figure(figsize=(1.2 + 4.0 * scores, 3.6), layout="constrained")
+        beside = 1.4 if table.sizes["curve"] > FEW else 0.0
+        figure = Figure(figsize=(1.2 + 4.0 * scores + beside, 3.6), layout="constrained")
         for index, axis in enumerate(figure.subplots(1, scores, squeeze=False)[0]):
             panel = table.isel(score=index)
             draw(axis, panel.isel(curve=panel["number"].any(over).values), over)
@@ -106,7 +111,10 @@ class SweepCurve(Analysis):
             if table[over].dtype.kind in "iu" and table.sizes[over] <= 16:
                 axis.minorticks_off()
                 axis.set_xticks(table[over].values, table[over].values)
-        if table.sizes["curve"] > 1:
+        if table.sizes["curve"] > FEW:
+            handles, labels = figure.axes[0].get_legend_handles_labels()
+            figure.legend(handles, labels, frameon=False, loc="outside right upper")
+        elif table.sizes["curve"] > 1:
             figure.axes[0].legend(frameon=False)
         return figure
 
