@@ -273,7 +273,7 @@ def train(
     pointwise = LOSSES[loss]
 
     def data_losses(batches: int | None) -> Iterator[Tensor]:
-        chosen = runs[:: max(1, len(runs) // batches)] if batches else runs
+        chosen = runs[:: -(-len(runs) // batches)] if batches else runs
         count = sum(float(training.weight[slice(*run)].sum()) for run in chosen)
         starts.eval()
         for run in chosen:

@@ -292,6 +292,11 @@ class WhatWhere(TorchModel):
     says where it looks, and its feature weights w what it reads there, its type. Masks start at the
     peak of the spike-triggered average, with the standard deviation of the response. Training is
     that of section 4.1.
+
+    With `exact_zeros` the L1 penalty of the masks is a proximal step (`retinakit.proximal`): most
+    entries are 0 and cost nothing. The curves of the fit have `certificate_outside` and
+    `certificate_inside` then, in parts of the penalty: by how much the steepest entry that is 0
+    should have left it, and how far the others are from a stationary point.
     """
 
     Config = WhatWhereConfig
