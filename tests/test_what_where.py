@@ -165,8 +165,11 @@ class TestFits:
         model = WhatWhere(options | {"normalisation": "unit", "learning_rate": 3e-3})
         model.fit(recording)
         assert fev(model, recording) > 0.6
+        parameters = model.parameters()
         if readout == "fixed":
-            assert (np.sort(np.unique(model.parameters()["mask"])) == [0, 1]).all()
+            assert (np.sort(np.unique(parameters["mask"])) == [0, 1]).all()
+        if readout == "full":
+            assert parameters["output_weight"].dims == ("cell", "feature", "map_y", "map_x")
 
     @pytest.mark.parametrize("positive", [False, True])
     def test_masks_with_exact_zeros_are_those_of_the_lasso(self, positive):

@@ -260,6 +260,7 @@ class FullReadout(nn.Module):
 
     def __init__(self, cells: int, features: int, places: tuple[int, int], *, bias: bool):
         super().__init__()
+        self.places = places
         self.weight = nn.Parameter(torch.randn(cells, features, *places) * KERNEL_START)
         self.bias = nn.Parameter(torch.zeros(cells)) if bias else None
 
