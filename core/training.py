@@ -119,10 +119,10 @@ class Schedule:
     learning_rate: float
     decay: str
     check_every: int
-    burn_in: int
     patience: int
     drops: int
     drop_factor: float
+    burn_in: int = 0
 
     def rate(self, step: int, dropped: int) -> float:
         """The learning rate of a step, after so many drops."""
