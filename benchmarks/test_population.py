@@ -22,3 +22,4 @@ def test_memory(request):
         pytest.skip("this system does not tell the memory that a process had at most")
     line = ", ".join(f"{name} {megabytes:.0f} MB" for name, megabytes in grown.items())
     request.config.stash.setdefault(VERDICTS, []).append(f"population-5000-memory: {line}")
+    assert grown["exact zeros"] < grown["dense"]
