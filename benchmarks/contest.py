@@ -26,7 +26,7 @@ class Contest:
         tolerance: of the difference of the results.
         share: what part of the work the peer is given, where its time is proportional to it. It
             has the first rows of the result then.
-        overhead: makes work that ours has to do besides, and once in how many times.
+        overhead: what makes work that ours has to do besides, and once in how many times.
         missing: why it cannot be run here, or "".
     """
 
@@ -36,7 +36,7 @@ class Contest:
     sides: Callable[[], tuple[Side, Side]]
     tolerance: float
     share: float = 1.0
-    overhead: tuple[Callable[[], Side], int] | None = None
+    overhead: tuple[tuple[Callable[[], Side], int], ...] = ()
     missing: str = ""
 
     def run(self) -> str:
@@ -83,11 +83,10 @@ class Contest:
 
     def besides(self) -> float:
         """Seconds of the overhead for each time."""
-        if self.overhead is None:
-            return 0.0
-        make, times = self.overhead
-        work = make()
-        return median(timed(work)[1] for _ in range(3)) / times
+        return sum(
+            median(timed(work)[1] for _ in range(3)) / times
+            for work, times in ((make(), times) for make, times in self.overhead)
+        )
 
     def verdict(self, ours: float, theirs: float) -> str:
         """A line from the seconds that both sides took: id, ratio, target, met or short."""

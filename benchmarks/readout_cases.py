@@ -5,7 +5,7 @@ more of the cache. The best torch form is the fastest of two einsums, a product,
 as found here. Everything on one thread.
 
 A sparse training step leaves the gradient off the support out. Now and then it is needed, to let
-entries in: what that costs is part of the time of a step.
+entries in: what that and the choice of a new support cost is part of the time of a step.
 """
 
 import ctypes
@@ -20,6 +20,7 @@ from torch.nn.functional import softplus
 
 from retinakit.exact_zeros import ExactZeros
 from retinakit.kernels import compiled
+from retinakit.proximal import ProximalAdam
 from retinakit.readout import Support, factorized_readout
 
 SHAPES = {"S1": (64, 32, 1024, 1000), "S2": (256, 4, 2304, 1000), "S3": (128, 64, 576, 5000)}
@@ -90,7 +91,12 @@ class Ours(Form):
     def read(self, features, mask, weight):
         return self.end(
             factorized_readout(
-                features, mask, weight, algorithm=self.algorithm, support=self.support
+                features,
+                mask,
+                weight,
+                algorithm=self.algorithm,
+                support=self.support,
+                sparse_gradient=True,
             )
         )
 
@@ -232,19 +238,29 @@ def sides(shape: str, density: str, mode: str, peer: str):
     return side(ours, here, mode), side(theirs, here, mode)
 
 
-def refresh(here: Case) -> np.ndarray:
-    """The whole gradient of the masks from one batch, and a support as large as the one before."""
-    mask, support = here.mask.clone().requires_grad_(), here.support
-    out = factorized_readout(here.features, mask, here.weight, support=support, whole_gradient=True)
-    (gradient,) = torch.autograd.grad(out, mask, here.gradient)
-    size = len(here.support.entry)
-    least = gradient.abs().flatten().kthvalue(gradient.numel() - size + 1).values
-    Support.of(gradient.abs() >= least)
-    return out.detach().numpy()
+def whole_gradient(shape: str, density: str):
+    """The gradient of all entries of the masks from one batch."""
+    here = case(shape, density)
+    mask = here.mask.clone().requires_grad_()
+
+    def work() -> np.ndarray:
+        out = factorized_readout(
+            here.features, mask, here.weight, support=here.support, whole_gradient=True
+        )
+        torch.autograd.grad(out, mask, here.gradient)
+        return out.detach().numpy()
+
+    return work
 
 
-def refreshing(shape: str, density: str):
-    return partial(refresh, case(shape, density))
+def refresh(shape: str, density: str):
+    """The choice of a support, which is the same again."""
+    here = case(shape, density)
+    mask = here.mask.clone()
+    optimizer = ProximalAdam([{"params": [mask], "l1": 1.0}])
+    optimizer.restrict(mask, here.support.inside)
+    gradient = here.support.inside.float()
+    return lambda: optimizer.refresh(mask, gradient).entry.numpy()
 
 
 def peak_megabytes(run) -> float | None:
@@ -299,8 +315,11 @@ def contests() -> Iterator[Contest]:
                     TARGETS.get((mode, density)) if peer == "torch" else None,
                     partial(sides, shape, density, mode, peer),
                     TOLERANCE,
-                    overhead=(partial(refreshing, shape, density), REFRESH_EVERY // BATCHES)
+                    overhead=(
+                        (partial(whole_gradient, shape, density), REFRESH_EVERY // BATCHES),
+                        (partial(refresh, shape, density), REFRESH_EVERY),
+                    )
                     if refreshed
-                    else None,
+                    else (),
                     missing=missing(peer),
                 )

@@ -43,9 +43,19 @@ class ExactZeros:
     """Training does not end while the loss falls this much more steeply than the penalty rises
     along an entry that is 0, in parts of the penalty's weight."""
 
-    def optimizer(self, parameters: Iterable[Tensor], learning_rate: float) -> ProximalAdam:
-        """The optimizer of the readout and of all else."""
+    def optimizer(
+        self, parameters: Iterable[Tensor], learning_rate: float, sparse_gradient: bool
+    ) -> ProximalAdam:
+        """The optimizer of the readout and of all else.
+
+        Args:
+            parameters: all of the module.
+            learning_rate: to start with.
+            sparse_gradient: whether masks may get sparse gradients, which several processes cannot
+                average.
+        """
         mask = self.readout.mask
+        self.readout.sparse_gradient = sparse_gradient
         others = [parameter for parameter in parameters if parameter is not mask]
         penalised = {"params": [mask], "l1": self.l1, "nonnegative": self.nonnegative}
         self._optimizer = ProximalAdam([penalised, {"params": others}], lr=learning_rate)

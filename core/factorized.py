@@ -36,6 +36,9 @@ class SeparableReadout(nn.Module, ABC):
     whole_gradient: bool = False
     """Whether masks get a gradient outside of the support too."""
 
+    sparse_gradient: bool = False
+    """Whether the gradient of masks is a sparse tensor while there is a support."""
+
     def __init__(
         self,
         cells: int,
@@ -73,6 +76,7 @@ class SeparableReadout(nn.Module, ABC):
             self.bias,
             support=self.support,
             whole_gradient=self.whole_gradient,
+            sparse_gradient=self.sparse_gradient,
         )
 
     def weights(self) -> Tensor:

@@ -218,6 +218,8 @@ class ProximalAdam(torch.optim.Optimizer):
         assert slope is not None
         if support is not None:
             values, slope = support.values(values), support.values(slope)
+        elif slope.is_sparse:
+            slope = slope.to_dense()
         mean = state["mean"].lerp_(slope, 1 - first)
         square = state["square"].mul_(second).addcmul_(slope, slope, value=1 - second)
         rate = group["lr"] / ((square / (1 - second**step)).sqrt() + group["eps"])

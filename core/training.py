@@ -255,7 +255,8 @@ def train(
             starts.parameters(), lr=schedule.learning_rate, fused=True
         )
     else:
-        optimizer = zeros.optimizer(starts.parameters(), schedule.learning_rate)
+        alone = fabric.world_size == 1
+        optimizer = zeros.optimizer(starts.parameters(), schedule.learning_rate, alone)
     fit, best = Fit([math.inf] * len(modules), [0] * len(modules)), starts.states()
     torch.manual_seed(seed + fabric.global_rank)
     saved = _read(checkpoint, fabric.device)

@@ -280,7 +280,7 @@ void define_readout_on_gpu(py::module_& m) {
   using Launch = std::tuple<int, uintptr_t, bool>;  // device, stream, whether bfloat16
   using Shape = std::array<int, 4>;                 // batch, channels, positions, neurons
   using Masks = std::array<uintptr_t, 7>;
-  using MasksByPosition = std::array<uintptr_t, 5>;
+  using MasksByPosition = std::array<uintptr_t, 4>;
   const auto launch_of = [](const Launch& launch) {
     return std::apply([](auto... parts) { return gpu::Launch{parts...}; }, launch);
   };
@@ -292,8 +292,7 @@ void define_readout_on_gpu(py::module_& m) {
   };
   const auto by_position_of = [](const MasksByPosition& a) {
     return gpu::MasksByPosition{at<const int64_t>(a[0]), at<const int32_t>(a[1]),
-                                at<const int64_t>(a[2]), at<const float>(a[3]),
-                                at<const float>(a[4])};
+                                at<const float>(a[2]), at<const float>(a[3])};
   };
   m.def("readout_on_gpu", [=](const Launch& launch, const Shape& shape, uintptr_t features,
                               const Masks& masks, uintptr_t out) {

@@ -16,6 +16,7 @@ namespace {
 constexpr int64_t kLanes = 8;    // consecutive samples of the batch: a group
 constexpr int64_t kColumns = 8;  // of a tile. A column is a channel of a group
 constexpr int64_t kBlock = 64;   // positions that are transposed while they are in the L1 cache
+constexpr int64_t kEntries = 64; // of a slot, whose rows are read twice while in the L1 cache
 constexpr int64_t kSlabBytes = 4 << 20;  // of tiles, if several threads work on the same ones
 
 using Lanes = Vector<float, kLanes * sizeof(float)>;
@@ -155,13 +156,14 @@ RETINAKIT_INLINE void unpack(const Row* rows, const FeatureShape& shape, int64_t
   }
 }
 
-// The sum of the rows that a row of the matrix holds, times their weights.
+// Adds to `sum` the rows of the matrix's entries from `begin` to `end`, times their weights.
 template <int Columns>
-RETINAKIT_INLINE void weighted_sum(const Some<Columns>* rows, const SparseRows& matrix,
-                                   int64_t row, Lanes (&sum)[Columns]) {
-  Lanes total[Columns] = {};
-  const int64_t end = matrix.start[row + 1];
-  for (int64_t i = matrix.start[row]; i < end; ++i) {
+RETINAKIT_INLINE void add_rows(const Some<Columns>* rows, const SparseRows& matrix, int64_t begin,
+                               int64_t end, Lanes (&sum)[Columns]) {
+  Lanes total[Columns];
+#pragma GCC unroll 8
+  for (int j = 0; j < Columns; ++j) total[j] = sum[j];
+  for (int64_t i = begin; i < end; ++i) {
     const float* at = rows[matrix.index[i]].value;
     const Lanes weight = matrix.weight[i] - Lanes{};
 #pragma GCC unroll 8
@@ -199,15 +201,16 @@ RETINAKIT_INLINE void group_outputs(const float* features, const FeatureShape& s
   const auto outputs = std::make_unique<float[]>((to - from + 1) * number * kLanes);
   for (int64_t first = from * shape.channels; first < end; first += Columns) {
     const int64_t width = std::min<int64_t>(Columns, end - first);
+    const Column start(first, shape);
     for (int64_t begin = 0; begin < shape.positions; begin += kBlock) {
       pack(features, shape, zeros.get(), first, width, begin,
            std::min(begin + kBlock, shape.positions), rows.get());
     }
     for (int64_t slot = 0; slot < number; ++slot) {
-      Lanes sum[Columns];
-      weighted_sum(rows.get(), slots.masks, slot, sum);
+      Lanes sum[Columns] = {};
+      add_rows(rows.get(), slots.masks, slots.masks.start[slot], slots.masks.start[slot + 1], sum);
       const float* weights = slots.weights + slot * shape.channels;
-      Column column(first, shape);
+      Column column = start;
       float* output = outputs.get() + ((column.group - from) * number + slot) * kLanes;
       Lanes total = lanes(output);
 #pragma GCC unroll 8
@@ -249,34 +252,38 @@ RETINAKIT_INLINE void add_slot_gradients(const Row* rows, const FeatureShape& sh
                                          const Slots& slots, const float* gradient, int64_t first,
                                          int64_t width, int64_t from, int64_t to,
                                          float* mask_gradient, float* weight_gradient) {
+  const Column begin(first, shape);
   for (int64_t slot = from; slot < to; ++slot) {
     Row outer = {};  // the gradient of the output, times the weights
     Lanes of_output[kColumns] = {};
     const float* weights = slots.weights + slot * shape.channels;
-    Column column(first, shape);
+    Column column = begin;
     for (int64_t i = 0; i < width; ++i, column.next(shape)) {
       of_output[i] = lanes(gradient + (column.group * slots.masks.rows + slot) * kLanes);
       lanes(outer.value + i * kLanes) = weights[column.channel] * of_output[i];
     }
+    Lanes sum[kColumns] = {};
+    const int64_t end = slots.masks.start[slot + 1];
+    for (int64_t i = slots.masks.start[slot]; i < end;) {
+      const int64_t stop = std::min(i + kEntries, end);
+      if (weight_gradient) add_rows(rows, slots.masks, i, stop, sum);
+      if (mask_gradient) {
+        const int32_t* index = slots.masks.index;
+        for (; i + 8 <= stop; i += 8) add_products<8>(rows, index + i, outer, mask_gradient + i);
+        for (; i + 3 <= stop; i += 3) add_products<3>(rows, index + i, outer, mask_gradient + i);
+        for (; i < stop; ++i) add_products<1>(rows, index + i, outer, mask_gradient + i);
+      }
+      i = stop;
+    }
     if (weight_gradient) {
-      Lanes sum[kColumns];
-      weighted_sum(rows, slots.masks, slot, sum);
 #pragma GCC unroll 8
-      for (int i = 0; i < kColumns; ++i) sum[i] *= of_output[i];
+      for (int j = 0; j < kColumns; ++j) sum[j] *= of_output[j];
       Lanes total;
       sums(sum, total);
-      Column again(first, shape);
-      for (int64_t i = 0; i < width; ++i, again.next(shape)) {
-        weight_gradient[slot * shape.channels + again.channel] += total[i];
+      column = begin;
+      for (int64_t j = 0; j < width; ++j, column.next(shape)) {
+        weight_gradient[slot * shape.channels + column.channel] += total[j];
       }
-    }
-    if (mask_gradient) {
-      int64_t i = slots.masks.start[slot];
-      const int64_t end = slots.masks.start[slot + 1];
-      const int32_t* index = slots.masks.index;
-      for (; i + 8 <= end; i += 8) add_products<8>(rows, index + i, outer, mask_gradient + i);
-      for (; i + 3 <= end; i += 3) add_products<3>(rows, index + i, outer, mask_gradient + i);
-      for (; i < end; ++i) add_products<1>(rows, index + i, outer, mask_gradient + i);
     }
   }
 }
@@ -285,8 +292,9 @@ RETINAKIT_INLINE void add_slot_gradients(const Row* rows, const FeatureShape& sh
 RETINAKIT_INLINE void tile_feature_gradient(const FeatureShape& shape, const Slots& slots,
                                             int64_t number, const float* gradient, int64_t first,
                                             int64_t width, Row* outer, float* feature_gradient) {
+  const Column start(first, shape);
   for (int64_t slot = 0; slot < number; ++slot) {
-    Column column(first, shape);
+    Column column = start;
     for (int64_t i = 0; i < width; ++i, column.next(shape)) {
       lanes(outer[slot].value + i * kLanes) =
           slots.weights[slot * shape.channels + column.channel] *
@@ -297,8 +305,8 @@ RETINAKIT_INLINE void tile_feature_gradient(const FeatureShape& shape, const Slo
   for (int64_t begin = 0; begin < shape.positions; begin += kBlock) {
     const int64_t end = std::min(begin + kBlock, shape.positions);
     for (int64_t p = begin; p < end; ++p) {
-      Lanes sum[kColumns];
-      weighted_sum(outer, slots.masks, p, sum);
+      Lanes sum[kColumns] = {};
+      add_rows(outer, slots.masks, slots.masks.start[p], slots.masks.start[p + 1], sum);
 #pragma GCC unroll 8
       for (int i = 0; i < kColumns; ++i) lanes(block[p - begin].value + i * kLanes) = sum[i];
     }

@@ -29,7 +29,6 @@ struct Masks {
 struct MasksByPosition {
   const int64_t* start;  // (position + 1,)
   const int32_t* slot;   // (entry,)
-  const int64_t* entry;  // (entry,), where among the entries by slot
   const float* value;    // (entry,)
   const float* weight;   // (slot, channel)
 };
@@ -47,7 +46,7 @@ void launch_read(const Launch& launch, const void* features, const Shape& shape,
 // weight_gradient (slot, channel) from the gradient (slot, batch).
 void launch_weight_gradient(const Launch& launch, const void* features, const Shape& shape,
                             const Masks& masks, const float* gradient, float* weight_gradient);
-// mask_gradient (entry,) from the gradient (batch, slot).
+// mask_gradient (entry,), by position, from the gradient (batch, slot).
 void launch_mask_gradient(const Launch& launch, const void* features, const Shape& shape,
                           const MasksByPosition& masks, const float* gradient,
                           float* mask_gradient);

@@ -170,7 +170,7 @@ __global__ void __launch_bounds__(kWarp* kParts)
     if (threadIdx.y == 0 && entry < end) {
       float sum = 0;
       for (int part = 0; part < kParts; ++part) sum += sums[part][threadIdx.x];
-      mask_gradient[masks.entry[entry]] = sum;
+      mask_gradient[entry] = sum;
     }
   }
 }

@@ -26,16 +26,14 @@ class Regression:
         self.weight = torch.ones(1, neurons, dtype=torch.float64)
         self.mask = torch.zeros(positions, neurons, dtype=torch.float64, requires_grad=True)
 
-    def losses(self, support=None, parts=1):
+    def losses(self, support=None, parts=1, **options):
         """Σ (x · m - y)² / (2 · samples), of each part of the samples."""
-        algorithm = "dense" if support is None else "sparse"
+        options |= {"support": support, "algorithm": "dense" if support is None else "sparse"}
         for x, y in zip(self.x.chunk(parts), self.y.chunk(parts), strict=True):
-            out = factorized_readout(
-                x, self.mask, self.weight, algorithm=algorithm, support=support
-            )
+            out = factorized_readout(x, self.mask, self.weight, **options)
             yield (out - y).square().sum() / (2 * len(self.x))
 
-    def fit(self, every, steps=1200, **options):
+    def fit(self, every, steps=1200, sparse_gradient=False, **options):
         """Refreshes the support every so many steps; 0: no support at all."""
         optimizer = ProximalAdam([self.mask], lr=0.01, l1=L1, **options)
         support = None
@@ -43,7 +41,7 @@ class Regression:
             if every and step % every == 0:
                 support = optimizer.refresh(self.mask, gradient(self.losses(), self.mask))
             optimizer.zero_grad()
-            next(self.losses(support)).backward()
+            next(self.losses(support, sparse_gradient=sparse_gradient)).backward()
             optimizer.step()
         return optimizer
 
@@ -64,6 +62,15 @@ def test_it_finds_the_minimum_of_the_lasso(every, nonnegative):
     torch.testing.assert_close(problem.mask.detach(), expected, rtol=0, atol=1e-9)
     assert torch.equal(problem.mask.detach() == 0, expected == 0)
     assert 0 < (expected == 0).double().mean() < 1
+
+
+def test_a_sparse_gradient_makes_the_same_steps():
+    dense, sparse = Regression(), Regression()
+    dense.fit(20, steps=100)
+    sparse.fit(20, steps=100, sparse_gradient=True)
+    assert sparse.mask.grad.is_sparse
+    assert torch.equal(sparse.mask, dense.mask)
+    assert sparse.mask.any()
 
 
 def test_a_certificate_sees_what_is_missing():

@@ -193,6 +193,19 @@ def test_the_whole_gradient_is_that_of_all_entries(algorithm):
     agree(with_gradients(read(**options), tensors), exact(tensors))
 
 
+def test_a_sparse_gradient_is_that_of_the_support(backend):
+    tensors = inputs((9, 3, 20, 6), 1.0)
+    support = Support.of(torch.rand(20, 6, generator=torch.Generator().manual_seed(1)) < 0.3)
+    options = {"algorithm": "sparse", "support": support, "sparse_gradient": True}
+    found = with_gradients(read(**options), tensors)
+    assert found[2].is_sparse and found[2].shape == tensors[1].shape
+    assert torch.equal(support.values(found[2]), support.values(found[2].to_dense()))
+    twice = found[2] + found[2]
+    torch.testing.assert_close(support.values(twice), 2 * support.values(found[2]))
+    found[2] = found[2].to_dense()
+    agree(found, exact(tensors, support))
+
+
 @pytest.mark.parametrize("algorithm", ["dense", "sparse"])
 def test_features_of_half_precision(algorithm):
     tensors = [tensor.detach() for tensor in inputs((9, 3, 20, 6))]

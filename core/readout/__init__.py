@@ -38,6 +38,7 @@ def factorized_readout(
     algorithm: Algorithm = "auto",
     support: Support | None = None,
     whole_gradient: bool = False,
+    sparse_gradient: bool = False,
 ) -> Tensor:
     """Reads features through one mask and one set of channel weights for each neuron.
 
@@ -62,6 +63,8 @@ def factorized_readout(
             ones at each call, which costs more than the readout itself.
         whole_gradient: whether entries outside of the support get their gradient too: what the
             loss would do if they left 0. It takes a product of matrices, whatever the support.
+        sparse_gradient: whether the sparse algorithm gives the masks a sparse gradient, which saves
+            the time to fill and the memory of all the zeros in it. `ProximalAdam` takes it.
 
     Returns:
         (batch, neuron), of the features' type.
@@ -77,7 +80,7 @@ def factorized_readout(
     if algorithm == "sparse":
         support = Support.of(mask) if support is None else support
         used = features if cuda_sparse.serves(features) else features.to(mask.dtype)
-        values = support.values(mask.detach() if whole_gradient else mask)
+        values = support.values(mask.detach() if whole_gradient else mask, sparse_gradient)
         out = sparse_readout(used, values, feature_weight, support.structure)
         if whole_gradient:
             out = with_gradient_of_mask(out, used, mask, feature_weight)

@@ -17,11 +17,12 @@ def serves(features: Tensor) -> bool:
 def read(features: Tensor, slots: Slots) -> Tensor:
     """The output (batch, neuron)."""
     assert compiled is not None
+    masks = slots.values_by_slot()
     out = features.new_empty(len(features), len(slots.neuron))
     compiled.readout(
         (*features.shape, len(slots.neuron)),
         features.data_ptr(),
-        _addresses(slots.start, slots.position, slots.values, slots.weight, slots.neuron),
+        _addresses(slots.start, slots.position, masks, slots.weight, slots.neuron),
         out.data_ptr(),
         torch.get_num_threads(),
     )
@@ -33,28 +34,28 @@ def slot_gradients(
 ) -> tuple[Tensor, Tensor]:
     """The gradients of the values (entry,) and of the weights (slot, channel), if wanted."""
     assert compiled is not None
-    values = torch.empty_like(slots.values) if of_values else slots.values.new_empty(0)
+    masks = slots.values_by_slot()
+    values = torch.empty_like(masks) if of_values else masks.new_empty(0)
     weight = torch.empty_like(slots.weight) if of_weight else slots.weight.new_empty(0)
     compiled.readout_slot_gradients(
         (*features.shape, len(slots.neuron)),
         features.data_ptr(),
-        _addresses(slots.start, slots.position, slots.values, slots.weight, slots.neuron),
+        _addresses(slots.start, slots.position, masks, slots.weight, slots.neuron),
         gradient.data_ptr(),
         values.data_ptr(),
         weight.data_ptr(),
         torch.get_num_threads(),
     )
-    return values, weight
+    return slots.by_entry(values) if of_values else values, weight
 
 
 def feature_gradient(gradient: Tensor, features: Tensor, slots: Slots) -> Tensor:
     """The gradient of the features (batch, channel, position)."""
     assert compiled is not None
-    values = slots.values.index_select(0, slots.by_position)
     out = torch.empty_like(features)
     compiled.readout_feature_gradient(
         (*features.shape, len(slots.neuron)),
-        _addresses(slots.position_start, slots.slot, values, slots.weight, slots.neuron),
+        _addresses(slots.position_start, slots.slot, slots.values, slots.weight, slots.neuron),
         gradient.data_ptr(),
         out.data_ptr(),
         torch.get_num_threads(),

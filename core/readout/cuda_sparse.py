@@ -77,14 +77,14 @@ class _Masks:
     def __init__(self, slots: Slots) -> None:
         self.slots = slots
         self.values, self.weight = slots.values.float(), slots.weight.float()
-        self.values_by_position = self.values.index_select(0, slots.by_position)
+        self.values_by_slot = self.values.index_select(0, slots.by_slot)
 
     def by_slot(self) -> list[int]:
         slots = self.slots
         place, block_start, position = slots.blocks
         arrays = (
             slots.start,
-            self.values,
+            self.values_by_slot,
             place,
             block_start,
             position,
@@ -98,8 +98,7 @@ class _Masks:
         arrays = (
             slots.position_start,
             slots.slot,
-            slots.by_position,
-            self.values_by_position,
+            self.values,
             self.weight,
         )
         return [array.data_ptr() for array in arrays]

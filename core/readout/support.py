@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,12 +23,12 @@ class Slots(NamedTuple):
         blocks: as in `Support`.
     """
 
-    start: Tensor
-    position: Tensor
-    neuron: Tensor
     position_start: Tensor
     slot: Tensor
-    by_position: Tensor
+    start: Tensor
+    position: Tensor
+    by_slot: Tensor
+    neuron: Tensor
     values: Tensor
     weight: Tensor
     blocks: Sequence[Tensor]
@@ -35,19 +36,26 @@ class Slots(NamedTuple):
     @classmethod
     def of(cls, values: Tensor, weight: Tensor, structure: Sequence[Tensor]) -> "Slots":
         """From the values, weights (channel, neuron) and `Support.structure`."""
-        by_slot = weight.index_select(1, structure[2]).T.contiguous()
-        start, position, neuron, position_start, slot, by_position, *blocks = structure
+        position_start, slot, start, position, by_slot, neuron, *blocks = structure
         return cls(
-            start,
-            position,
-            neuron,
             position_start,
             slot,
-            by_position,
-            values.contiguous(),
+            start,
+            position,
             by_slot,
+            neuron,
+            values.contiguous(),
+            weight.index_select(1, neuron).T.contiguous(),
             blocks,
         )
+
+    def values_by_slot(self) -> Tensor:
+        """The values in the order of `position`."""
+        return self.values.index_select(0, self.by_slot)
+
+    def by_entry(self, numbers: Tensor) -> Tensor:
+        """The other way round: what is in that order in the order of the values."""
+        return torch.empty_like(numbers).index_copy_(0, self.by_slot, numbers)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,28 +68,32 @@ class Support:
     Neurons are gone through in the order of the mean positions of their masks, so that those that
     follow each other read the same features. "Slot" is a neuron's place in this order.
 
+    Entries are in the order of positions and then slots, which is nearly that of the masks in
+    memory: in the order of slots, each would be far from the next.
+
     Attributes:
         inside: (position, neuron) bool.
-        entry: (entry,) int64, where in the flattened masks, by slot and then position.
-        start: (neuron + 1,) int64, where the entries of each slot begin.
-        position: (entry,) int32.
+        entry: (entry,) int64, where in the flattened masks.
+        position_start: (position + 1,) int64, where the entries of each position begin.
+        slot: (entry,) int32.
+        start: (neuron + 1,) int64, where those of a slot begin in the next two.
+        position: (entry,) int32, by slot and then position.
+        by_slot: (entry,) int64, the entry that each of these is.
         neuron: (neuron,) int64, of each slot.
-        position_start: (position + 1,) int64, where those of a position begin in the next two.
-        slot: (entry,) int32, by position and then slot.
-        by_position: (entry,) int64, the entry that each of these is.
-        blocks: on a GPU, what `BLOCK` slots share: (entry,) int32, each entry's place among the
-            positions of its block; (block + 1,) int64, where the positions of each block begin in
-            the next; int32, the positions that any slot of a block has. Nothing on the CPU.
+        blocks: on a GPU, what `BLOCK` slots share: (entry,) int32, in the order of `position`, the
+            place among the positions of the block; (block + 1,) int64, where the positions of each
+            block begin in the next; int32, the positions that any slot of a block has. Nothing on
+            the CPU.
     """
 
     inside: Tensor
     entry: Tensor
-    start: Tensor
-    position: Tensor
-    neuron: Tensor
     position_start: Tensor
     slot: Tensor
-    by_position: Tensor
+    start: Tensor
+    position: Tensor
+    by_slot: Tensor
+    neuron: Tensor
     blocks: tuple[Tensor, ...]
 
     @classmethod
@@ -100,27 +112,23 @@ class Support:
             )
         inside = mask.detach() != 0
         positions, neurons = inside.shape
-        position, neuron = inside.nonzero(as_tuple=True)
+        position, column = inside.nonzero(as_tuple=True)
         mean = torch.full((neurons,), float(positions), dtype=torch.float64, device=mask.device)
-        mean.scatter_reduce_(0, neuron, position.double(), "mean", include_self=False)
-        order = mean.argsort(stable=True)
-        slot = torch.empty_like(order)
-        slot[order] = torch.arange(neurons, device=mask.device)
-        slot = slot[neuron]
+        mean.scatter_reduce_(0, column, position.double(), "mean", include_self=False)
+        neuron = mean.argsort(stable=True)
+        position, slot = inside.index_select(1, neuron).nonzero(as_tuple=True)
         by_slot = slot.argsort(stable=True)
-        place = torch.empty_like(by_slot)
-        place[by_slot] = torch.arange(len(by_slot), device=mask.device)
-        by_position = (position * neurons + slot).argsort()
+        across = position[by_slot]
         return cls(
             inside,
-            (position * neurons + neuron)[by_slot],
-            _starts(slot, neurons),
-            position[by_slot].int(),
-            order,
+            position * neurons + neuron[slot],
             _starts(position, positions),
-            slot[by_position].int(),
-            place[by_position],
-            _blocks(slot[by_slot], position[by_slot], neurons, positions) if mask.is_cuda else (),
+            slot.int(),
+            _starts(slot, neurons),
+            across.int(),
+            by_slot,
+            neuron,
+            _blocks(slot[by_slot], across, neurons, positions) if mask.is_cuda else (),
         )
 
     @property
@@ -132,18 +140,53 @@ class Support:
     def structure(self) -> list[Tensor]:
         """What the sparse readout needs; the first attributes of `Slots`."""
         return [
-            self.start,
-            self.position,
-            self.neuron,
             self.position_start,
             self.slot,
-            self.by_position,
+            self.start,
+            self.position,
+            self.by_slot,
+            self.neuron,
             *self.blocks,
         ]
 
-    def values(self, mask: Tensor) -> Tensor:
-        """The entries of the masks, (entry,)."""
+    @cached_property
+    def indices(self) -> Tensor:
+        """(2, entry): position and neuron of each entry."""
+        neurons = max(1, self.inside.shape[1])
+        return torch.stack([self.entry // neurons, self.entry % neurons])
+
+    def values(self, mask: Tensor, sparse_gradient: bool = False) -> Tensor:
+        """The entries of the masks, (entry,).
+
+        Args:
+            mask: (position, neuron), dense, or sparse as a gradient is.
+            sparse_gradient: whether the gradient of the masks is a sparse tensor.
+        """
+        if mask.is_sparse:
+            if mask._indices().data_ptr() == self.indices.data_ptr():
+                return mask._values()
+            mask = mask.to_dense()
+        if sparse_gradient:
+            values: Tensor = _Values.apply(mask, self)
+            return values
         return mask.flatten().index_select(0, self.entry)
+
+
+class _Values(torch.autograd.Function):
+    """`Support.values` with a sparse gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, mask: Tensor, support: Support) -> Tensor:
+        ctx.support = support
+        return support.values(mask)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        support: Support = ctx.support
+        size = support.inside.shape
+        return torch.sparse_coo_tensor(
+            support.indices, gradient, size, check_invariants=False
+        ), None
 
 
 def _starts(row: Tensor, rows: int) -> Tensor:

@@ -49,7 +49,7 @@ def slot_gradients(
             for i in range(0, len(values), step):
                 some = slice(i, i + step)
                 values[some] += (columns[slots.position[some]] * outer[slot_of[some]]).sum(1)
-    return values, weight
+    return slots.by_entry(values) if of_values else values, weight
 
 
 def feature_gradient(gradient: Tensor, features: Tensor, slots: Slots) -> Tensor:
@@ -68,7 +68,8 @@ def _masks(slots: Slots, positions: int) -> Tensor:
     number = len(slots.neuron)
     slot = torch.arange(number, device=slots.start.device).repeat_interleave(slots.start.diff())
     at = torch.stack([slot, slots.position.long()])
-    return torch.sparse_coo_tensor(at, slots.values, (number, positions), check_invariants=False)
+    values = slots.values_by_slot()
+    return torch.sparse_coo_tensor(at, values, (number, positions), check_invariants=False)
 
 
 def _under(features: Tensor, slots: Slots) -> Tensor:

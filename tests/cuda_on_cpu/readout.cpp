@@ -21,8 +21,8 @@ Masks masks_of(const uintptr_t* a) {
 }
 
 MasksByPosition by_position_of(const uintptr_t* a) {
-  return {at<const int64_t>(a[0]), at<const int32_t>(a[1]), at<const int64_t>(a[2]),
-          at<const float>(a[3]), at<const float>(a[4])};
+  return {at<const int64_t>(a[0]), at<const int32_t>(a[1]), at<const float>(a[2]),
+          at<const float>(a[3])};
 }
 
 }  // namespace
