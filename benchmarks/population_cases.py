@@ -8,11 +8,16 @@ The population is trained with exact zeros, beside the same network, data and nu
 dense masks; the best validation losses must be the same. Everything on one thread.
 """
 
+import os
+import subprocess
+import sys
 from copy import deepcopy
 from functools import cache, partial
+from pathlib import Path
 
 import torch
 from contest import Contest
+from readout_cases import peak_megabytes
 from torch.nn.functional import batch_norm, conv2d
 
 from retinakit.model import coordinates_of
@@ -99,6 +104,27 @@ def population():
 def best_loss(exact_zeros, **options):
     model = WhatWhere(LINEAR | LARGE | {"exact_zeros": exact_zeros} | options)
     return model.fit(population())["best_validation_loss"].values
+
+
+def memory(exact_zeros: bool) -> float | None:
+    """Megabytes by which a process of its own grows in a fit."""
+    # Arrays from 1 MB on go back to the system once they are freed: what is counted is in use.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**20), "OMP_NUM_THREADS": "1"}
+    code = f"import population_cases; print(population_cases.peak({exact_zeros}))"
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(
+        command, cwd=Path(__file__).parent, env=environment, check=True, stdout=subprocess.PIPE
+    )
+    answer = result.stdout.split()[-1].decode()
+    return None if answer == "None" else float(answer)
+
+
+def peak(exact_zeros: bool) -> float | None:
+    torch.set_num_threads(1)
+    population()
+    return peak_megabytes(
+        partial(best_loss, exact_zeros), partial(best_loss, exact_zeros, steps=1, check_every=1)
+    )
 
 
 def population_sides():

@@ -263,12 +263,17 @@ def refresh(shape: str, density: str):
     return lambda: optimizer.refresh(mask, gradient).entry.numpy()
 
 
-def peak_megabytes(run) -> float | None:
-    """How far the memory of the process grows during `run`, or None where Linux does not tell."""
+def peak_megabytes(run, before=None) -> float | None:
+    """How far the memory of the process grows during `run`, or None where Linux does not tell.
+
+    Args:
+        run: work to do.
+        before: what is done first, so that nothing is counted that stays; or else the same.
+    """
     reset = Path("/proc/self/clear_refs")
     if not reset.exists():
         return None
-    run()
+    (before or run)()
     ctypes.CDLL(None).malloc_trim(0)
     reset.write_text("5")
 
@@ -276,9 +281,9 @@ def peak_megabytes(run) -> float | None:
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
 
-    before = status("VmRSS")
+    at_first = status("VmRSS")
     run()
-    return status("VmHWM") - before
+    return status("VmHWM") - at_first
 
 
 def missing(peer: str) -> str:

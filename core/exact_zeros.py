@@ -77,18 +77,32 @@ class ExactZeros:
 
     def refresh(self, losses: Losses) -> None:
         """Chooses the support of the next steps."""
-        dense = self._gradient(losses(self.BATCHES))
-        self.readout.support = self._optimizer.refresh(self.readout.mask, dense)
+        mask = self.readout.mask
+        # The gradient, as large as the masks, is gone before a new support is made.
+        inside = self._optimizer.active(mask, self._gradient(losses(self.BATCHES)))
+        self.readout.support = self._optimizer.restrict(mask, inside)
 
     def certificate(self, losses: Losses) -> Certificate:
         """How far the masks are from a stationary point, by all of the training data."""
         dense = self._gradient(losses(None))
         return certificate(self.readout.mask, dense, self.l1, self.nonnegative)
 
+    def end(self) -> None:
+        """Lets go of the state of the optimizer, before the certificate of the end."""
+        self.forget()
+        self._optimizer.forget(self.readout.mask)
+
     def _gradient(self, losses: Iterable[Tensor]) -> Tensor:
+        mask = self.readout.mask
+        learned = [p for group in self._optimizer.param_groups for p in group["params"]]
+        others = [p for p in learned if p is not mask and p.requires_grad]
         self.readout.whole_gradient = True
+        for parameter in others:  # their gradients would be computed with it
+            parameter.requires_grad_(False)
         try:
             with torch.enable_grad():
-                return gradient(losses, self.readout.mask)
+                return gradient(losses, mask)
         finally:
             self.readout.whole_gradient = False
+            for parameter in others:
+                parameter.requires_grad_(True)

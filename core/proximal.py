@@ -6,6 +6,7 @@ dense gradient says which of them should come back, and one on all data, at the 
 should.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -14,6 +15,9 @@ from torch import Tensor
 
 from retinakit.errors import UserError
 from retinakit.readout.support import Support
+
+PIECE = 2**18
+"""Entries of a parameter that are looked at together."""
 
 
 def shrink(values: Tensor, by: Tensor | float, nonnegative: bool = False) -> Tensor:
@@ -64,14 +68,16 @@ def certificate(
         l1: the weight of the penalty, above 0.
         nonnegative: whether the parameter is held at 0 or above.
     """
-    parameter, slope = parameter.detach(), gradient / l1
-    zero = parameter == 0
-    outward = -slope if nonnegative else slope.abs()
-    left = (slope + parameter.sign()).abs()
-    return Certificate(
-        float(torch.where(zero, outward - 1, -1).max()),
-        float(torch.where(zero, 0, left).max()),
-    )
+    outside, inside = -math.inf, 0.0
+    for values, slope in zip(
+        parameter.detach().flatten().split(PIECE), gradient.flatten().split(PIECE), strict=True
+    ):
+        slope, zero = slope / l1, values == 0
+        outward = -slope if nonnegative else slope.abs()
+        left = (slope + values.sign()).abs()
+        outside = max(outside, float(torch.where(zero, outward - 1, -1).max()))
+        inside = max(inside, float(torch.where(zero, 0, left).max()))
+    return Certificate(outside, inside)
 
 
 class ProximalAdam(torch.optim.Optimizer):
@@ -140,26 +146,33 @@ class ProximalAdam(torch.optim.Optimizer):
                     self._update(parameter, group)
         return loss
 
-    @torch.no_grad()
     def refresh(self, parameter: Tensor, gradient: Tensor, margin: float = 0.1) -> Support:
-        """Chooses the entries that are trained from now on.
-
-        They are the nonzero ones and those that would leave 0, or nearly: of |gradient| above
-        (1 - margin) · l1.
-
-        Args:
-            parameter: (position, neuron), one of the optimizer's.
-            gradient: of the loss alone, at every entry.
-            margin: between 0 and 1; the larger, the more entries, and the rarer is a refresh
-                needed.
+        """Chooses the entries that are trained from now on; see `active`.
 
         Returns:
             The support, for `factorized_readout`.
         """
+        return self.restrict(parameter, self.active(parameter, gradient, margin))
+
+    @torch.no_grad()
+    def active(self, parameter: Tensor, gradient: Tensor, margin: float = 0.1) -> Tensor:
+        """The nonzero entries and those that would leave 0, or nearly.
+
+        Args:
+            parameter: (position, neuron), one of the optimizer's.
+            gradient: of the loss alone, at every entry.
+            margin: between 0 and 1: entries of |gradient| above (1 - margin) · l1 are taken. The
+                larger, the more entries, and the rarer is a refresh needed.
+
+        Returns:
+            Which, as bool.
+        """
         group = self._group_of(parameter)
-        outward = -gradient if group["nonnegative"] else gradient.abs()
-        inside = (parameter != 0) | (outward > (1 - margin) * group["l1"])
-        return self.restrict(parameter, inside)
+        least = (1 - margin) * group["l1"]
+        inside = (parameter != 0) | (gradient < -least)
+        if not group["nonnegative"]:
+            inside |= gradient > least
+        return inside
 
     @torch.no_grad()
     def restrict(self, parameter: Tensor, inside: Tensor) -> Support:
@@ -179,7 +192,7 @@ class ProximalAdam(torch.optim.Optimizer):
             if before is not None:
                 whole = torch.zeros_like(parameter).put_(before.entry, whole)
             state[name] = support.values(whole)
-        state["inside"] = inside
+        state["inside"] = support.inside
         self._supports[parameter] = support
         return support
 
@@ -191,6 +204,11 @@ class ProximalAdam(torch.optim.Optimizer):
         if parameter not in self._supports:
             self._supports[parameter] = Support.of(inside)
         return self._supports[parameter]
+
+    def forget(self, parameter: Tensor) -> None:
+        """Lets go of a parameter's support and of the estimates for it."""
+        self._supports.pop(parameter, None)
+        self.state.pop(parameter, None)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._supports.clear()

@@ -39,13 +39,13 @@ class Frames:
     Attributes:
         stimulus: (frame, [channel,] y, x), in its own dtype if that is small.
         target: (frame, cell), 0 where unknown.
-        weight: (frame, cell), 0 where unknown or without a full history, else 1.
+        known: (frame, cell), false where unknown or without a full history.
         lags: frames of history of a prediction.
     """
 
     stimulus: Tensor
     target: Tensor
-    weight: Tensor
+    known: Tensor
     lags: int
 
     @classmethod
@@ -75,23 +75,23 @@ class Frames:
             stimulus = stimulus.astype(np.float32)
         return cls(
             torch.from_numpy(stimulus).to(device),
-            torch.from_numpy(np.where(known, values, 0).astype(np.float32)).to(device),
-            torch.from_numpy(known.astype(np.float32)).to(device),
+            torch.from_numpy(np.where(known, values, np.float32(0))).to(device),
+            torch.from_numpy(known).to(device),
             lags,
         )
 
     def runs(self, length: int) -> list[tuple[int, int]]:
         """Runs of at most `length` frames that hold something to predict."""
         starts = range(self.lags - 1, len(self.stimulus), length)
-        known = self.weight.any(1).cpu().numpy()
+        known = self.known.any(1).cpu().numpy()
         ends = [min(start + length, len(self.stimulus)) for start in starts]
         return [(a, b) for a, b in zip(starts, ends, strict=True) if known[a:b].any()]
 
     def batch(self, run: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-        """The frames of a run with the history before it, its targets, and their weights."""
+        """The frames of a run with the history before it, its targets, and which are known."""
         start, end = run
         frames = self.stimulus[start - self.lags + 1 : end].float()
-        return frames, self.target[start:end], self.weight[start:end]
+        return frames, self.target[start:end], self.known[start:end]
 
 
 def poisson_loss(rate: Tensor, target: Tensor) -> Tensor:
@@ -275,12 +275,19 @@ def train(
 
     def data_losses(batches: int | None) -> Iterator[Tensor]:
         chosen = runs[:: -(-len(runs) // batches)] if batches else runs
-        count = sum(float(training.weight[slice(*run)].sum()) for run in chosen)
+        count = sum(float(training.known[slice(*run)].sum()) for run in chosen)
         starts.eval()
         for run in chosen:
-            frames, target, weight = training.batch(run)
-            yield (pointwise(starts(frames)[0], target) * weight).sum() / count
+            frames, target, known = training.batch(run)
+            yield (pointwise(starts(frames)[0], target) * known).sum() / count
         starts.train()
+
+    def back(frames: Tensor, target: Tensor, known: Tensor) -> Tensor:
+        """Computes the gradients of a batch, and returns the loss of each start."""
+        rate, penalties = module(frames)
+        values: Tensor = (pointwise(rate, target) * known).sum((1, 2)) / known.sum()
+        fabric.backward((values + penalties).sum())
+        return values.detach()
 
     runs = training.runs(schedule.batch)
     order = _shuffled(runs, seed, fit.step * fabric.world_size + fabric.global_rank, fabric)
@@ -292,15 +299,12 @@ def train(
         learning_rate = schedule.rate(fit.step, fit.dropped)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
+        optimizer.zero_grad(set_to_none=True)
         if zeros is not None and zeros.due(fit.step):
             zeros.refresh(data_losses)
-        frames, target, weight = training.batch(next(order))
-        optimizer.zero_grad(set_to_none=True)
-        rate, penalties = module(frames)
-        values = (pointwise(rate, target) * weight).sum((1, 2)) / weight.sum()
-        fabric.backward((values + penalties).sum())
+        values = back(*training.batch(next(order)))
         optimizer.step()
-        since_check, seen = since_check + values.detach(), seen + 1
+        since_check, seen = since_check + values, seen + 1
         fit.step += 1
 
         if fit.step % schedule.check_every and fit.step != schedule.steps:
@@ -353,7 +357,7 @@ def train(
         )
     if zeros is not None:
         starts.restore(best)
-        zeros.forget()
+        zeros.end()
         fit.certificate = zeros.certificate(data_losses)
     progress(schedule.steps, schedule.steps, f"{time.monotonic() - begun:.0f} s")
     return fit, best
@@ -368,10 +372,10 @@ def evaluate(
     total, count = torch.zeros(starts.count, dtype=torch.float64), 0.0
     with torch.no_grad():
         for run in frames.runs(max(batch, 1024)):
-            stimulus, target, weight = frames.batch(run)
-            loss = pointwise(starts(stimulus)[0], target) * weight
+            stimulus, target, known = frames.batch(run)
+            loss = pointwise(starts(stimulus)[0], target) * known
             total += loss.sum((1, 2)).cpu()
-            count += float(weight.sum())
+            count += float(known.sum())
     starts.train(was_training)
     return (total / count).tolist()
 

@@ -21,7 +21,8 @@ ROWS = 32
 
 def dense_readout(features: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
     """Σ_k weight[k, n] · Σ_p features[b, k, p] · mask[p, n], (batch, neuron)."""
-    out, _ = dense_forward(features, mask, weight, torch.is_grad_enabled())
+    keep = torch.is_grad_enabled() and weight.requires_grad
+    out, _ = dense_forward(features, mask, weight, keep)
     return out
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -112,10 +111,7 @@ class Support:
             )
         inside = mask.detach() != 0
         positions, neurons = inside.shape
-        position, column = inside.nonzero(as_tuple=True)
-        mean = torch.full((neurons,), float(positions), dtype=torch.float64, device=mask.device)
-        mean.scatter_reduce_(0, column, position.double(), "mean", include_self=False)
-        neuron = mean.argsort(stable=True)
+        neuron = _mean_positions(inside).argsort(stable=True)
         position, slot = inside.index_select(1, neuron).nonzero(as_tuple=True)
         by_slot = slot.argsort(stable=True)
         across = position[by_slot]
@@ -149,11 +145,11 @@ class Support:
             *self.blocks,
         ]
 
-    @cached_property
     def indices(self) -> Tensor:
         """(2, entry): position and neuron of each entry."""
-        neurons = max(1, self.inside.shape[1])
-        return torch.stack([self.entry // neurons, self.entry % neurons])
+        positions = torch.arange(len(self.inside), device=self.entry.device)
+        position = positions.repeat_interleave(self.position_start.diff())
+        return torch.stack([position, self.neuron.index_select(0, self.slot)])
 
     def values(self, mask: Tensor, sparse_gradient: bool = False) -> Tensor:
         """The entries of the masks, (entry,).
@@ -163,7 +159,8 @@ class Support:
             sparse_gradient: whether the gradient of the masks is a sparse tensor.
         """
         if mask.is_sparse:
-            if mask._indices().data_ptr() == self.indices.data_ptr():
+            position, neuron = mask._indices()
+            if torch.equal(position * mask.shape[1] + neuron, self.entry):
                 return mask._values()
             mask = mask.to_dense()
         if sparse_gradient:
@@ -185,8 +182,15 @@ class _Values(torch.autograd.Function):
         support: Support = ctx.support
         size = support.inside.shape
         return torch.sparse_coo_tensor(
-            support.indices, gradient, size, check_invariants=False
+            support.indices(), gradient, size, check_invariants=False
         ), None
+
+
+def _mean_positions(inside: Tensor) -> Tensor:
+    """Of each column, and the number of rows for one that is empty."""
+    position, column = inside.nonzero(as_tuple=True)
+    mean = torch.full(inside.shape[1:], float(len(inside)), device=inside.device).double()
+    return mean.scatter_reduce_(0, column, position.double(), "mean", include_self=False)
 
 
 def _starts(row: Tensor, rows: int) -> Tensor:

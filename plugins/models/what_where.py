@@ -16,7 +16,7 @@ from retinakit.early_stopping import EarlyStoppingConfig
 from retinakit.errors import UserError
 from retinakit.exact_zeros import ExactZeros
 from retinakit.factorized import FactorizedReadout, GaussianReadout, SeparableReadout
-from retinakit.location import SMOOTHING, locations
+from retinakit.location import CELLS, SMOOTHING, locations
 from retinakit.penalties import group_sparsity, roughness
 from retinakit.readout import Support
 from retinakit.recording import mean_response
@@ -326,11 +326,10 @@ class WhatWhere(TorchModel):
         split = recording["train"].to_dataset()
         if c.target == "rate" and "rate" in split:
             split = split.assign(response=split["rate"])
-        response = mean_response(split).astype(float)
+        mean, deviation = _moments(mean_response(split))
         if c.known_kernel:
             self._take_kernel(module, recording)
         if readout.bias is not None:
-            mean = torch.from_numpy(response.mean("frame").fillna(0).values).float()
             with torch.no_grad():
                 readout.bias.copy_(_inverse(c.output, mean))
         if not isinstance(readout, SeparableReadout):
@@ -348,8 +347,7 @@ class WhatWhere(TorchModel):
                 assert isinstance(readout, FactorizedReadout)
                 readout.fix_at(places)
             else:
-                deviation = response.std("frame").fillna(0).values
-                readout.start_at(places, torch.from_numpy(deviation))
+                readout.start_at(places, deviation)
                 if c.exact_zeros:
                     assert isinstance(readout, FactorizedReadout)
                     readout.clear_beyond(NEAR, places)
@@ -459,6 +457,18 @@ class WhatWhere(TorchModel):
             variables["output_bias"] = ("cell", readout.bias.detach().numpy())
         parameters = self.field.assign(variables).assign_coords(coords)
         return parameters.drop_vars([d for d in ("y", "x") if d in parameters.coords])
+
+
+def _moments(response: xr.DataArray) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each cell's response, 0 where it has none."""
+    cells = range(0, response.sizes["cell"], CELLS)
+    blocks = (response.isel(cell=slice(cell, cell + CELLS)).astype(float) for cell in cells)
+    moments = [(block.mean("frame"), block.std("frame")) for block in blocks]
+    mean, deviation = (
+        torch.from_numpy(np.concatenate([part.fillna(0) for part in parts])).float()
+        for parts in zip(*moments, strict=True)
+    )
+    return mean, deviation
 
 
 def _inverse(output: str, mean: Tensor) -> Tensor:
