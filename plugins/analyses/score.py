@@ -31,6 +31,9 @@ LABELS = {
 WIDE = 8
 """Ratio of the largest to the smallest value of a sweep from which on its axis is logarithmic."""
 
+ROOM = 36
+"""Letters of the models' names that fit side by side under a figure."""
+
 
 class ScoreConfig(Config):
     """Options of the scores."""
@@ -146,6 +149,8 @@ class Score(Analysis):
                 ax.set_xlabel(swept)
             else:
                 ax.set_xticks(range(len(by_model)), list(by_model))
+                if sum(map(len, by_model)) > ROOM:
+                    ax.tick_params("x", rotation=90)
         if swept:
             figure.axes[0].legend(frameon=False)
         return figure
@@ -195,7 +200,8 @@ def _numeric_sweep(by_model: dict[str, xr.Dataset]) -> str | None:
     """The swept option that makes a sensible axis, if one model has such."""
     for group in by_model.values():
         for dim in sweep_dims(group):
-            if dim not in ("cell", "seed") and group[dim].dtype.kind in "if":
+            several = group.sizes[dim] > 1 and dim not in ("cell", "seed")
+            if several and group[dim].dtype.kind in "if":
                 return dim
     return None
 
