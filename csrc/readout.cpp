@@ -247,21 +247,51 @@ void pack_gradient(const float* gradient, const FeatureShape& shape, const int64
   });
 }
 
+// The columns of a tile: where the gradient of the output (group, slot, lane) has that of the first
+// slot, and the channel.
+struct Tile {
+  int64_t width, gradient[kColumns], channel[kColumns];
+  bool one_group;  // and channels in a row
+
+  Tile(int64_t first, int64_t width, const FeatureShape& shape, int64_t slots) : width(width) {
+    Column column(first, shape);
+    one_group = width == kColumns && column.channel + kColumns <= shape.channels;
+    for (int64_t i = 0; i < width; ++i, column.next(shape)) {
+      gradient[i] = column.group * slots * kLanes;
+      channel[i] = column.channel;
+    }
+  }
+};
+
+// The gradient of the output of a slot in each column, and that times the weights.
+RETINAKIT_INLINE void outer_product(const Tile& tile, const float* gradient, const float* weights,
+                                    Lanes (&of_output)[kColumns], Row& outer) {
+  if (tile.width == kColumns) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kColumns; ++i) {
+      of_output[i] = lanes(gradient + tile.gradient[i]);
+      lanes(outer.value + i * kLanes) = weights[tile.channel[i]] * of_output[i];
+    }
+  } else {
+    for (int64_t i = 0; i < kColumns; ++i) {
+      const bool there = i < tile.width;
+      of_output[i] = there ? lanes(gradient + tile.gradient[i]) : Lanes{};
+      lanes(outer.value + i * kLanes) = there ? weights[tile.channel[i]] * of_output[i] : Lanes{};
+    }
+  }
+}
+
 // Adds to the gradients of the slots from `from` to `to` what one tile makes of them.
 RETINAKIT_INLINE void add_slot_gradients(const Row* rows, const FeatureShape& shape,
                                          const Slots& slots, const float* gradient, int64_t first,
                                          int64_t width, int64_t from, int64_t to,
                                          float* mask_gradient, float* weight_gradient) {
-  const Column begin(first, shape);
+  const Tile tile(first, width, shape, slots.masks.rows);
   for (int64_t slot = from; slot < to; ++slot) {
-    Row outer = {};  // the gradient of the output, times the weights
-    Lanes of_output[kColumns] = {};
+    Row outer;
+    Lanes of_output[kColumns];
     const float* weights = slots.weights + slot * shape.channels;
-    Column column = begin;
-    for (int64_t i = 0; i < width; ++i, column.next(shape)) {
-      of_output[i] = lanes(gradient + (column.group * slots.masks.rows + slot) * kLanes);
-      lanes(outer.value + i * kLanes) = weights[column.channel] * of_output[i];
-    }
+    outer_product(tile, gradient + slot * kLanes, weights, of_output, outer);
     Lanes sum[kColumns] = {};
     const int64_t end = slots.masks.start[slot + 1];
     for (int64_t i = slots.masks.start[slot]; i < end;) {
@@ -280,9 +310,11 @@ RETINAKIT_INLINE void add_slot_gradients(const Row* rows, const FeatureShape& sh
       for (int j = 0; j < kColumns; ++j) sum[j] *= of_output[j];
       Lanes total;
       sums(sum, total);
-      column = begin;
-      for (int64_t j = 0; j < width; ++j, column.next(shape)) {
-        weight_gradient[slot * shape.channels + column.channel] += total[j];
+      float* of_weights = weight_gradient + slot * shape.channels;
+      if (tile.one_group) {
+        lanes(of_weights + tile.channel[0]) += total;
+      } else {
+        for (int64_t j = 0; j < width; ++j) of_weights[tile.channel[j]] += total[j];
       }
     }
   }
@@ -292,14 +324,11 @@ RETINAKIT_INLINE void add_slot_gradients(const Row* rows, const FeatureShape& sh
 RETINAKIT_INLINE void tile_feature_gradient(const FeatureShape& shape, const Slots& slots,
                                             int64_t number, const float* gradient, int64_t first,
                                             int64_t width, Row* outer, float* feature_gradient) {
-  const Column start(first, shape);
+  const Tile tile(first, width, shape, number);
   for (int64_t slot = 0; slot < number; ++slot) {
-    Column column = start;
-    for (int64_t i = 0; i < width; ++i, column.next(shape)) {
-      lanes(outer[slot].value + i * kLanes) =
-          slots.weights[slot * shape.channels + column.channel] *
-          lanes(gradient + (column.group * number + slot) * kLanes);
-    }
+    Lanes of_output[kColumns];
+    const float* weights = slots.weights + slot * shape.channels;
+    outer_product(tile, gradient + slot * kLanes, weights, of_output, outer[slot]);
   }
   Row block[kBlock];
   for (int64_t begin = 0; begin < shape.positions; begin += kBlock) {
@@ -389,7 +418,7 @@ void readout_feature_gradient(const FeatureShape& shape, const Slots& slots, int
   const auto packed = allocate<float>(groups_of(shape) * number * kLanes);
   pack_gradient(gradient, shape, slots.neurons, number, packed.get(), threads);
   parallel((columns + kColumns - 1) / kColumns, threads, [&](int64_t from, int64_t to) {
-    const auto outer = std::make_unique<Row[]>(number);
+    const auto outer = allocate<Row>(number);
     for (int64_t tile = from; tile < to; ++tile) {
       run<tile_feature_gradient>(shape, slots, number, static_cast<const float*>(packed.get()),
                                  tile * kColumns, std::min(kColumns, columns - tile * kColumns),
