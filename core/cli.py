@@ -218,12 +218,16 @@ def main() -> None:
         code = app(
             sys.argv[1:], result_action="return_value", exit_on_error=False, print_error=False
         )
+        sys.stdout.flush()
     except (UserError, CycloptsError) as error:
         print(f"retina-run: {' '.join(str(error).split())}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         print("retina-run: interrupted; run it again to go on from here", file=sys.stderr)
         code = 130
+    except BrokenPipeError:  # who reads the output, such as `head`, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -632,3 +632,14 @@ def test_a_fit_goes_on_where_no_checkpoint_can_be_written(
     assert ended.code == 0, ended.err
     assert "no checkpoint could be written ([Errno 28] No space left on device)" in caplog.text
     assert list((tmp_path / "runs/store/unfinished").iterdir()) == []
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    """As in `retina-run schema | head`."""
+    command = [sys.executable, "-c", "from retinakit.cli import main; main()", "schema"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    said = process.stderr.read()
+    assert process.wait() == 1
+    assert said == b""
