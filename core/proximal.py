@@ -6,7 +6,6 @@ dense gradient says which of them should come back, and one on all data, at the 
 should.
 """
 
-import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -54,7 +53,7 @@ class Certificate(NamedTuple):
 
     def holds(self, tolerance: float) -> bool:
         """Whether both are within the tolerance."""
-        return max(self) <= tolerance
+        return all(value <= tolerance for value in self)
 
 
 def certificate(
@@ -68,16 +67,17 @@ def certificate(
         l1: the weight of the penalty, above 0.
         nonnegative: whether the parameter is held at 0 or above.
     """
-    outside, inside = -math.inf, 0.0
+    outside, inside = [], []
     for values, slope in zip(
         parameter.detach().flatten().split(PIECE), gradient.flatten().split(PIECE), strict=True
     ):
         slope, zero = slope / l1, values == 0
         outward = -slope if nonnegative else slope.abs()
         left = (slope + values.sign()).abs()
-        outside = max(outside, float(torch.where(zero, outward - 1, -1).max()))
-        inside = max(inside, float(torch.where(zero, 0, left).max()))
-    return Certificate(outside, inside)
+        outside.append(torch.where(zero, outward - 1, -1).max())
+        inside.append(torch.where(zero, 0, left).max())
+    # NaN is the largest to torch, where Python's max would pass it over.
+    return Certificate(float(torch.stack(outside).max()), float(torch.stack(inside).max()))
 
 
 class ProximalAdam(torch.optim.Optimizer):

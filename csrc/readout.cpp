@@ -16,7 +16,7 @@ namespace {
 constexpr int64_t kLanes = 8;    // consecutive samples of the batch: a group
 constexpr int64_t kColumns = 8;  // of a tile. A column is a channel of a group
 constexpr int64_t kBlock = 64;   // positions that are transposed while they are in the L1 cache
-constexpr int64_t kEntries = 64; // of a slot, whose rows are read twice while in the L1 cache
+constexpr int64_t kEntries = 64;  // of a slot, whose rows are read twice while in the L1 cache
 constexpr int64_t kSlabBytes = 4 << 20;  // of tiles, if several threads work on the same ones
 
 using Lanes = Vector<float, kLanes * sizeof(float)>;

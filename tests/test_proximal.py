@@ -95,6 +95,16 @@ def test_a_certificate_by_hand():
     assert certificate(mask[2:], slope[2:], 2.0) == Certificate(-1.0, 0.5)
 
 
+@pytest.mark.parametrize("broken", [0, 5])
+def test_a_certificate_does_not_hold_without_a_gradient(monkeypatch, broken):
+    monkeypatch.setattr("retinakit.proximal.PIECE", 2)
+    slope = torch.zeros(6)
+    assert certificate(torch.zeros(6), slope, 1.0).holds(0.1)
+    slope[broken] = torch.nan
+    assert not certificate(torch.zeros(6), slope, 1.0).holds(0.1)
+    assert not Certificate(0.0, float("nan")).holds(0.1)
+
+
 @pytest.mark.parametrize("nonnegative", [False, True])
 def test_shrinking_solves_its_problem(nonnegative):
     values = torch.linspace(-3, 3, 61, dtype=torch.float64)

@@ -59,7 +59,7 @@ def exact(tensors, support=None):
     return with_gradients(read, [tensor.detach().double().requires_grad_() for tensor in tensors])
 
 
-def agree(found, expected, tolerance=2e-6):
+def assert_agree(found, expected, tolerance=2e-6):
     for ours, theirs in zip(found, expected, strict=True):
         scale = theirs.abs().max().clamp_min(1e-30)
         torch.testing.assert_close(ours.double() / scale, theirs / scale, rtol=0, atol=tolerance)
@@ -85,7 +85,7 @@ def test_sparse_agrees_with_double_precision(backend, shape, density):
     tensors = inputs(shape, density)
     support = Support.of(tensors[1])
     found = with_gradients(read(algorithm="sparse", support=support), tensors)
-    agree(found, exact(tensors, support))
+    assert_agree(found, exact(tensors, support))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -93,7 +93,7 @@ def test_sparse_agrees_with_double_precision(backend, shape, density):
 def test_dense_agrees_with_double_precision(monkeypatch, shape, workspace):
     monkeypatch.setattr("retinakit.readout.dense.WORKSPACE", workspace)
     tensors = inputs(shape)
-    agree(with_gradients(read(algorithm="dense"), tensors), exact(tensors))
+    assert_agree(with_gradients(read(algorithm="dense"), tensors), exact(tensors))
 
 
 @pytest.mark.parametrize("algorithm", ["dense", "sparse"])
@@ -108,7 +108,7 @@ def test_the_mask_counts_on_the_support_alone(backend, algorithm):
     tensors = inputs((9, 3, 20, 6), 1.0)
     support = Support.of(torch.rand(20, 6, generator=torch.Generator().manual_seed(1)) < 0.3)
     found = with_gradients(read(algorithm=algorithm, support=support), tensors)
-    agree(found, exact(tensors, support))
+    assert_agree(found, exact(tensors, support))
     assert not found[2][~support.inside].any()
 
 
@@ -156,7 +156,7 @@ def test_tensors_need_not_be_contiguous(backend):
             [t.clone().requires_grad_() for t in (features, mask, weight, bias)],
         )
         found = with_gradients(read(algorithm=algorithm), [t.requires_grad_() for t in same])
-        agree(found, [t.double() for t in expected])
+        assert_agree(found, [t.double() for t in expected])
 
 
 @pytest.mark.parametrize("needed", [(0,), (1,), (2,), (3,), (0, 2)])
@@ -171,7 +171,7 @@ def test_only_the_gradients_that_are_needed(backend, needed):
         slope = torch.arange(out.numel()).view_as(out).cos()
         loss = (out * slope + out.square()).sum()
         found = torch.autograd.grad(loss, [tensors[i] for i in needed])
-        agree(found, [expected[i + 1] for i in needed])
+        assert_agree(found, [expected[i + 1] for i in needed])
 
 
 def test_nothing_to_read(backend):
@@ -190,7 +190,7 @@ def test_the_whole_gradient_is_that_of_all_entries(algorithm):
         mask[:, :3] = 0
     tensors = [features, mask, weight, bias]
     options = {"algorithm": algorithm, "support": Support.of(mask), "whole_gradient": True}
-    agree(with_gradients(read(**options), tensors), exact(tensors))
+    assert_agree(with_gradients(read(**options), tensors), exact(tensors))
 
 
 def test_a_sparse_gradient_is_that_of_the_support(backend):
@@ -203,7 +203,7 @@ def test_a_sparse_gradient_is_that_of_the_support(backend):
     twice = found[2] + found[2]
     torch.testing.assert_close(support.values(twice), 2 * support.values(found[2]))
     found[2] = found[2].to_dense()
-    agree(found, exact(tensors, support))
+    assert_agree(found, exact(tensors, support))
 
 
 @pytest.mark.parametrize("algorithm", ["dense", "sparse"])
@@ -212,7 +212,7 @@ def test_features_of_half_precision(algorithm):
     tensors[0] = tensors[0].bfloat16()
     out = factorized_readout(*tensors, algorithm=algorithm)
     assert out.dtype == torch.bfloat16
-    agree([out], exact([tensor.float() for tensor in tensors])[:1], 2**-8)
+    assert_agree([out], exact([tensor.float() for tensor in tensors])[:1], 2**-8)
 
 
 def test_torch_knows_the_operations(backend):
@@ -251,7 +251,7 @@ def test_it_compiles_in_one_graph(algorithm, compiler):
 
     once = torch.compile(network, fullgraph=True, backend=compiler)
     expected = with_gradients(network, tensors)
-    agree(with_gradients(once, tensors), [tensor.double() for tensor in expected])
+    assert_agree(with_gradients(once, tensors), [tensor.double() for tensor in expected])
 
 
 def test_neurons_follow_the_positions_of_their_masks():
@@ -320,7 +320,7 @@ def test_without_kernels_torch_serves_and_says_so_once(caplog, monkeypatch):
     with caplog.at_level("WARNING", "retinakit"):
         for _ in range(3):
             found = with_gradients(read(algorithm="sparse"), tensors)
-    agree(found, exact(tensors, Support.of(tensors[1])))
+    assert_agree(found, exact(tensors, Support.of(tensors[1])))
     assert [record.message for record in caplog.records] == [
         "the compiled kernels are not there: torch serves for the sparse readout, slower; "
         "see `retina-run doctor`"

@@ -72,7 +72,7 @@ def slots_of(support, mask, weight):
     return Slots.of(support.values(mask), weight, [*support.structure, *blocks])
 
 
-def agree(found, expected, tolerance):
+def assert_agree(found, expected, tolerance):
     scale = expected.abs().max().clamp_min(1e-30)
     torch.testing.assert_close(found.double() / scale, expected / scale, rtol=0, atol=tolerance)
 
@@ -102,14 +102,14 @@ def test_kernels_agree_with_double_precision(
     out = torch.einsum("bkp,pn,kn->bn", *exact)
     of_features, of_mask, of_weight = torch.autograd.grad(out, exact, gradient.double())
 
-    agree(cuda_sparse.read(features, slots), out.detach(), rounding)
+    assert_agree(cuda_sparse.read(features, slots), out.detach(), rounding)
     found = cuda_sparse.feature_gradient(gradient, features, slots)
     assert found.dtype == dtype and found.is_contiguous()
-    agree(found, of_features, rounding)
+    assert_agree(found, of_features, rounding)
     of_values, by_slot = cuda_sparse.slot_gradients(gradient, features, slots, True, True)
-    agree(by_slot, of_weight.T[support.neuron], 2e-6)
+    assert_agree(by_slot, of_weight.T[support.neuron], 2e-6)
     if support.density:
-        agree(of_values, support.values(of_mask), 2e-6)
+        assert_agree(of_values, support.values(of_mask), 2e-6)
 
 
 def test_half_precision_rounds_as_torch_does(on_cpu):

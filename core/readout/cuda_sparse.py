@@ -77,7 +77,7 @@ class _Masks:
     def __init__(self, slots: Slots) -> None:
         self.slots = slots
         self.values, self.weight = slots.values.float(), slots.weight.float()
-        self.values_by_slot = self.values.index_select(0, slots.by_slot)
+        self.values_by_slot = slots.values_by_slot().float()
 
     def by_slot(self) -> list[int]:
         slots = self.slots
