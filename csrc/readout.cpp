@@ -190,6 +190,19 @@ RETINAKIT_INLINE void add_products(const Row* rows, const int32_t* index, const 
   for (int i = 0; i < Number; ++i) products[i] += sum[i];
 }
 
+// Writes the outputs (slot, lane) of a group, and sets them to 0 for another one.
+RETINAKIT_INLINE void write_outputs(float* outputs, const FeatureShape& shape, const Slots& slots,
+                                    int64_t group, float* out) {
+  const int64_t number = slots.masks.rows;
+  const int64_t samples = std::min(kLanes, shape.batch - group * kLanes);
+  out += group * kLanes * number;
+  for (int64_t slot = 0; slot < number; ++slot, outputs += kLanes) {
+    float* to = out + slots.neurons[slot];
+    for (int64_t lane = 0; lane < samples; ++lane) to[lane * number] = outputs[lane];
+    lanes(outputs) = Lanes{};
+  }
+}
+
 // The output of the groups from `from` to `to`.
 template <int Columns>
 RETINAKIT_INLINE void group_outputs(const float* features, const FeatureShape& shape,
@@ -197,39 +210,43 @@ RETINAKIT_INLINE void group_outputs(const float* features, const FeatureShape& s
   const int64_t number = slots.masks.rows, end = to * shape.channels;
   const auto zeros = std::make_unique<float[]>(shape.positions);
   const auto rows = allocate<Some<Columns>>(shape.positions);
-  // (group, slot, lane), with a group to spare, which the last column passes on to.
-  const auto outputs = std::make_unique<float[]>((to - from + 1) * number * kLanes);
+  // Of as many groups as a tile may have columns of, in turn: (group, slot, lane).
+  const int64_t held = (Columns - 2) / shape.channels + 2;
+  const auto outputs = std::make_unique<float[]>(held * number * kLanes);
+  const auto outputs_of = [&](int64_t group) {
+    return outputs.get() + group % held * number * kLanes;
+  };
   for (int64_t first = from * shape.channels; first < end; first += Columns) {
     const int64_t width = std::min<int64_t>(Columns, end - first);
-    const Column start(first, shape);
     for (int64_t begin = 0; begin < shape.positions; begin += kBlock) {
       pack(features, shape, zeros.get(), first, width, begin,
            std::min(begin + kBlock, shape.positions), rows.get());
+    }
+    float* output[Columns];
+    int64_t channel[Columns];
+    Column column(first, shape);
+    for (int64_t i = 0; i < width; ++i, column.next(shape)) {
+      output[i] = outputs_of(column.group);
+      channel[i] = column.channel;
     }
     for (int64_t slot = 0; slot < number; ++slot) {
       Lanes sum[Columns] = {};
       add_rows(rows.get(), slots.masks, slots.masks.start[slot], slots.masks.start[slot + 1], sum);
       const float* weights = slots.weights + slot * shape.channels;
-      Column column = start;
-      float* output = outputs.get() + ((column.group - from) * number + slot) * kLanes;
-      Lanes total = lanes(output);
+      Lanes total = lanes(output[0] + slot * kLanes);
 #pragma GCC unroll 8
       for (int i = 0; i < Columns; ++i) {
         if (i == width) break;
-        total += weights[column.channel] * sum[i];
-        if (column.next(shape)) {
-          lanes(output) = total;
-          output += number * kLanes;
-          total = lanes(output);
+        if (i > 0 && output[i] != output[i - 1]) {
+          lanes(output[i - 1] + slot * kLanes) = total;
+          total = lanes(output[i] + slot * kLanes);
         }
+        total += weights[channel[i]] * sum[i];
       }
-      lanes(output) = total;
+      lanes(output[width - 1] + slot * kLanes) = total;
     }
-  }
-  for (int64_t b = from * kLanes; b < std::min(to * kLanes, shape.batch); ++b) {
-    const float* output = outputs.get() + (b / kLanes - from) * number * kLanes + b % kLanes;
-    for (int64_t slot = 0; slot < number; ++slot) {
-      out[b * number + slots.neurons[slot]] = output[slot * kLanes];
+    for (int64_t group = first / shape.channels; group < column.group; ++group) {
+      write_outputs(outputs_of(group), shape, slots, group, out);
     }
   }
 }
