@@ -86,6 +86,7 @@ setup(
             depends=sorted(str(path) for path in Path("csrc").glob("*.h")),
             cxx_std=17,
             extra_compile_args=["-O3"],
+            libraries=["dl"] if sys.platform == "linux" else [],  # csrc/parallel.h
             optional=True,
         )
     ],

@@ -33,7 +33,7 @@ def contested(request, benchmark):
 
 def pytest_terminal_summary(terminalreporter, config):
     if verdicts := config.stash.get(VERDICTS, []):
-        terminalreporter.section("ours, in one thread, beside the peers")
+        terminalreporter.section("ours beside the peers, in one thread if not said otherwise")
         for verdict in verdicts:
             terminalreporter.line(verdict)
 

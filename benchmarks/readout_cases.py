@@ -2,7 +2,7 @@
 
 The entries of the masks lie anywhere, which is the harder case: masks in one piece, sorted, share
 more of the cache. The best torch form is the fastest of two einsums, a product, and that compiled,
-as found here. Everything on one thread.
+as found here. One thread, or two where the name of a contest says so.
 
 A sparse training step leaves the gradient off the support out. Now and then it is needed, to let
 entries in: what that and the choice of a new support cost is part of the time of a step.
@@ -216,8 +216,8 @@ case = cache(Case)
 
 
 @cache
-def best_torch(shape: str, mode: str) -> str:
-    """The fastest torch form."""
+def best_torch(shape: str, mode: str, threads: int) -> str:
+    """The fastest torch form. The threads are set beforehand."""
 
     def seconds(name):
         run = side(PEERS[name](), case(shape, "1"), mode)
@@ -228,9 +228,9 @@ def best_torch(shape: str, mode: str) -> str:
     return min(TORCH, key=seconds)
 
 
-def sides(shape: str, density: str, mode: str, peer: str):
-    torch.set_num_threads(1)
-    name = best_torch(shape, mode) if peer == "torch" else peer
+def sides(shape: str, density: str, mode: str, peer: str, threads: int):
+    torch.set_num_threads(threads)
+    name = best_torch(shape, mode, threads) if peer == "torch" else peer
     here, theirs = case(shape, density), PEERS[name]()
     ours = Ours(here, theirs.end, "dense" if density == "100" else "sparse")
     if mode == "training":
@@ -308,23 +308,27 @@ def group(shape: str, density: str, mode: str) -> str:
 
 
 def contests() -> Iterator[Contest]:
-    """Each with ours in one thread."""
-    works = [(shape, mode) for shape in SHAPES for mode in ("inference", "training")]
-    for shape, mode in works:
-        for density in DENSITIES:
-            for peer in ("torch", *PEERS) if density == "1" else ("torch",):
-                refreshed = mode == "training" and density != "100"
-                yield Contest(
-                    f"readout-{shape}-{density}%-{mode}-{peer}",
-                    group(shape, density, mode),
-                    TARGETS.get((mode, density)) if peer == "torch" else None,
-                    partial(sides, shape, density, mode, peer),
-                    TOLERANCE,
-                    overhead=(
-                        (partial(whole_gradient, shape, density), REFRESH_EVERY // BATCHES),
-                        (partial(refresh, shape, density), REFRESH_EVERY),
-                    )
-                    if refreshed
-                    else (),
-                    missing=missing(peer),
-                )
+    """In one thread, and some beside the best torch form in two."""
+    for shape in SHAPES:
+        for mode in ("inference", "training"):
+            for density in DENSITIES:
+                for peer in ("torch", *PEERS) if density == "1" else ("torch",):
+                    yield contest(shape, density, mode, peer)
+            yield contest(shape, "5", mode, "torch", threads=2)
+
+
+def contest(shape: str, density: str, mode: str, peer: str, threads: int = 1) -> Contest:
+    overhead = (
+        (partial(whole_gradient, shape, density), REFRESH_EVERY // BATCHES),
+        (partial(refresh, shape, density), REFRESH_EVERY),
+    )
+    suffix = "" if threads == 1 else f"-{threads}threads"
+    return Contest(
+        f"readout-{shape}-{density}%-{mode}-{peer}{suffix}",
+        group(shape, density, mode) + (f", {threads} threads" if threads > 1 else ""),
+        TARGETS.get((mode, density)) if peer == "torch" else None,
+        partial(sides, shape, density, mode, peer, threads),
+        TOLERANCE,
+        overhead=overhead if mode == "training" and density != "100" else (),
+        missing=missing(peer),
+    )

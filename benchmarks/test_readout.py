@@ -1,6 +1,7 @@
 """The factorized readout on sparse masks, beside products and sums in torch.
 
-The peers of other projects are found where they are installed. Everything on one thread.
+The peers of other projects are found where they are installed. One thread, or two where the name of
+a contest says so.
 """
 
 import pytest
@@ -21,7 +22,7 @@ from readout_cases import (
 MODES = ("inference", "training")
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(autouse=True)
 def one_thread():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
