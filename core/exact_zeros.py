@@ -37,11 +37,12 @@ class ExactZeros:
     every: int
 
     BATCHES: ClassVar[int] = 8
-    """As many are enough to choose a support, which is wider than it has to be."""
+    """As many are enough to choose a support in the course of training."""
 
     TOLERANCE: ClassVar[float] = 0.1
     """Training does not end while the loss falls this much more steeply than the penalty rises
-    along an entry that is 0, in parts of the penalty's weight."""
+    along an entry that is 0, in parts of the penalty's weight. The same entries are let in at a
+    refresh: of those that a few batches take for less steep, most stay 0."""
 
     def optimizer(
         self, parameters: Iterable[Tensor], learning_rate: float, sparse_gradient: bool
@@ -75,11 +76,11 @@ class ExactZeros:
         """Tells that the masks were replaced: the support is not theirs, until a refresh."""
         self.readout.support = None
 
-    def refresh(self, losses: Losses) -> None:
-        """Chooses the support of the next steps."""
+    def refresh(self, losses: Losses, batches: int | None = BATCHES) -> None:
+        """Chooses the support of the next steps, by so many batches or all (None)."""
         mask = self.readout.mask
         # The gradient, as large as the masks, is gone before a new support is made.
-        inside = self._optimizer.active(mask, self._gradient(losses(self.BATCHES)))
+        inside = self._optimizer.active(mask, self._gradient(losses(batches)), -self.TOLERANCE)
         self.readout.support = self._optimizer.restrict(mask, inside)
 
     def certificate(self, losses: Losses) -> Certificate:

@@ -161,8 +161,9 @@ class ProximalAdam(torch.optim.Optimizer):
         Args:
             parameter: (position, neuron), one of the optimizer's.
             gradient: of the loss alone, at every entry.
-            margin: between 0 and 1: entries of |gradient| above (1 - margin) · l1 are taken. The
-                larger, the more entries, and the rarer is a refresh needed.
+            margin: below 1: entries of |gradient| above (1 - margin) · l1 are taken. The larger,
+                the more entries, and the rarer is a refresh needed. Below 0, only those are taken
+                that would leave 0 by far, for a gradient with noise in it.
 
         Returns:
             Which, as bool.

@@ -337,7 +337,9 @@ def train(
                 ends = fit.dropped > schedule.drops and fit.failed != fit.best_step[0]
                 if ends and zeros.certificate(data_losses).outside > zeros.TOLERANCE:
                     fit.dropped, fit.failed = fit.dropped - 1, fit.best_step[0]
-                zeros.refresh(data_losses)
+                    zeros.refresh(data_losses, batches=None)  # lets in what the certificate found
+                else:
+                    zeros.refresh(data_losses)
         progress(fit.step, schedule.steps, f"validation loss {min(fit.best_loss):.5g}")
         now = time.monotonic()
         if (

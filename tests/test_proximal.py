@@ -134,6 +134,17 @@ def test_entries_off_the_support_stay_zero():
     assert problem.mask[inside].any() and not inside.all()
 
 
+@pytest.mark.parametrize("nonnegative", [False, True])
+@pytest.mark.parametrize("margin", [0.1, 0, -0.1])
+def test_the_margin_says_how_steep_is_steep(margin, nonnegative):
+    mask = torch.tensor([[0, 0, 0, 0, 0.5, 0, 0, 0, 0]])
+    slope = torch.tensor([[-2.4, -2.1, -1.9, -1.7, 0, 1.7, 1.9, 2.1, 2.4]])
+    optimizer = ProximalAdam([mask], l1=2, nonnegative=nonnegative)
+    taken = {0.1: slope.abs() > 1.8, 0: slope.abs() > 2, -0.1: slope.abs() > 2.2}[margin]
+    expected = (mask > 0) | (taken & ((slope < 0) | (not nonnegative)))
+    assert torch.equal(optimizer.active(mask, slope, margin), expected)
+
+
 def test_a_loaded_state_goes_on_with_its_support():
     problem = Regression()
     optimizer = problem.fit(every=1000, steps=30)
