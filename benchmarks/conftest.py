@@ -19,14 +19,23 @@ VERDICTS = pytest.StashKey[list[str]]()
 
 
 @pytest.fixture
-def contested(request, benchmark):
-    """Runs a contest as a benchmark; its verdict is printed at the end."""
+def announced(request):
+    """Runs a contest, whose verdict is printed at the end."""
 
-    def run(contest):
+    def run(contest, work=lambda contest: contest.run()):
         if contest.missing:
             pytest.skip(contest.missing)
-        verdict = contest.benchmark(benchmark)
-        request.config.stash.setdefault(VERDICTS, []).append(verdict)
+        request.config.stash.setdefault(VERDICTS, []).append(work(contest))
+
+    return run
+
+
+@pytest.fixture
+def contested(announced, benchmark):
+    """The same as a benchmark."""
+
+    def run(contest):
+        announced(contest, lambda contest: contest.benchmark(benchmark))
 
     return run
 

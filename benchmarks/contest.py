@@ -1,7 +1,9 @@
 """Contests: one piece of work, done by us and by a peer, timed in turn in one process."""
 
+import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -12,6 +14,11 @@ SECONDS = 15
 "After so long, neither side is run again."
 
 Side = Callable[[], np.ndarray]
+
+_RESET = Path("/proc/self/clear_refs")
+
+NO_MEMORY = "" if _RESET.exists() else "this system does not tell the memory of a process"
+"Why memory cannot be measured here, or nothing."
 
 
 @dataclass(frozen=True)
@@ -89,15 +96,62 @@ class Contest:
         )
 
     def verdict(self, ours: float, theirs: float) -> str:
-        """A line from the seconds that both sides took: id, ratio, target, met or short."""
+        """A line from the seconds that both sides took."""
         theirs /= self.share
-        ratio = theirs / ours
-        goal = ""
-        if self.target is not None:
-            goal = f"target {self.target:3g}x  {'met' if ratio >= self.target else 'short'}"
         part = f", the peer's from {self.share:.1%} of the work" if self.share < 1 else ""
-        times = f"({ours:.4g} s against {theirs:.4g} s{part})"
-        return f"{self.id:32} {ratio:6.1f}x  {goal:20} {times}"
+        times = f"{ours:.4g} s against {theirs:.4g} s{part}"
+        return line(self.id, theirs / ours, self.target, times)
+
+
+@dataclass(frozen=True)
+class MemoryContest:
+    """What a piece of work takes of memory, done by us and by a peer.
+
+    Attributes:
+        id: suite, case and peer.
+        target: how many times less ours is to be, or None if nothing was promised.
+        sides: megabytes of ours and of the peer.
+        missing: why it cannot be run here, or "".
+    """
+
+    id: str
+    target: float | None
+    sides: Callable[[], tuple[float, float]]
+    missing: str = NO_MEMORY
+
+    def run(self) -> str:
+        """Measures both and says how it ended."""
+        ours, theirs = self.sides()
+        sizes = f"{ours:.0f} MB against {theirs:.0f} MB"
+        return line(self.id, theirs / ours, self.target, sizes)
+
+
+def line(name: str, ratio: float, target: float | None, numbers: str) -> str:
+    """The end of a contest: id, ratio, target, met or short."""
+    goal = ""
+    if target is not None:
+        goal = f"target {target:3g}x  {'met' if ratio >= target else 'short'}"
+    return f"{name:32} {ratio:6.1f}x  {goal:20} ({numbers})"
+
+
+def peak_megabytes(run: Callable[[], Any], before: Callable[[], Any] | None = None) -> float:
+    """How far the memory of the process grows during `run`.
+
+    Args:
+        run: work to do.
+        before: what is done first, so that nothing is counted that stays; or else the same.
+    """
+    (before or run)()
+    ctypes.CDLL(None).malloc_trim(0)
+    _RESET.write_text("5")
+
+    def status(name: str) -> float:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
+
+    at_first = status("VmRSS")
+    run()
+    return status("VmHWM") - at_first
 
 
 def timed(side: Side) -> tuple[np.ndarray, float]:

@@ -1,6 +1,7 @@
 """Prints a line for each goal: its id, our ratio to the peer, the target, and met or short.
 
-A goal is a contest with a target; each module of SUITES has its own as `contests()`. Both sides run
+A goal is a contest with a target; each module of SUITES has its own as `contests()`, and those of
+memory as `memory_contests()`. Both sides run
 in turn in one process, after their results were compared, and the medians are taken. Start it with
 OMP_NUM_THREADS=1, as `make bench-goals` does; beginnings of ids choose among the goals.
 """
@@ -18,8 +19,9 @@ SUITES = (
 
 
 def main(chosen):
-    for suite in SUITES:
-        for contest in import_module(suite).contests():
+    for suite in map(import_module, SUITES):
+        of_memory = getattr(suite, "memory_contests", list)
+        for contest in [*suite.contests(), *of_memory()]:
             if contest.target is not None and contest.id.startswith(tuple(chosen or [""])):
                 print(f"{contest.id:32} {contest.missing}" if contest.missing else contest.run())
                 sys.stdout.flush()

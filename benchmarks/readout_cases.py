@@ -8,14 +8,12 @@ A sparse training step leaves the gradient off the support out. Now and then it 
 entries in: what that and the choice of a new support cost is part of the time of a step.
 """
 
-import ctypes
 from collections.abc import Iterator
 from functools import cache, partial
-from pathlib import Path
 
 import numpy as np
 import torch
-from contest import Contest, timed
+from contest import NO_MEMORY, Contest, MemoryContest, peak_megabytes, timed
 from torch.nn.functional import softplus
 
 from retinakit.exact_zeros import ExactZeros
@@ -111,6 +109,10 @@ class Product(Form):
         samples, channels, positions = features.shape
         under = (features.view(-1, positions) @ mask).view(samples, channels, -1)
         return (under * weight).sum(1)
+
+
+# Compiled for each shape and mode, and again for another number of threads.
+torch._dynamo.config.recompile_limit = 100
 
 
 class Compiled(Product):
@@ -263,29 +265,6 @@ def refresh(shape: str, density: str):
     return lambda: optimizer.refresh(mask, gradient).entry.numpy()
 
 
-def peak_megabytes(run, before=None) -> float | None:
-    """How far the memory of the process grows during `run`, or None where Linux does not tell.
-
-    Args:
-        run: work to do.
-        before: what is done first, so that nothing is counted that stays; or else the same.
-    """
-    reset = Path("/proc/self/clear_refs")
-    if not reset.exists():
-        return None
-    (before or run)()
-    ctypes.CDLL(None).malloc_trim(0)
-    reset.write_text("5")
-
-    def status(name):
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
-
-    at_first = status("VmRSS")
-    run()
-    return status("VmHWM") - at_first
-
-
 def missing(peer: str) -> str:
     """Why it cannot be run here, or ""."""
     if compiled is None:
@@ -332,3 +311,44 @@ def contest(shape: str, density: str, mode: str, peer: str, threads: int = 1) ->
         overhead=overhead if mode == "training" and density != "100" else (),
         missing=missing(peer),
     )
+
+
+WORKSPACE = 25
+"""Megabytes that the dense readout may take beyond its arguments."""
+
+LESS = 4
+"""How many times less than a product a dense step of training is to take, beyond the gradients."""
+
+
+def memory_contests() -> Iterator[MemoryContest]:
+    """Of dense masks, and of 1 %."""
+    for shape in SHAPES:
+        prefix = f"readout-{shape}"
+        yield MemoryContest(f"{prefix}-100%-inference-memory", 1, partial(workspace, shape))
+        for density in ("100", "1"):
+            yield MemoryContest(
+                f"{prefix}-{density}%-training-memory",
+                LESS if density == "100" else None,
+                partial(beyond_the_gradients, shape, density),
+                missing("torch") or NO_MEMORY if density == "1" else NO_MEMORY,
+            )
+
+
+def workspace(shape: str) -> tuple[float, float]:
+    """Of the dense readout with its output, beside what it may take."""
+    torch.set_num_threads(1)
+    here = case(shape, "100")
+    return peak_megabytes(side(Ours(here, algorithm="dense"), here, "inference")), WORKSPACE
+
+
+def beyond_the_gradients(shape: str, density: str) -> tuple[float, float]:
+    """Of a training step, beside the same as a product."""
+    torch.set_num_threads(1)
+    here = case(shape, density)
+    results = [here.features, here.mask, here.weight, here.gradient]
+    needed = sum(result.nbytes for result in results) / 2**20
+    ours = Ours(here, algorithm="dense" if density == "100" else "sparse")
+    mine, theirs = (
+        peak_megabytes(side(form, here, "training")) for form in (ours, PEERS["product"]())
+    )
+    return mine - needed, theirs - needed
