@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <vector>
 
 #include "parallel.h"
 #include "simd.h"
@@ -17,6 +18,9 @@ constexpr int64_t kLanes = 8;    // consecutive samples of the batch: a group
 constexpr int64_t kColumns = 8;  // of a tile. A column is a channel of a group
 constexpr int64_t kBlock = 64;   // positions that are transposed while they are in the L1 cache
 constexpr int64_t kEntries = 64;  // of a slot, whose rows are read twice while in the L1 cache
+constexpr int64_t kNear = 192;   // positions that are read together, most from the L1 cache,
+constexpr int64_t kMany = 16;    // if a slot has as many entries there
+constexpr int64_t kSlots = 512;  // whose sums are kept from piece to piece
 constexpr int64_t kSlabBytes = 4 << 20;  // of tiles, if several threads work on the same ones
 
 using Lanes = Vector<float, kLanes * sizeof(float)>;
@@ -203,13 +207,37 @@ RETINAKIT_INLINE void write_outputs(float* outputs, const FeatureShape& shape, c
   }
 }
 
+// The positions in pieces, and where each slot's entries in each of them begin.
+struct Pieces {
+  int64_t size, number;
+  std::vector<int64_t> start;  // (slot, piece + 1)
+
+  Pieces(int64_t positions, int64_t size, const SparseRows& masks)
+      : size(size),
+        number((positions + size - 1) / size),
+        start(masks.rows * (number + 1)) {
+    for (int64_t slot = 0; slot < masks.rows; ++slot) {
+      int64_t* of_slot = start.data() + slot * (number + 1);
+      int64_t i = masks.start[slot];
+      for (int64_t piece = 0; piece < number; ++piece) {
+        of_slot[piece] = i;
+        if (piece + 1 == number) i = masks.start[slot + 1];
+        while (i < masks.start[slot + 1] && masks.index[i] < (piece + 1) * size) ++i;
+      }
+      of_slot[number] = i;
+    }
+  }
+};
+
 // The output of the groups from `from` to `to`.
 template <int Columns>
 RETINAKIT_INLINE void group_outputs(const float* features, const FeatureShape& shape,
-                                    const Slots& slots, int64_t from, int64_t to, float* out) {
+                                    const Slots& slots, const Pieces* pieces, int64_t from,
+                                    int64_t to, float* out) {
   const int64_t number = slots.masks.rows, end = to * shape.channels;
   const auto zeros = std::make_unique<float[]>(shape.positions);
   const auto rows = allocate<Some<Columns>>(shape.positions);
+  const auto sums = allocate<Some<Columns>>(std::min(number, kSlots));
   // Of as many groups as a tile may have columns of, in turn: (group, slot, lane).
   const int64_t held = (Columns - 2) / shape.channels + 2;
   const auto outputs = std::make_unique<float[]>(held * number * kLanes);
@@ -218,10 +246,6 @@ RETINAKIT_INLINE void group_outputs(const float* features, const FeatureShape& s
   };
   for (int64_t first = from * shape.channels; first < end; first += Columns) {
     const int64_t width = std::min<int64_t>(Columns, end - first);
-    for (int64_t begin = 0; begin < shape.positions; begin += kBlock) {
-      pack(features, shape, zeros.get(), first, width, begin,
-           std::min(begin + kBlock, shape.positions), rows.get());
-    }
     float* output[Columns];
     int64_t channel[Columns];
     Column column(first, shape);
@@ -229,21 +253,40 @@ RETINAKIT_INLINE void group_outputs(const float* features, const FeatureShape& s
       output[i] = outputs_of(column.group);
       channel[i] = column.channel;
     }
-    for (int64_t slot = 0; slot < number; ++slot) {
-      Lanes sum[Columns] = {};
-      add_rows(rows.get(), slots.masks, slots.masks.start[slot], slots.masks.start[slot + 1], sum);
-      const float* weights = slots.weights + slot * shape.channels;
-      Lanes total = lanes(output[0] + slot * kLanes);
+    for (int64_t begin = 0; begin < shape.positions; begin += kBlock) {
+      pack(features, shape, zeros.get(), first, width, begin,
+           std::min(begin + kBlock, shape.positions), rows.get());
+    }
+    for (int64_t some = 0; some < number; some += kSlots) {
+      for (int64_t piece = 0; piece < pieces->number; ++piece) {
+        for (int64_t slot = some; slot < std::min(some + kSlots, number); ++slot) {
+          const int64_t* start = pieces->start.data() + slot * (pieces->number + 1) + piece;
+          float* kept = sums[slot - some].value;
+          Lanes sum[Columns] = {};
+          if (piece > 0) {
 #pragma GCC unroll 8
-      for (int i = 0; i < Columns; ++i) {
-        if (i == width) break;
-        if (i > 0 && output[i] != output[i - 1]) {
-          lanes(output[i - 1] + slot * kLanes) = total;
-          total = lanes(output[i] + slot * kLanes);
+            for (int i = 0; i < Columns; ++i) sum[i] = lanes(kept + i * kLanes);
+          }
+          add_rows(rows.get(), slots.masks, start[0], start[1], sum);
+          if (piece + 1 < pieces->number) {
+#pragma GCC unroll 8
+            for (int i = 0; i < Columns; ++i) lanes(kept + i * kLanes) = sum[i];
+            continue;
+          }
+          const float* weights = slots.weights + slot * shape.channels;
+          Lanes total = lanes(output[0] + slot * kLanes);
+#pragma GCC unroll 8
+          for (int i = 0; i < Columns; ++i) {
+            if (i == width) break;
+            if (i > 0 && output[i] != output[i - 1]) {
+              lanes(output[i - 1] + slot * kLanes) = total;
+              total = lanes(output[i] + slot * kLanes);
+            }
+            total += weights[channel[i]] * sum[i];
+          }
+          lanes(output[width - 1] + slot * kLanes) = total;
         }
-        total += weights[channel[i]] * sum[i];
       }
-      lanes(output[width - 1] + slot * kLanes) = total;
     }
     for (int64_t group = first / shape.channels; group < column.group; ++group) {
       write_outputs(outputs_of(group), shape, slots, group, out);
@@ -381,13 +424,17 @@ void run(Arguments... arguments) {
 
 void readout(const float* features, const FeatureShape& shape, const Slots& slots,
              float* out, int threads) {
+  const int64_t entries = slots.masks.start[slots.masks.rows];
+  const bool many = entries * kNear >= kMany * slots.masks.rows * shape.positions;
+  const int64_t size = many ? kNear : std::max<int64_t>(1, shape.positions);
+  const Pieces pieces(shape.positions, size, slots.masks);
   // Half as many columns take more steps, and less than those take outside the L2 cache.
-  const bool whole = shape.positions * static_cast<int64_t>(sizeof(Row)) <= kTileBytes;
+  const bool whole = many || shape.positions * static_cast<int64_t>(sizeof(Row)) <= kTileBytes;
   parallel(groups_of(shape), threads, [&](int64_t from, int64_t to) {
     if (whole) {
-      run<group_outputs<kColumns>>(features, shape, slots, from, to, out);
+      run<group_outputs<kColumns>>(features, shape, slots, &pieces, from, to, out);
     } else {
-      run<group_outputs<kColumns / 2>>(features, shape, slots, from, to, out);
+      run<group_outputs<kColumns / 2>>(features, shape, slots, &pieces, from, to, out);
     }
   });
 }

@@ -23,6 +23,7 @@ SHAPES = [
     (1, 1, 1, 1),
     (9, 1, 3, 2),
     (9, 3, 1700, 2),
+    (9, 3, 400, 600),
 ]
 """Batch, channels, positions, neurons: whole tiles of the kernels, odd ones, and large ones."""
 
@@ -80,7 +81,7 @@ def backend(request, monkeypatch):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("density", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("density", [0.0, 0.03, 0.3, 1.0])
 def test_sparse_agrees_with_double_precision(backend, shape, density):
     tensors = inputs(shape, density)
     support = Support.of(tensors[1])
