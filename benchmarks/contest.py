@@ -134,23 +134,18 @@ def line(name: str, ratio: float, target: float | None, numbers: str) -> str:
     return f"{name:32} {ratio:6.1f}x  {goal:20} ({numbers})"
 
 
-def peak_megabytes(run: Callable[[], Any], before: Callable[[], Any] | None = None) -> float:
-    """How far the memory of the process grows during `run`.
-
-    Args:
-        run: work to do.
-        before: what is done first, so that nothing is counted that stays; or else the same.
-    """
-    (before or run)()
+def peak_megabytes(work: Callable[[], Any]) -> float:
+    """How far the memory of the process grows during `work`, once that was done before."""
+    work()
     ctypes.CDLL(None).malloc_trim(0)
     _RESET.write_text("5")
 
     def status(name: str) -> float:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
+        rows = Path("/proc/self/status").read_text().splitlines()
+        return next(int(row.split()[1]) for row in rows if row.startswith(name)) / 1024
 
     at_first = status("VmRSS")
-    run()
+    work()
     return status("VmHWM") - at_first
 
 
