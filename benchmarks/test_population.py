@@ -11,4 +11,9 @@ def test_contest(contested, contest):
 
 @pytest.mark.parametrize("contest", memory_contests(), ids=lambda contest: contest.id)
 def test_memory(announced, contest):
-    announced(contest)
+    def less(contest):
+        ours, theirs = contest.sides()
+        assert ours < theirs
+        return contest.verdict(ours, theirs)
+
+    announced(contest, less)

@@ -6,7 +6,19 @@ a contest says so.
 
 import pytest
 import torch
-from readout_cases import DENSITIES, SHAPES, Ours, case, contests, group, memory_contests, side
+from contest import NO_MEMORY
+from readout_cases import (
+    DENSITIES,
+    SHAPES,
+    Ours,
+    case,
+    contests,
+    group,
+    memory_contests,
+    missing,
+    side,
+    step_memory,
+)
 
 MODES = ("inference", "training")
 
@@ -36,3 +48,11 @@ def test_contest(contested, contest):
 @pytest.mark.parametrize("contest", list(memory_contests()), ids=lambda contest: contest.id)
 def test_memory(announced, contest):
     announced(contest)
+
+
+@pytest.mark.skipif(bool(NO_MEMORY or missing("torch")), reason=NO_MEMORY or missing("torch"))
+def test_a_step_of_many_neurons_takes_less_memory():
+    """The others' features under masks are small."""
+    sparse, _ = step_memory("S3", "1")
+    dense, product = step_memory("S3", "100")
+    assert sparse < dense < product / 2
