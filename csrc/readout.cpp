@@ -2,8 +2,9 @@
 
 #include <algorithm>
 #include <memory>
-#include <vector>
+#include <optional>
 
+#include "chunks.h"
 #include "parallel.h"
 #include "simd.h"
 
@@ -17,10 +18,8 @@ namespace {
 constexpr int64_t kLanes = 8;    // consecutive samples of the batch: a group
 constexpr int64_t kColumns = 8;  // of a tile. A column is a channel of a group
 constexpr int64_t kBlock = 64;   // positions that are transposed while they are in the L1 cache
-constexpr int64_t kEntries = 64;  // of a slot, whose rows are read twice while in the L1 cache
-constexpr int64_t kNear = 192;   // positions that are read together, most from the L1 cache,
-constexpr int64_t kMany = 16;    // if a slot has as many entries there
-constexpr int64_t kSlots = 512;  // whose sums are kept from piece to piece
+constexpr int64_t kMany = 25;    // columns of a matrix for an entry of it, at most, to take chunks
+constexpr int64_t kAhead = 128;  // positions between one that is packed and one that is fetched
 constexpr int64_t kSlabBytes = 4 << 20;  // of tiles, if several threads work on the same ones
 
 using Lanes = Vector<float, kLanes * sizeof(float)>;
@@ -120,6 +119,9 @@ RETINAKIT_INLINE void pack(const float* features, const FeatureShape& shape, con
     }
     int64_t p = begin;
     for (; p + kLanes <= end; p += kLanes) {
+      if (p % (2 * kLanes) == 0) {
+        for (int64_t lane = 0; lane < kLanes; ++lane) __builtin_prefetch(sample[lane] + p + kAhead);
+      }
       Lanes square[kLanes];
 #pragma GCC unroll 8
       for (int lane = 0; lane < kLanes; ++lane) square[lane] = lanes(sample[lane] + p);
@@ -207,37 +209,56 @@ RETINAKIT_INLINE void write_outputs(float* outputs, const FeatureShape& shape, c
   }
 }
 
-// The positions in pieces, and where each slot's entries in each of them begin.
-struct Pieces {
-  int64_t size, number;
-  std::vector<int64_t> start;  // (slot, piece + 1)
+// Chunks of a matrix that has enough entries for them: one for `many` columns.
+std::optional<Chunks> chunks_of(const SparseRows& matrix, int64_t columns, int64_t many,
+                                int threads) {
+  if (matrix.start[matrix.rows] * many < matrix.rows * columns) return std::nullopt;
+  return std::optional<Chunks>(std::in_place, matrix, columns, threads);
+}
 
-  Pieces(int64_t positions, int64_t size, const SparseRows& masks)
-      : size(size),
-        number((positions + size - 1) / size),
-        start(masks.rows * (number + 1)) {
-    for (int64_t slot = 0; slot < masks.rows; ++slot) {
-      int64_t* of_slot = start.data() + slot * (number + 1);
-      int64_t i = masks.start[slot];
-      for (int64_t piece = 0; piece < number; ++piece) {
-        of_slot[piece] = i;
-        if (piece + 1 == number) i = masks.start[slot + 1];
-        while (i < masks.start[slot + 1] && masks.index[i] < (piece + 1) * size) ++i;
-      }
-      of_slot[number] = i;
+// Of each of a block of the matrix's rows, the sum of `rows` at its entries, times their weights.
+template <int Columns>
+RETINAKIT_INLINE void sum_block(const Some<Columns>* rows, const SparseRows& matrix,
+                                const Chunks* chunks, int64_t block, Some<Columns>* sums) {
+  const int64_t begin = block * Chunks::kRows;
+  const int64_t end = std::min(begin + Chunks::kRows, matrix.rows);
+  if (!chunks) {
+    for (int64_t row = begin; row < end; ++row) {
+      Lanes sum[Columns] = {};
+      add_rows(rows, matrix, matrix.start[row], matrix.start[row + 1], sum);
+#pragma GCC unroll 8
+      for (int j = 0; j < Columns; ++j) lanes(sums[row - begin].value + j * kLanes) = sum[j];
     }
+    return;
   }
-};
+  std::fill_n(sums, end - begin, Some<Columns>{});
+  for (int64_t i = chunks->begin(block); i < chunks->end(block); ++i) {
+    const Chunks::Chunk& chunk = (*chunks)[i];
+    float* at = sums[chunk.row].value;
+    Lanes sum[Columns];
+#pragma GCC unroll 8
+    for (int j = 0; j < Columns; ++j) sum[j] = lanes(at + j * kLanes);
+#pragma GCC unroll 8
+    for (int k = 0; k < Chunks::kEntries; ++k) {
+      const float* row = rows[chunk.index[k]].value;
+      const Lanes weight = chunk.weight[k] - Lanes{};
+#pragma GCC unroll 8
+      for (int j = 0; j < Columns; ++j) sum[j] += weight * lanes(row + j * kLanes);
+    }
+#pragma GCC unroll 8
+    for (int j = 0; j < Columns; ++j) lanes(at + j * kLanes) = sum[j];
+  }
+}
 
 // The output of the groups from `from` to `to`.
 template <int Columns>
 RETINAKIT_INLINE void group_outputs(const float* features, const FeatureShape& shape,
-                                    const Slots& slots, const Pieces* pieces, int64_t from,
+                                    const Slots& slots, const Chunks* chunks, int64_t from,
                                     int64_t to, float* out) {
   const int64_t number = slots.masks.rows, end = to * shape.channels;
   const auto zeros = std::make_unique<float[]>(shape.positions);
   const auto rows = allocate<Some<Columns>>(shape.positions);
-  const auto sums = allocate<Some<Columns>>(std::min(number, kSlots));
+  Some<Columns> sums[Chunks::kRows];
   // Of as many groups as a tile may have columns of, in turn: (group, slot, lane).
   const int64_t held = (Columns - 2) / shape.channels + 2;
   const auto outputs = std::make_unique<float[]>(held * number * kLanes);
@@ -257,35 +278,23 @@ RETINAKIT_INLINE void group_outputs(const float* features, const FeatureShape& s
       pack(features, shape, zeros.get(), first, width, begin,
            std::min(begin + kBlock, shape.positions), rows.get());
     }
-    for (int64_t some = 0; some < number; some += kSlots) {
-      for (int64_t piece = 0; piece < pieces->number; ++piece) {
-        for (int64_t slot = some; slot < std::min(some + kSlots, number); ++slot) {
-          const int64_t* start = pieces->start.data() + slot * (pieces->number + 1) + piece;
-          float* kept = sums[slot - some].value;
-          Lanes sum[Columns] = {};
-          if (piece > 0) {
+    for (int64_t block = 0; block < Chunks::blocks_of(slots.masks); ++block) {
+      sum_block(rows.get(), slots.masks, chunks, block, sums);
+      const int64_t begin = block * Chunks::kRows;
+      for (int64_t slot = begin; slot < std::min(begin + Chunks::kRows, number); ++slot) {
+        const float* sum = sums[slot - begin].value;
+        const float* weights = slots.weights + slot * shape.channels;
+        Lanes total = lanes(output[0] + slot * kLanes);
 #pragma GCC unroll 8
-            for (int i = 0; i < Columns; ++i) sum[i] = lanes(kept + i * kLanes);
+        for (int i = 0; i < Columns; ++i) {
+          if (i == width) break;
+          if (i > 0 && output[i] != output[i - 1]) {
+            lanes(output[i - 1] + slot * kLanes) = total;
+            total = lanes(output[i] + slot * kLanes);
           }
-          add_rows(rows.get(), slots.masks, start[0], start[1], sum);
-          if (piece + 1 < pieces->number) {
-#pragma GCC unroll 8
-            for (int i = 0; i < Columns; ++i) lanes(kept + i * kLanes) = sum[i];
-            continue;
-          }
-          const float* weights = slots.weights + slot * shape.channels;
-          Lanes total = lanes(output[0] + slot * kLanes);
-#pragma GCC unroll 8
-          for (int i = 0; i < Columns; ++i) {
-            if (i == width) break;
-            if (i > 0 && output[i] != output[i - 1]) {
-              lanes(output[i - 1] + slot * kLanes) = total;
-              total = lanes(output[i] + slot * kLanes);
-            }
-            total += weights[channel[i]] * sum[i];
-          }
-          lanes(output[width - 1] + slot * kLanes) = total;
+          total += weights[channel[i]] * lanes(sum + i * kLanes);
         }
+        lanes(output[width - 1] + slot * kLanes) = total;
       }
     }
     for (int64_t group = first / shape.channels; group < column.group; ++group) {
@@ -341,6 +350,20 @@ RETINAKIT_INLINE void outer_product(const Tile& tile, const float* gradient, con
   }
 }
 
+// Adds to the gradients of the weights of a slot, from the sums in each column under its mask.
+RETINAKIT_INLINE void add_weight_gradient(const Tile& tile, const Lanes (&of_output)[kColumns],
+                                          const float* under, float* of_weights) {
+  Lanes product[kColumns], total;
+#pragma GCC unroll 8
+  for (int j = 0; j < kColumns; ++j) product[j] = of_output[j] * lanes(under + j * kLanes);
+  sums(product, total);
+  if (tile.one_group) {
+    lanes(of_weights + tile.channel[0]) += total;
+  } else {
+    for (int64_t j = 0; j < tile.width; ++j) of_weights[tile.channel[j]] += total[j];
+  }
+}
+
 // Adds to the gradients of the slots from `from` to `to` what one tile makes of them.
 RETINAKIT_INLINE void add_slot_gradients(const Row* rows, const FeatureShape& shape,
                                          const Slots& slots, const float* gradient, int64_t first,
@@ -348,58 +371,109 @@ RETINAKIT_INLINE void add_slot_gradients(const Row* rows, const FeatureShape& sh
                                          float* mask_gradient, float* weight_gradient) {
   const Tile tile(first, width, shape, slots.masks.rows);
   for (int64_t slot = from; slot < to; ++slot) {
-    Row outer;
+    Row outer, under;
     Lanes of_output[kColumns];
     const float* weights = slots.weights + slot * shape.channels;
     outer_product(tile, gradient + slot * kLanes, weights, of_output, outer);
-    Lanes sum[kColumns] = {};
-    const int64_t end = slots.masks.start[slot + 1];
-    for (int64_t i = slots.masks.start[slot]; i < end;) {
-      const int64_t stop = std::min(i + kEntries, end);
-      if (weight_gradient) add_rows(rows, slots.masks, i, stop, sum);
-      if (mask_gradient) {
-        const int32_t* index = slots.masks.index;
-        for (; i + 8 <= stop; i += 8) add_products<8>(rows, index + i, outer, mask_gradient + i);
-        for (; i + 3 <= stop; i += 3) add_products<3>(rows, index + i, outer, mask_gradient + i);
-        for (; i < stop; ++i) add_products<1>(rows, index + i, outer, mask_gradient + i);
-      }
-      i = stop;
-    }
+    const int64_t begin = slots.masks.start[slot], end = slots.masks.start[slot + 1];
     if (weight_gradient) {
+      Lanes sum[kColumns] = {};
+      add_rows(rows, slots.masks, begin, end, sum);
 #pragma GCC unroll 8
-      for (int j = 0; j < kColumns; ++j) sum[j] *= of_output[j];
-      Lanes total;
-      sums(sum, total);
-      float* of_weights = weight_gradient + slot * shape.channels;
-      if (tile.one_group) {
-        lanes(of_weights + tile.channel[0]) += total;
-      } else {
-        for (int64_t j = 0; j < width; ++j) of_weights[tile.channel[j]] += total[j];
+      for (int j = 0; j < kColumns; ++j) lanes(under.value + j * kLanes) = sum[j];
+      add_weight_gradient(tile, of_output, under.value, weight_gradient + slot * shape.channels);
+    }
+    if (mask_gradient) {
+      const int32_t* index = slots.masks.index;
+      int64_t i = begin;
+      for (; i + 8 <= end; i += 8) add_products<8>(rows, index + i, outer, mask_gradient + i);
+      for (; i + 3 <= end; i += 3) add_products<3>(rows, index + i, outer, mask_gradient + i);
+      for (; i < end; ++i) add_products<1>(rows, index + i, outer, mask_gradient + i);
+    }
+  }
+}
+
+// The same of blocks of slots in chunks, whose entries are read once for both gradients. That of
+// the masks is (chunk, entry).
+RETINAKIT_INLINE void add_block_gradients(const Row* rows, const FeatureShape& shape,
+                                          const Slots& slots, const Chunks* chunks,
+                                          const float* gradient, int64_t first, int64_t width,
+                                          int64_t from, int64_t to, float* mask_gradient,
+                                          float* weight_gradient) {
+  constexpr int kHalf = Chunks::kEntries / 2;
+  const Tile tile(first, width, shape, slots.masks.rows);
+  struct {
+    Row outer, under;
+  } parts[Chunks::kRows];
+  for (int64_t block = from; block < to; ++block) {
+    const int64_t begin = block * Chunks::kRows;
+    const int64_t end = std::min(begin + Chunks::kRows, slots.masks.rows);
+    const auto outer = [&](int64_t slot, Lanes (&of_output)[kColumns], Row& result) {
+      const float* weights = slots.weights + slot * shape.channels;
+      outer_product(tile, gradient + slot * kLanes, weights, of_output, result);
+    };
+    Lanes of_output[kColumns];
+    for (int64_t slot = begin; slot < end; ++slot) {
+      outer(slot, of_output, parts[slot - begin].outer);
+      parts[slot - begin].under = Row{};
+    }
+    for (int64_t i = chunks->begin(block); i < chunks->end(block); ++i) {
+      const Chunks::Chunk& chunk = (*chunks)[i];
+      auto& part = parts[chunk.row];
+      Lanes product[Chunks::kEntries] = {};
+#pragma GCC unroll 2
+      for (int half = 0; half < Chunks::kEntries; half += kHalf) {  // has room in the registers
+        const float* at[kHalf];
+        Lanes weight[kHalf];
+#pragma GCC unroll 8
+        for (int k = 0; k < kHalf; ++k) {
+          at[k] = rows[chunk.index[half + k]].value;
+          weight[k] = chunk.weight[half + k] - Lanes{};
+        }
+#pragma GCC unroll 8
+        for (int j = 0; j < kColumns; ++j) {
+          const Lanes& along = lanes(part.outer.value + j * kLanes);
+          Lanes& under = lanes(part.under.value + j * kLanes);
+          Lanes sum = under;
+#pragma GCC unroll 8
+          for (int k = 0; k < kHalf; ++k) {
+            const Lanes row = lanes(at[k] + j * kLanes);
+            product[half + k] += along * row;
+            sum += weight[k] * row;
+          }
+          under = sum;
+        }
       }
+      Lanes total;
+      sums(product, total);
+      lanes(mask_gradient + i * Chunks::kEntries) += total;
+    }
+    for (int64_t slot = begin; slot < end; ++slot) {
+      Row again;
+      outer(slot, of_output, again);
+      add_weight_gradient(tile, of_output, parts[slot - begin].under.value,
+                          weight_gradient + slot * shape.channels);
     }
   }
 }
 
 // The gradient of the features of one tile. `outer` has room for every slot.
 RETINAKIT_INLINE void tile_feature_gradient(const FeatureShape& shape, const Slots& slots,
-                                            int64_t number, const float* gradient, int64_t first,
-                                            int64_t width, Row* outer, float* feature_gradient) {
+                                            const Chunks* chunks, int64_t number,
+                                            const float* gradient, int64_t first, int64_t width,
+                                            Row* outer, float* feature_gradient) {
   const Tile tile(first, width, shape, number);
   for (int64_t slot = 0; slot < number; ++slot) {
     Lanes of_output[kColumns];
     const float* weights = slots.weights + slot * shape.channels;
     outer_product(tile, gradient + slot * kLanes, weights, of_output, outer[slot]);
   }
-  Row block[kBlock];
-  for (int64_t begin = 0; begin < shape.positions; begin += kBlock) {
-    const int64_t end = std::min(begin + kBlock, shape.positions);
-    for (int64_t p = begin; p < end; ++p) {
-      Lanes sum[kColumns] = {};
-      add_rows(outer, slots.masks, slots.masks.start[p], slots.masks.start[p + 1], sum);
-#pragma GCC unroll 8
-      for (int i = 0; i < kColumns; ++i) lanes(block[p - begin].value + i * kLanes) = sum[i];
-    }
-    unpack(block, shape, first, width, begin, end, feature_gradient);
+  Row sums[Chunks::kRows];
+  for (int64_t block = 0; block < Chunks::blocks_of(slots.masks); ++block) {
+    sum_block(outer, slots.masks, chunks, block, sums);
+    const int64_t begin = block * Chunks::kRows;
+    unpack(sums, shape, first, width, begin, std::min(begin + Chunks::kRows, shape.positions),
+           feature_gradient);
   }
 }
 
@@ -424,17 +498,16 @@ void run(Arguments... arguments) {
 
 void readout(const float* features, const FeatureShape& shape, const Slots& slots,
              float* out, int threads) {
-  const int64_t entries = slots.masks.start[slots.masks.rows];
-  const bool many = entries * kNear >= kMany * slots.masks.rows * shape.positions;
-  const int64_t size = many ? kNear : std::max<int64_t>(1, shape.positions);
-  const Pieces pieces(shape.positions, size, slots.masks);
+  const bool fits = shape.positions * static_cast<int64_t>(sizeof(Row)) <= kTileBytes;
+  const auto chunks = chunks_of(slots.masks, shape.positions, fits ? kMany : kMany / 2, threads);
+  const Chunks* used = chunks ? &*chunks : nullptr;
   // Half as many columns take more steps, and less than those take outside the L2 cache.
-  const bool whole = many || shape.positions * static_cast<int64_t>(sizeof(Row)) <= kTileBytes;
+  const bool whole = used || fits;
   parallel(groups_of(shape), threads, [&](int64_t from, int64_t to) {
     if (whole) {
-      run<group_outputs<kColumns>>(features, shape, slots, &pieces, from, to, out);
+      run<group_outputs<kColumns>>(features, shape, slots, used, from, to, out);
     } else {
-      run<group_outputs<kColumns / 2>>(features, shape, slots, &pieces, from, to, out);
+      run<group_outputs<kColumns / 2>>(features, shape, slots, used, from, to, out);
     }
   });
 }
@@ -445,6 +518,12 @@ void readout_slot_gradients(const float* features, const FeatureShape& shape, co
   const int64_t number = slots.masks.rows, columns = groups_of(shape) * shape.channels;
   if (mask_gradient) std::fill_n(mask_gradient, slots.masks.start[number], 0.0f);
   if (weight_gradient) std::fill_n(weight_gradient, number * shape.channels, 0.0f);
+  // In chunks, one gradient is no quicker than both.
+  const auto chunks = mask_gradient && weight_gradient
+                          ? chunks_of(slots.masks, shape.positions, kMany, threads)
+                          : std::nullopt;
+  const auto of_chunks =
+      std::make_unique<float[]>(chunks ? chunks->number() * Chunks::kEntries : 0);
   const auto packed = allocate<float>(groups_of(shape) * number * kLanes);
   pack_gradient(gradient, shape, slots.neurons, number, packed.get(), threads);
   const auto zeros = std::make_unique<float[]>(shape.positions);
@@ -459,21 +538,35 @@ void readout_slot_gradients(const float* features, const FeatureShape& shape, co
         const int64_t first = slab + tile * kColumns;
         for (int64_t begin = 0; begin < shape.positions; begin += kBlock) {
           run<pack<kColumns>>(features, shape, static_cast<const float*>(zeros.get()), first,
-                    std::min(kColumns, end - first), begin,
-                    std::min(begin + kBlock, shape.positions),
-                    rows.get() + tile * shape.positions);
+                              std::min(kColumns, end - first), begin,
+                              std::min(begin + kBlock, shape.positions),
+                              rows.get() + tile * shape.positions);
         }
       }
     });
-    parallel(number, threads, [&](int64_t from, int64_t to) {
+    const auto each_tile = [&](auto&& work) {
       for (int64_t first = slab; first < end; first += kColumns) {
         const Row* tile = rows.get() + (first - slab) / kColumns * shape.positions;
-        run<add_slot_gradients>(tile, shape, slots, static_cast<const float*>(packed.get()), first,
-                                std::min(kColumns, end - first), from, to, mask_gradient,
-                                weight_gradient);
+        work(tile, static_cast<const float*>(packed.get()), first, std::min(kColumns, end - first));
       }
-    });
+    };
+    if (chunks) {
+      parallel(Chunks::blocks_of(slots.masks), threads, [&](int64_t from, int64_t to) {
+        each_tile([&](const Row* tile, const float* of_output, int64_t first, int64_t width) {
+          run<add_block_gradients>(tile, shape, slots, &*chunks, of_output, first, width, from, to,
+                                   of_chunks.get(), weight_gradient);
+        });
+      });
+    } else {
+      parallel(number, threads, [&](int64_t from, int64_t to) {
+        each_tile([&](const Row* tile, const float* of_output, int64_t first, int64_t width) {
+          run<add_slot_gradients>(tile, shape, slots, of_output, first, width, from, to,
+                                  mask_gradient, weight_gradient);
+        });
+      });
+    }
   }
+  if (chunks) chunks->by_entry(of_chunks.get(), mask_gradient, threads);
 }
 
 void readout_feature_gradient(const FeatureShape& shape, const Slots& slots, int64_t number,
@@ -481,10 +574,11 @@ void readout_feature_gradient(const FeatureShape& shape, const Slots& slots, int
   const int64_t columns = groups_of(shape) * shape.channels;
   const auto packed = allocate<float>(groups_of(shape) * number * kLanes);
   pack_gradient(gradient, shape, slots.neurons, number, packed.get(), threads);
+  const auto chunks = chunks_of(slots.masks, number, kMany, threads);
   parallel((columns + kColumns - 1) / kColumns, threads, [&](int64_t from, int64_t to) {
     const auto outer = allocate<Row>(number);
     for (int64_t tile = from; tile < to; ++tile) {
-      run<tile_feature_gradient>(shape, slots, number, static_cast<const float*>(packed.get()),
+      run<tile_feature_gradient>(shape, slots, chunks ? &*chunks : nullptr, number, static_cast<const float*>(packed.get()),
                                  tile * kColumns, std::min(kColumns, columns - tile * kColumns),
                                  outer.get(), feature_gradient);
     }

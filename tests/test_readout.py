@@ -114,8 +114,9 @@ def test_the_mask_counts_on_the_support_alone(backend, algorithm):
 
 
 @needs_kernels
-def test_any_number_of_threads_gives_the_same():
-    tensors = inputs((67, 5, 300, 40), 0.2)
+@pytest.mark.parametrize("density", [0.02, 0.2])
+def test_any_number_of_threads_gives_the_same(density):
+    tensors = inputs((67, 5, 300, 200), density)
     options = read(algorithm="sparse", support=Support.of(tensors[1]))
     threads = torch.get_num_threads()
     try:

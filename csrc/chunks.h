@@ -1,0 +1,98 @@
+// A sparse matrix whose entries are read from the L1 cache, if it has enough of them.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "parallel.h"
+#include "sparse_rows.h"
+
+namespace retinakit {
+
+// The entries of a matrix by blocks of rows. Those of a row come in chunks, and the chunks of a
+// block in the order of their first columns: what they read, in turn, lies close together, and so
+// does what they add to. A last chunk is filled up with its last entry, of weight 0.
+class Chunks {
+ public:
+  static constexpr int64_t kRows = 64;  // of a block
+  static constexpr int kEntries = 8;    // of a chunk
+
+  struct Chunk {
+    int32_t row;  // of the block
+    int32_t index[kEntries];
+    float weight[kEntries];
+  };
+
+  Chunks(const SparseRows& matrix, int64_t columns, int threads)
+      : matrix_(matrix), start_(blocks_of(matrix) + 1) {
+    for (int64_t block = 0; block < blocks_of(matrix); ++block) {
+      start_[block + 1] = start_[block];
+      for (int64_t row = block * kRows; row < end_row(block); ++row) {
+        start_[block + 1] += (matrix.start[row + 1] - matrix.start[row] + kEntries - 1) / kEntries;
+      }
+    }
+    chunks_.resize(start_.back());
+    first_.resize(start_.back());
+    parallel(blocks_of(matrix), threads, [&](int64_t from, int64_t to) {
+      std::vector<int64_t> next(columns + 1);
+      for (int64_t block = from; block < to; ++block) sort(block, next);
+    });
+  }
+
+  static int64_t blocks_of(const SparseRows& matrix) { return (matrix.rows + kRows - 1) / kRows; }
+
+  int64_t number() const { return start_.back(); }
+  int64_t begin(int64_t block) const { return start_[block]; }
+  int64_t end(int64_t block) const { return start_[block + 1]; }
+  const Chunk& operator[](int64_t chunk) const { return chunks_[chunk]; }
+
+  // From numbers (chunk, kEntries), those of the matrix's entries in their own order.
+  void by_entry(const float* numbers, float* result, int threads) const {
+    parallel(blocks_of(matrix_), threads, [=](int64_t from, int64_t to) {
+      for (int64_t block = from; block < to; ++block) {
+        for (int64_t i = begin(block); i < end(block); ++i) {
+          const int64_t row = block * kRows + chunks_[i].row;
+          const int64_t left = matrix_.start[row + 1] - first_[i];
+          std::copy_n(numbers + i * kEntries, std::min<int64_t>(kEntries, left),
+                      result + first_[i]);
+        }
+      }
+    });
+  }
+
+ private:
+  int64_t end_row(int64_t block) const { return std::min((block + 1) * kRows, matrix_.rows); }
+
+  // Fills the chunks of a block. `next` has room for a number of each column, and one.
+  void sort(int64_t block, std::vector<int64_t>& next) {
+    const auto each = [&](auto&& work) {
+      for (int64_t row = block * kRows; row < end_row(block); ++row) {
+        const int64_t end = matrix_.start[row + 1];
+        for (int64_t i = matrix_.start[row]; i < end; i += kEntries) work(row, i, end);
+      }
+    };
+    std::fill(next.begin(), next.end(), 0);
+    each([&](int64_t, int64_t i, int64_t) { ++next[matrix_.index[i] + 1]; });
+    next[0] = start_[block];
+    for (size_t column = 1; column < next.size(); ++column) next[column] += next[column - 1];
+    each([&](int64_t row, int64_t i, int64_t end) {
+      const int64_t place = next[matrix_.index[i]]++;
+      first_[place] = i;
+      Chunk& chunk = chunks_[place];
+      chunk.row = static_cast<int32_t>(row - block * kRows);
+      for (int j = 0; j < kEntries; ++j) {
+        const bool there = i + j < end;
+        chunk.index[j] = matrix_.index[there ? i + j : end - 1];
+        chunk.weight[j] = there ? matrix_.weight[i + j] : 0.0f;
+      }
+    });
+  }
+
+  SparseRows matrix_;
+  std::vector<int64_t> start_;  // (block + 1,)
+  std::vector<Chunk> chunks_;
+  std::vector<int64_t> first_;  // entry of each chunk
+};
+
+}  // namespace retinakit
