@@ -73,6 +73,7 @@ class Support:
     Attributes:
         inside: (position, neuron) bool.
         entry: (entry,) int64, where in the flattened masks.
+        indices: (2, entry) int64, their positions and neurons.
         position_start: (position + 1,) int64, where the entries of each position begin.
         slot: (entry,) int32.
         start: (neuron + 1,) int64, where those of a slot begin in the next two.
@@ -87,6 +88,7 @@ class Support:
 
     inside: Tensor
     entry: Tensor
+    indices: Tensor
     position_start: Tensor
     slot: Tensor
     start: Tensor
@@ -118,6 +120,7 @@ class Support:
         return cls(
             inside,
             position * neurons + neuron[slot],
+            torch.stack([position, neuron[slot]]),
             _starts(position, positions),
             slot.int(),
             _starts(slot, neurons),
@@ -144,12 +147,6 @@ class Support:
             self.neuron,
             *self.blocks,
         ]
-
-    def indices(self) -> Tensor:
-        """(2, entry): position and neuron of each entry."""
-        positions = torch.arange(len(self.inside), device=self.entry.device)
-        position = positions.repeat_interleave(self.position_start.diff())
-        return torch.stack([position, self.neuron.index_select(0, self.slot)])
 
     def values(self, mask: Tensor, sparse_gradient: bool = False) -> Tensor:
         """The entries of the masks, (entry,).
@@ -182,7 +179,7 @@ class _Values(torch.autograd.Function):
         support: Support = ctx.support
         size = support.inside.shape
         return torch.sparse_coo_tensor(
-            support.indices(), gradient, size, check_invariants=False
+            support.indices, gradient, size, check_invariants=False
         ), None
 
 
