@@ -260,7 +260,7 @@ void define_readout(py::module_& m) {
                                           at<float>(mask_gradient), at<float>(weight_gradient),
                                           threads);
       },
-      "The gradients of the masks' entries and of the weights (slot, channel); 0: not this one.");
+      "The gradients of the masks' entries (0: not this one) and of the weights (slot, channel).");
   m.def(
       "readout_feature_gradient",
       [=](const Shape& shape, const Masks& masks, uintptr_t gradient, uintptr_t feature_gradient,

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <memory>
 #include <optional>
+#include <type_traits>
 
 #include "chunks.h"
 #include "parallel.h"
@@ -179,21 +180,43 @@ RETINAKIT_INLINE void add_rows(const Some<Columns>* rows, const SparseRows& matr
   for (int j = 0; j < Columns; ++j) sum[j] = total[j];
 }
 
-// Adds to `products` the scalar products of `direction` with `Number` rows, 8 at most.
+// What the gradients of a slot need in a tile.
+struct Part {
+  Row outer;  // the gradient of the output times the weights
+  Row under;  // the sum of the rows under the mask
+};
+
+// Adds to `products` the scalar products of `Number` rows, 8 at most, with part.outer, and to
+// part.under these rows times the weights.
 template <int Number>
-RETINAKIT_INLINE void add_products(const Row* rows, const int32_t* index, const Row& direction,
-                                   float* products) {
-  Lanes total[8] = {};
+RETINAKIT_INLINE void add_entries(const Row* rows, const int32_t* index, const float* weight,
+                                  Part& part, float* products) {
+  constexpr int kSome = std::min(Number, 4);  // have room in the registers
+  Lanes product[8] = {};
+#pragma GCC unroll 2
+  for (int some = 0; some < Number; some += kSome) {
+    const float* row[kSome];
+#pragma GCC unroll 4
+    for (int i = 0; i < kSome; ++i) {
+      row[i] = rows[index[some + i]].value;
+    }
 #pragma GCC unroll 8
-  for (int j = 0; j < kColumns; ++j) {
-    const Lanes& along = lanes(direction.value + j * kLanes);
-#pragma GCC unroll 8
-    for (int i = 0; i < Number; ++i) total[i] += along * lanes(rows[index[i]].value + j * kLanes);
+    for (int j = 0; j < kColumns; ++j) {
+      const Lanes outer = lanes(part.outer.value + j * kLanes);
+      Lanes under = lanes(part.under.value + j * kLanes);
+#pragma GCC unroll 4
+      for (int i = 0; i < kSome; ++i) {
+        const Lanes at = lanes(row[i] + j * kLanes);
+        product[some + i] += outer * at;
+        under += weight[some + i] * at;
+      }
+      lanes(part.under.value + j * kLanes) = under;
+    }
   }
-  Lanes sum;
-  sums(total, sum);
+  Lanes total;
+  sums(product, total);
 #pragma GCC unroll 8
-  for (int i = 0; i < Number; ++i) products[i] += sum[i];
+  for (int i = 0; i < Number; ++i) products[i] += total[i];
 }
 
 // Writes the outputs (slot, lane) of a group, and sets them to 0 for another one.
@@ -332,30 +355,34 @@ struct Tile {
   }
 };
 
-// The gradient of the output of a slot in each column, and that times the weights.
+// The gradient of the output of a slot in each column, times the weights.
 RETINAKIT_INLINE void outer_product(const Tile& tile, const float* gradient, const float* weights,
-                                    Lanes (&of_output)[kColumns], Row& outer) {
+                                    Row& outer) {
   if (tile.width == kColumns) {
 #pragma GCC unroll 8
     for (int i = 0; i < kColumns; ++i) {
-      of_output[i] = lanes(gradient + tile.gradient[i]);
-      lanes(outer.value + i * kLanes) = weights[tile.channel[i]] * of_output[i];
+      lanes(outer.value + i * kLanes) =
+          weights[tile.channel[i]] * lanes(gradient + tile.gradient[i]);
     }
   } else {
     for (int64_t i = 0; i < kColumns; ++i) {
       const bool there = i < tile.width;
-      of_output[i] = there ? lanes(gradient + tile.gradient[i]) : Lanes{};
-      lanes(outer.value + i * kLanes) = there ? weights[tile.channel[i]] * of_output[i] : Lanes{};
+      lanes(outer.value + i * kLanes) =
+          there ? weights[tile.channel[i]] * lanes(gradient + tile.gradient[i]) : Lanes{};
     }
   }
 }
 
-// Adds to the gradients of the weights of a slot, from the sums in each column under its mask.
-RETINAKIT_INLINE void add_weight_gradient(const Tile& tile, const Lanes (&of_output)[kColumns],
-                                          const float* under, float* of_weights) {
+// Adds to the gradient of the weights of a slot what a tile makes of it, whose sum under the mask
+// is given.
+RETINAKIT_INLINE void add_weight_gradient(const Tile& tile, const Row& under,
+                                          const float* gradient, float* of_weights) {
   Lanes product[kColumns], total;
 #pragma GCC unroll 8
-  for (int j = 0; j < kColumns; ++j) product[j] = of_output[j] * lanes(under + j * kLanes);
+  for (int j = 0; j < kColumns; ++j) {
+    const Lanes of_output = j < tile.width ? lanes(gradient + tile.gradient[j]) : Lanes{};
+    product[j] = of_output * lanes(under.value + j * kLanes);
+  }
   sums(product, total);
   if (tile.one_group) {
     lanes(of_weights + tile.channel[0]) += total;
@@ -364,95 +391,57 @@ RETINAKIT_INLINE void add_weight_gradient(const Tile& tile, const Lanes (&of_out
   }
 }
 
-// Adds to the gradients of the slots from `from` to `to` what one tile makes of them.
-RETINAKIT_INLINE void add_slot_gradients(const Row* rows, const FeatureShape& shape,
-                                         const Slots& slots, const float* gradient, int64_t first,
-                                         int64_t width, int64_t from, int64_t to,
-                                         float* mask_gradient, float* weight_gradient) {
-  const Tile tile(first, width, shape, slots.masks.rows);
-  for (int64_t slot = from; slot < to; ++slot) {
-    Row outer, under;
-    Lanes of_output[kColumns];
-    const float* weights = slots.weights + slot * shape.channels;
-    outer_product(tile, gradient + slot * kLanes, weights, of_output, outer);
-    const int64_t begin = slots.masks.start[slot], end = slots.masks.start[slot + 1];
-    if (weight_gradient) {
-      Lanes sum[kColumns] = {};
-      add_rows(rows, slots.masks, begin, end, sum);
-#pragma GCC unroll 8
-      for (int j = 0; j < kColumns; ++j) lanes(under.value + j * kLanes) = sum[j];
-      add_weight_gradient(tile, of_output, under.value, weight_gradient + slot * shape.channels);
-    }
-    if (mask_gradient) {
-      const int32_t* index = slots.masks.index;
-      int64_t i = begin;
-      for (; i + 8 <= end; i += 8) add_products<8>(rows, index + i, outer, mask_gradient + i);
-      for (; i + 3 <= end; i += 3) add_products<3>(rows, index + i, outer, mask_gradient + i);
-      for (; i < end; ++i) add_products<1>(rows, index + i, outer, mask_gradient + i);
-    }
-  }
-}
-
-// The same of blocks of slots in chunks, whose entries are read once for both gradients. That of
+// Adds to the gradients of the slots of some blocks what one tile makes of them. In chunks, that of
 // the masks is (chunk, entry).
-RETINAKIT_INLINE void add_block_gradients(const Row* rows, const FeatureShape& shape,
-                                          const Slots& slots, const Chunks* chunks,
-                                          const float* gradient, int64_t first, int64_t width,
-                                          int64_t from, int64_t to, float* mask_gradient,
-                                          float* weight_gradient) {
-  constexpr int kHalf = Chunks::kEntries / 2;
+RETINAKIT_INLINE void add_slot_gradients(const Row* rows, const FeatureShape& shape,
+                                         const Slots& slots, const Chunks* chunks,
+                                         const float* gradient, int64_t first, int64_t width,
+                                         int64_t from, int64_t to, float* mask_gradient,
+                                         float* weight_gradient) {
   const Tile tile(first, width, shape, slots.masks.rows);
-  struct {
-    Row outer, under;
-  } parts[Chunks::kRows];
+  const SparseRows& masks = slots.masks;
+  const auto start = [&](int64_t slot, Part& part) {
+    const float* weights = slots.weights + slot * shape.channels;
+    outer_product(tile, gradient + slot * kLanes, weights, part.outer);
+    part.under = Row{};
+  };
+  const auto finish = [&](int64_t slot, const Row& under) {
+    add_weight_gradient(tile, under, gradient + slot * kLanes,
+                        weight_gradient + slot * shape.channels);
+  };
   for (int64_t block = from; block < to; ++block) {
-    const int64_t begin = block * Chunks::kRows;
-    const int64_t end = std::min(begin + Chunks::kRows, slots.masks.rows);
-    const auto outer = [&](int64_t slot, Lanes (&of_output)[kColumns], Row& result) {
-      const float* weights = slots.weights + slot * shape.channels;
-      outer_product(tile, gradient + slot * kLanes, weights, of_output, result);
-    };
-    Lanes of_output[kColumns];
-    for (int64_t slot = begin; slot < end; ++slot) {
-      outer(slot, of_output, parts[slot - begin].outer);
-      parts[slot - begin].under = Row{};
+    const int64_t begin = block * Chunks::kRows, end = std::min(begin + Chunks::kRows, masks.rows);
+    if (!mask_gradient) {
+      Row under[Chunks::kRows];
+      sum_block(rows, masks, chunks, block, under);
+      for (int64_t slot = begin; slot < end; ++slot) finish(slot, under[slot - begin]);
+      continue;
     }
-    for (int64_t i = chunks->begin(block); i < chunks->end(block); ++i) {
-      const Chunks::Chunk& chunk = (*chunks)[i];
-      auto& part = parts[chunk.row];
-      Lanes product[Chunks::kEntries] = {};
-#pragma GCC unroll 2
-      for (int half = 0; half < Chunks::kEntries; half += kHalf) {  // has room in the registers
-        const float* at[kHalf];
-        Lanes weight[kHalf];
-#pragma GCC unroll 8
-        for (int k = 0; k < kHalf; ++k) {
-          at[k] = rows[chunk.index[half + k]].value;
-          weight[k] = chunk.weight[half + k] - Lanes{};
-        }
-#pragma GCC unroll 8
-        for (int j = 0; j < kColumns; ++j) {
-          const Lanes& along = lanes(part.outer.value + j * kLanes);
-          Lanes& under = lanes(part.under.value + j * kLanes);
-          Lanes sum = under;
-#pragma GCC unroll 8
-          for (int k = 0; k < kHalf; ++k) {
-            const Lanes row = lanes(at[k] + j * kLanes);
-            product[half + k] += along * row;
-            sum += weight[k] * row;
-          }
-          under = sum;
-        }
+    if (chunks) {
+      Part parts[Chunks::kRows];
+      for (int64_t slot = begin; slot < end; ++slot) start(slot, parts[slot - begin]);
+      for (int64_t i = chunks->begin(block); i < chunks->end(block); ++i) {
+        const Chunks::Chunk& chunk = (*chunks)[i];
+        add_entries<Chunks::kEntries>(rows, chunk.index, chunk.weight, parts[chunk.row],
+                                      mask_gradient + i * Chunks::kEntries);
       }
-      Lanes total;
-      sums(product, total);
-      lanes(mask_gradient + i * Chunks::kEntries) += total;
+      for (int64_t slot = begin; slot < end; ++slot) finish(slot, parts[slot - begin].under);
+      continue;
     }
     for (int64_t slot = begin; slot < end; ++slot) {
-      Row again;
-      outer(slot, of_output, again);
-      add_weight_gradient(tile, of_output, parts[slot - begin].under.value,
-                          weight_gradient + slot * shape.channels);
+      Part part;
+      start(slot, part);
+      int64_t i = masks.start[slot];
+      const auto add = [&](auto number) {
+        constexpr int kNumber = decltype(number)::value;
+        for (; i + kNumber <= masks.start[slot + 1]; i += kNumber) {
+          add_entries<kNumber>(rows, masks.index + i, masks.weight + i, part, mask_gradient + i);
+        }
+      };
+      add(std::integral_constant<int, 8>());
+      add(std::integral_constant<int, 4>());
+      add(std::integral_constant<int, 1>());
+      finish(slot, part.under);
     }
   }
 }
@@ -464,9 +453,8 @@ RETINAKIT_INLINE void tile_feature_gradient(const FeatureShape& shape, const Slo
                                             Row* outer, float* feature_gradient) {
   const Tile tile(first, width, shape, number);
   for (int64_t slot = 0; slot < number; ++slot) {
-    Lanes of_output[kColumns];
     const float* weights = slots.weights + slot * shape.channels;
-    outer_product(tile, gradient + slot * kLanes, weights, of_output, outer[slot]);
+    outer_product(tile, gradient + slot * kLanes, weights, outer[slot]);
   }
   Row sums[Chunks::kRows];
   for (int64_t block = 0; block < Chunks::blocks_of(slots.masks); ++block) {
@@ -517,13 +505,12 @@ void readout_slot_gradients(const float* features, const FeatureShape& shape, co
                             int threads) {
   const int64_t number = slots.masks.rows, columns = groups_of(shape) * shape.channels;
   if (mask_gradient) std::fill_n(mask_gradient, slots.masks.start[number], 0.0f);
-  if (weight_gradient) std::fill_n(weight_gradient, number * shape.channels, 0.0f);
-  // In chunks, one gradient is no quicker than both.
-  const auto chunks = mask_gradient && weight_gradient
-                          ? chunks_of(slots.masks, shape.positions, kMany, threads)
-                          : std::nullopt;
+  std::fill_n(weight_gradient, number * shape.channels, 0.0f);
+  const auto chunks = chunks_of(slots.masks, shape.positions, kMany, threads);
+  const Chunks* used = chunks ? &*chunks : nullptr;
+  const bool in_chunks = used && mask_gradient;
   const auto of_chunks =
-      std::make_unique<float[]>(chunks ? chunks->number() * Chunks::kEntries : 0);
+      std::make_unique<float[]>(in_chunks ? chunks->number() * Chunks::kEntries : 0);
   const auto packed = allocate<float>(groups_of(shape) * number * kLanes);
   pack_gradient(gradient, shape, slots.neurons, number, packed.get(), threads);
   const auto zeros = std::make_unique<float[]>(shape.positions);
@@ -544,29 +531,17 @@ void readout_slot_gradients(const float* features, const FeatureShape& shape, co
         }
       }
     });
-    const auto each_tile = [&](auto&& work) {
+    parallel(Chunks::blocks_of(slots.masks), threads, [&](int64_t from, int64_t to) {
       for (int64_t first = slab; first < end; first += kColumns) {
         const Row* tile = rows.get() + (first - slab) / kColumns * shape.positions;
-        work(tile, static_cast<const float*>(packed.get()), first, std::min(kColumns, end - first));
+        run<add_slot_gradients>(tile, shape, slots, used,
+                                static_cast<const float*>(packed.get()), first,
+                                std::min(kColumns, end - first), from, to,
+                                in_chunks ? of_chunks.get() : mask_gradient, weight_gradient);
       }
-    };
-    if (chunks) {
-      parallel(Chunks::blocks_of(slots.masks), threads, [&](int64_t from, int64_t to) {
-        each_tile([&](const Row* tile, const float* of_output, int64_t first, int64_t width) {
-          run<add_block_gradients>(tile, shape, slots, &*chunks, of_output, first, width, from, to,
-                                   of_chunks.get(), weight_gradient);
-        });
-      });
-    } else {
-      parallel(number, threads, [&](int64_t from, int64_t to) {
-        each_tile([&](const Row* tile, const float* of_output, int64_t first, int64_t width) {
-          run<add_slot_gradients>(tile, shape, slots, of_output, first, width, from, to,
-                                  mask_gradient, weight_gradient);
-        });
-      });
-    }
+    });
   }
-  if (chunks) chunks->by_entry(of_chunks.get(), mask_gradient, threads);
+  if (in_chunks) chunks->by_entry(of_chunks.get(), mask_gradient, threads);
 }
 
 void readout_feature_gradient(const FeatureShape& shape, const Slots& slots, int64_t number,
@@ -575,12 +550,14 @@ void readout_feature_gradient(const FeatureShape& shape, const Slots& slots, int
   const auto packed = allocate<float>(groups_of(shape) * number * kLanes);
   pack_gradient(gradient, shape, slots.neurons, number, packed.get(), threads);
   const auto chunks = chunks_of(slots.masks, number, kMany, threads);
+  const Chunks* used = chunks ? &*chunks : nullptr;
   parallel((columns + kColumns - 1) / kColumns, threads, [&](int64_t from, int64_t to) {
     const auto outer = allocate<Row>(number);
     for (int64_t tile = from; tile < to; ++tile) {
-      run<tile_feature_gradient>(shape, slots, chunks ? &*chunks : nullptr, number, static_cast<const float*>(packed.get()),
-                                 tile * kColumns, std::min(kColumns, columns - tile * kColumns),
-                                 outer.get(), feature_gradient);
+      run<tile_feature_gradient>(shape, slots, used, number,
+                                 static_cast<const float*>(packed.get()), tile * kColumns,
+                                 std::min(kColumns, columns - tile * kColumns), outer.get(),
+                                 feature_gradient);
     }
   });
 }
