@@ -32,7 +32,7 @@ def read(features: Tensor, slots: Slots) -> Tensor:
 def slot_gradients(
     gradient: Tensor, features: Tensor, slots: Slots, of_values: bool, of_weight: bool
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of the values (entry,), if wanted, and always of the weights (slot, channel)."""
+    """The gradients of the values (entry,), if wanted, and of the weights (slot, channel)."""
     assert compiled is not None
     masks = slots.values_by_slot()
     values = torch.empty_like(masks) if of_values else masks.new_empty(0)
