@@ -20,7 +20,7 @@ __all__ = ["Support", "choose", "factorized_readout"]
 Algorithm = Literal["auto", "dense", "sparse"]
 
 PER_POSITION = {"kernels": 25, "torch": 330, "gpu": 100}
-PER_ENTRY = {"kernels": 3, "torch": 36, "gpu": 20}
+PER_ENTRY = {"kernels": 2.5, "torch": 36, "gpu": 20}
 """What a sparse readout costs for each position, and for each entry of the support, in the time
 that the products take for an entry of the masks. Measured on AVX2, forward and backward; those of
 a GPU are from arithmetic, with products in TF32."""
