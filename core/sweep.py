@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MARKERS = "os^v"
+LEVELS = ("--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
 """Of as many curves each as there are colours."""
 
 ABSENT: Final = {"number": 0, "swept": False}
@@ -157,15 +158,23 @@ def draw(axis: Any, drawn: xr.Dataset, over: str, **style: Any) -> None:
         over: the swept option along the axis.
         style: of the lines that are no levels, such as ls=":".
     """
-    from matplotlib import rcParams
-
-    colours = len(rcParams["axes.prop_cycle"])
     for index, label in enumerate(drawn["curve"].values):
-        curve, common = drawn.isel(curve=index), {"color": f"C{index}", "label": str(label)}
+        curve, marker, level = drawn.isel(curve=index), *marks(index)
+        common = {"color": f"C{index}", "label": str(label)}
         if not curve["swept"]:
-            axis.axhline(float(curve["mean"][0]), ls="--", **common)
+            axis.axhline(float(curve["mean"][0]), ls=level, **common)
             continue
         curve = curve.isel({over: np.flatnonzero(curve["mean"].notnull())})
-        marker = MARKERS[index // colours % len(MARKERS)]
         look = {"marker": marker, "ms": 4, "capsize": 2.5} | common | style
         axis.errorbar(curve[over], curve["mean"], curve["deviation"].fillna(0), **look)
+
+
+def marks(index: int) -> tuple[str, Any]:
+    """The marker of a curve, and the line of a level, that go with the colour "C{index}".
+
+    The next ones once the colours of an axis have been used up.
+    """
+    from matplotlib import rcParams
+
+    turn = index // len(rcParams["axes.prop_cycle"])
+    return MARKERS[turn % len(MARKERS)], LEVELS[turn % len(LEVELS)]

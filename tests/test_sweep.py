@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import xarray as xr
+from matplotlib.colors import to_hex
 
 from retinakit.errors import UserError
 from retinakit.sweep import chosen
+from retinakit_plugins.analyses.score import Score
 from retinakit_plugins.analyses.sweep_curve import SweepCurve
 
 
@@ -85,3 +87,19 @@ def test_a_curve_tells_where_it_reaches_a_score(score, expected):
     assert np.isnan(reached.sel(curve="ln"))  # it was not swept over samples
     caption = curve.caption(xr.DataTree(result))
     assert ("cnn at" in caption) == np.isfinite(expected)
+
+
+def test_no_two_of_many_models_look_alike():
+    sizes = {"samples": [1.0, 2.0], "cell": [0]}
+    swept = xr.Dataset(coords=sizes)
+    for name in ("correlation", "bits_per_spike"):
+        swept[name] = ("samples", "cell"), np.ones((2, 1))
+    across = swept.isel(samples=0, drop=True)
+    swept.attrs["sweep"] = "samples"
+    models = {f"/swept_{i}": swept for i in range(12)}
+    models |= {f"/level_{i}": across for i in range(12)}
+    figure = Score({}).plot(xr.DataTree.from_dict(models))
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == labels
+    looks = [(to_hex(h.get_color()), h.get_marker(), h.get_linestyle()) for h in handles]
+    assert len(labels) == len(set(map(str, looks))) == 24

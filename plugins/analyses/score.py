@@ -12,6 +12,7 @@ from retinakit.analysis import Analysis, groups, points, sweep_dims
 from retinakit.config import Config
 from retinakit.model import Model
 from retinakit.recording import mean_response
+from retinakit.sweep import marks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -152,7 +153,8 @@ class Score(Analysis):
                 if sum(map(len, by_model)) > ROOM:
                     ax.tick_params("x", rotation=90)
         if swept:
-            figure.axes[0].legend(frameon=False)
+            handles, labels = figure.axes[0].get_legend_handles_labels()
+            figure.legend(handles, labels, loc="outside right upper", frameon=False)
         return figure
 
     def caption(self, result: xr.DataTree) -> str:
@@ -208,12 +210,12 @@ def _numeric_sweep(by_model: dict[str, xr.Dataset]) -> str | None:
 
 def _draw(ax: Any, index: int, model: str, values: xr.DataArray, swept: str | None) -> None:
     """One model's scores: over the swept option, as a level across it, or beside the others."""
-    color = f"C{index}"
+    color, (marker, level) = f"C{index}", marks(index)
     if swept and swept in values.dims:
         flat = values.transpose(swept, ...).values.reshape(values.sizes[swept], -1)
         x = values[swept].values
-        ax.plot(x, flat, "o", ms=4, color=color, alpha=0.6)
-        ax.plot(x, np.nanmean(flat, 1), "-", color=color, label=model)
+        ax.plot(x, flat, marker, ms=4, color=color, alpha=0.6)
+        ax.plot(x, np.nanmean(flat, 1), marker=marker, ms=4, color=color, label=model)
         if len(x) > 1 and 0 < x.min() * WIDE <= x.max():
             ax.set_xscale("log")
             ax.minorticks_off()
@@ -223,7 +225,7 @@ def _draw(ax: Any, index: int, model: str, values: xr.DataArray, swept: str | No
     each = values.values.ravel()
     mean = float(np.nanmean(each)) if np.isfinite(each).any() else np.nan
     if swept:
-        ax.axhline(mean, color=color, ls="--", label=model)
+        ax.axhline(mean, color=color, ls=level, label=model)
         return
     ax.bar(index, mean, width=0.6, color=color, alpha=0.35)
     half = 0.2 if len(each) > 1 else 0.0
