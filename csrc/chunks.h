@@ -10,13 +10,25 @@
 
 namespace retinakit {
 
+// Rows of a matrix in blocks.
+struct Blocks {
+  static constexpr int64_t kMost = 64;  // rows of a block
+
+  int64_t rows, size;
+
+  explicit Blocks(int64_t rows, int64_t size = kMost) : rows(rows), size(size) {}
+
+  int64_t number() const { return (rows + size - 1) / size; }
+  int64_t begin(int64_t block) const { return block * size; }
+  int64_t end(int64_t block) const { return std::min(begin(block) + size, rows); }
+};
+
 // The entries of a matrix by blocks of rows. Those of a row come in chunks, and the chunks of a
 // block in the order of their first columns: what they read, in turn, lies close together, and so
 // does what they add to. A last chunk is filled up with its last entry, of weight 0.
 class Chunks {
  public:
-  static constexpr int64_t kRows = 64;  // of a block
-  static constexpr int kEntries = 8;    // of a chunk
+  static constexpr int kEntries = 8;  // of a chunk
 
   struct Chunk {
     int32_t row;  // of the block
@@ -24,23 +36,21 @@ class Chunks {
     float weight[kEntries];
   };
 
-  Chunks(const SparseRows& matrix, int64_t columns, int threads)
-      : matrix_(matrix), start_(blocks_of(matrix) + 1) {
-    for (int64_t block = 0; block < blocks_of(matrix); ++block) {
+  Chunks(const SparseRows& matrix, int64_t columns, const Blocks& blocks, int threads)
+      : matrix_(matrix), blocks_(blocks), start_(blocks.number() + 1) {
+    for (int64_t block = 0; block < blocks.number(); ++block) {
       start_[block + 1] = start_[block];
-      for (int64_t row = block * kRows; row < end_row(block); ++row) {
+      for (int64_t row = blocks.begin(block); row < blocks.end(block); ++row) {
         start_[block + 1] += (matrix.start[row + 1] - matrix.start[row] + kEntries - 1) / kEntries;
       }
     }
     chunks_.resize(start_.back());
     first_.resize(start_.back());
-    parallel(blocks_of(matrix), threads, [&](int64_t from, int64_t to) {
+    parallel(blocks.number(), threads, [&](int64_t from, int64_t to) {
       std::vector<int64_t> next(columns + 1);
       for (int64_t block = from; block < to; ++block) sort(block, next);
     });
   }
-
-  static int64_t blocks_of(const SparseRows& matrix) { return (matrix.rows + kRows - 1) / kRows; }
 
   int64_t number() const { return start_.back(); }
   int64_t begin(int64_t block) const { return start_[block]; }
@@ -49,10 +59,10 @@ class Chunks {
 
   // From numbers (chunk, kEntries), those of the matrix's entries in their own order.
   void by_entry(const float* numbers, float* result, int threads) const {
-    parallel(blocks_of(matrix_), threads, [=](int64_t from, int64_t to) {
+    parallel(blocks_.number(), threads, [=](int64_t from, int64_t to) {
       for (int64_t block = from; block < to; ++block) {
         for (int64_t i = begin(block); i < end(block); ++i) {
-          const int64_t row = block * kRows + chunks_[i].row;
+          const int64_t row = blocks_.begin(block) + chunks_[i].row;
           const int64_t left = matrix_.start[row + 1] - first_[i];
           std::copy_n(numbers + i * kEntries, std::min<int64_t>(kEntries, left),
                       result + first_[i]);
@@ -62,12 +72,10 @@ class Chunks {
   }
 
  private:
-  int64_t end_row(int64_t block) const { return std::min((block + 1) * kRows, matrix_.rows); }
-
   // Fills the chunks of a block. `next` has room for a number of each column, and one.
   void sort(int64_t block, std::vector<int64_t>& next) {
     const auto each = [&](auto&& work) {
-      for (int64_t row = block * kRows; row < end_row(block); ++row) {
+      for (int64_t row = blocks_.begin(block); row < blocks_.end(block); ++row) {
         const int64_t end = matrix_.start[row + 1];
         for (int64_t i = matrix_.start[row]; i < end; i += kEntries) work(row, i, end);
       }
@@ -80,7 +88,7 @@ class Chunks {
       const int64_t place = next[matrix_.index[i]]++;
       first_[place] = i;
       Chunk& chunk = chunks_[place];
-      chunk.row = static_cast<int32_t>(row - block * kRows);
+      chunk.row = static_cast<int32_t>(row - blocks_.begin(block));
       for (int j = 0; j < kEntries; ++j) {
         const bool there = i + j < end;
         chunk.index[j] = matrix_.index[there ? i + j : end - 1];
@@ -90,6 +98,7 @@ class Chunks {
   }
 
   SparseRows matrix_;
+  Blocks blocks_;
   std::vector<int64_t> start_;  // (block + 1,)
   std::vector<Chunk> chunks_;
   std::vector<int64_t> first_;  // entry of each chunk

@@ -19,7 +19,7 @@ namespace {
 constexpr int64_t kLanes = 8;    // consecutive samples of the batch: a group
 constexpr int64_t kColumns = 8;  // of a tile. A column is a channel of a group
 constexpr int64_t kBlock = 64;   // positions that are transposed while they are in the L1 cache
-constexpr int64_t kMany = 25;    // columns of a matrix for an entry of it, at most, to take chunks
+constexpr int64_t kMany = 25;    // a matrix is read in chunks if one in so many is not 0
 constexpr int64_t kAhead = 128;  // positions between one that is packed and one that is fetched
 constexpr int64_t kSlabBytes = 4 << 20;  // of tiles, if several threads work on the same ones
 
@@ -232,19 +232,19 @@ RETINAKIT_INLINE void write_outputs(float* outputs, const FeatureShape& shape, c
   }
 }
 
-// Chunks of a matrix that has enough entries for them: one for `many` columns.
+// Chunks of a matrix of so many columns, if at least one in `many` is not 0.
 std::optional<Chunks> chunks_of(const SparseRows& matrix, int64_t columns, int64_t many,
-                                int threads) {
+                                const Blocks& blocks, int threads) {
   if (matrix.start[matrix.rows] * many < matrix.rows * columns) return std::nullopt;
-  return std::optional<Chunks>(std::in_place, matrix, columns, threads);
+  return std::optional<Chunks>(std::in_place, matrix, columns, blocks, threads);
 }
 
 // Of each of a block of the matrix's rows, the sum of `rows` at its entries, times their weights.
 template <int Columns>
 RETINAKIT_INLINE void sum_block(const Some<Columns>* rows, const SparseRows& matrix,
-                                const Chunks* chunks, int64_t block, Some<Columns>* sums) {
-  const int64_t begin = block * Chunks::kRows;
-  const int64_t end = std::min(begin + Chunks::kRows, matrix.rows);
+                                const Blocks& blocks, const Chunks* chunks, int64_t block,
+                                Some<Columns>* sums) {
+  const int64_t begin = blocks.begin(block), end = blocks.end(block);
   if (!chunks) {
     for (int64_t row = begin; row < end; ++row) {
       Lanes sum[Columns] = {};
@@ -281,7 +281,8 @@ RETINAKIT_INLINE void group_outputs(const float* features, const FeatureShape& s
   const int64_t number = slots.masks.rows, end = to * shape.channels;
   const auto zeros = std::make_unique<float[]>(shape.positions);
   const auto rows = allocate<Some<Columns>>(shape.positions);
-  Some<Columns> sums[Chunks::kRows];
+  const Blocks blocks(number);
+  Some<Columns> sums[Blocks::kMost];
   // Of as many groups as a tile may have columns of, in turn: (group, slot, lane).
   const int64_t held = (Columns - 2) / shape.channels + 2;
   const auto outputs = std::make_unique<float[]>(held * number * kLanes);
@@ -301,11 +302,10 @@ RETINAKIT_INLINE void group_outputs(const float* features, const FeatureShape& s
       pack(features, shape, zeros.get(), first, width, begin,
            std::min(begin + kBlock, shape.positions), rows.get());
     }
-    for (int64_t block = 0; block < Chunks::blocks_of(slots.masks); ++block) {
-      sum_block(rows.get(), slots.masks, chunks, block, sums);
-      const int64_t begin = block * Chunks::kRows;
-      for (int64_t slot = begin; slot < std::min(begin + Chunks::kRows, number); ++slot) {
-        const float* sum = sums[slot - begin].value;
+    for (int64_t block = 0; block < blocks.number(); ++block) {
+      sum_block(rows.get(), slots.masks, blocks, chunks, block, sums);
+      for (int64_t slot = blocks.begin(block); slot < blocks.end(block); ++slot) {
+        const float* sum = sums[slot - blocks.begin(block)].value;
         const float* weights = slots.weights + slot * shape.channels;
         Lanes total = lanes(output[0] + slot * kLanes);
 #pragma GCC unroll 8
@@ -394,10 +394,10 @@ RETINAKIT_INLINE void add_weight_gradient(const Tile& tile, const Row& under,
 // Adds to the gradients of the slots of some blocks what one tile makes of them. In chunks, that of
 // the masks is (chunk, entry).
 RETINAKIT_INLINE void add_slot_gradients(const Row* rows, const FeatureShape& shape,
-                                         const Slots& slots, const Chunks* chunks,
-                                         const float* gradient, int64_t first, int64_t width,
-                                         int64_t from, int64_t to, float* mask_gradient,
-                                         float* weight_gradient) {
+                                         const Slots& slots, const Blocks& blocks,
+                                         const Chunks* chunks, const float* gradient,
+                                         int64_t first, int64_t width, int64_t from, int64_t to,
+                                         float* mask_gradient, float* weight_gradient) {
   const Tile tile(first, width, shape, slots.masks.rows);
   const SparseRows& masks = slots.masks;
   const auto start = [&](int64_t slot, Part& part) {
@@ -410,15 +410,15 @@ RETINAKIT_INLINE void add_slot_gradients(const Row* rows, const FeatureShape& sh
                         weight_gradient + slot * shape.channels);
   };
   for (int64_t block = from; block < to; ++block) {
-    const int64_t begin = block * Chunks::kRows, end = std::min(begin + Chunks::kRows, masks.rows);
+    const int64_t begin = blocks.begin(block), end = blocks.end(block);
     if (!mask_gradient) {
-      Row under[Chunks::kRows];
-      sum_block(rows, masks, chunks, block, under);
+      Row under[Blocks::kMost];
+      sum_block(rows, masks, blocks, chunks, block, under);
       for (int64_t slot = begin; slot < end; ++slot) finish(slot, under[slot - begin]);
       continue;
     }
     if (chunks) {
-      Part parts[Chunks::kRows];
+      Part parts[Blocks::kMost];
       for (int64_t slot = begin; slot < end; ++slot) start(slot, parts[slot - begin]);
       for (int64_t i = chunks->begin(block); i < chunks->end(block); ++i) {
         const Chunks::Chunk& chunk = (*chunks)[i];
@@ -456,12 +456,11 @@ RETINAKIT_INLINE void tile_feature_gradient(const FeatureShape& shape, const Slo
     const float* weights = slots.weights + slot * shape.channels;
     outer_product(tile, gradient + slot * kLanes, weights, outer[slot]);
   }
-  Row sums[Chunks::kRows];
-  for (int64_t block = 0; block < Chunks::blocks_of(slots.masks); ++block) {
-    sum_block(outer, slots.masks, chunks, block, sums);
-    const int64_t begin = block * Chunks::kRows;
-    unpack(sums, shape, first, width, begin, std::min(begin + Chunks::kRows, shape.positions),
-           feature_gradient);
+  const Blocks blocks(shape.positions);
+  Row sums[Blocks::kMost];
+  for (int64_t block = 0; block < blocks.number(); ++block) {
+    sum_block(outer, slots.masks, blocks, chunks, block, sums);
+    unpack(sums, shape, first, width, blocks.begin(block), blocks.end(block), feature_gradient);
   }
 }
 
@@ -487,7 +486,8 @@ void run(Arguments... arguments) {
 void readout(const float* features, const FeatureShape& shape, const Slots& slots,
              float* out, int threads) {
   const bool fits = shape.positions * static_cast<int64_t>(sizeof(Row)) <= kTileBytes;
-  const auto chunks = chunks_of(slots.masks, shape.positions, fits ? kMany : kMany / 2, threads);
+  const auto chunks = chunks_of(slots.masks, shape.positions, fits ? kMany : kMany / 2,
+                                Blocks(slots.masks.rows), threads);
   const Chunks* used = chunks ? &*chunks : nullptr;
   // Half as many columns take more steps, and less than those take outside the L2 cache.
   const bool whole = used || fits;
@@ -506,7 +506,9 @@ void readout_slot_gradients(const float* features, const FeatureShape& shape, co
   const int64_t number = slots.masks.rows, columns = groups_of(shape) * shape.channels;
   if (mask_gradient) std::fill_n(mask_gradient, slots.masks.start[number], 0.0f);
   std::fill_n(weight_gradient, number * shape.channels, 0.0f);
-  const auto chunks = chunks_of(slots.masks, shape.positions, kMany, threads);
+  // At least one for each thread.
+  const Blocks blocks(number, std::clamp<int64_t>(number / threads, 1, Blocks::kMost));
+  const auto chunks = chunks_of(slots.masks, shape.positions, kMany, blocks, threads);
   const Chunks* used = chunks ? &*chunks : nullptr;
   const bool in_chunks = used && mask_gradient;
   const auto of_chunks =
@@ -531,10 +533,10 @@ void readout_slot_gradients(const float* features, const FeatureShape& shape, co
         }
       }
     });
-    parallel(Chunks::blocks_of(slots.masks), threads, [&](int64_t from, int64_t to) {
+    parallel(blocks.number(), threads, [&](int64_t from, int64_t to) {
       for (int64_t first = slab; first < end; first += kColumns) {
         const Row* tile = rows.get() + (first - slab) / kColumns * shape.positions;
-        run<add_slot_gradients>(tile, shape, slots, used,
+        run<add_slot_gradients>(tile, shape, slots, blocks, used,
                                 static_cast<const float*>(packed.get()), first,
                                 std::min(kColumns, end - first), from, to,
                                 in_chunks ? of_chunks.get() : mask_gradient, weight_gradient);
@@ -549,7 +551,7 @@ void readout_feature_gradient(const FeatureShape& shape, const Slots& slots, int
   const int64_t columns = groups_of(shape) * shape.channels;
   const auto packed = allocate<float>(groups_of(shape) * number * kLanes);
   pack_gradient(gradient, shape, slots.neurons, number, packed.get(), threads);
-  const auto chunks = chunks_of(slots.masks, number, kMany, threads);
+  const auto chunks = chunks_of(slots.masks, number, kMany, Blocks(shape.positions), threads);
   const Chunks* used = chunks ? &*chunks : nullptr;
   parallel((columns + kColumns - 1) / kColumns, threads, [&](int64_t from, int64_t to) {
     const auto outer = allocate<Row>(number);
