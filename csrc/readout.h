@@ -25,8 +25,8 @@ struct Slots {
 void readout(const float* features, const FeatureShape& shape, const Slots& slots,
              float* out, int threads);
 
-// From the gradient of the output (batch, neuron), fills that of the weights (slot, channel) and, if
-// there is room for it, that of the masks' entries.
+// From the gradient of the output (batch, neuron), fills that of the weights (slot, channel) and,
+// unless it is null, that of the masks' entries.
 void readout_slot_gradients(const float* features, const FeatureShape& shape, const Slots& slots,
                             const float* gradient, float* mask_gradient, float* weight_gradient,
                             int threads);
