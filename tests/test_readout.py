@@ -224,13 +224,13 @@ def test_torch_knows_the_operations(backend):
     gradient = torch.ones(9, 6)
     for keep in (True, False):
         opcheck(dense_forward, (features, mask, weight, keep))
-    opcheck(sparse_readout, (features, values, weight, support.structure))
+    opcheck(sparse_readout, (features, values, weight, *support.structure))
     for needed in ([True, True, True], [False, True, False]):
         plain = [t.detach() for t in (features, mask, weight)]
         for kept in (torch.empty(0), plain[0] @ plain[1]):
             opcheck(dense_readout_backward, (gradient, *plain, kept, needed))
         plain[1] = values.detach()
-        opcheck(sparse_readout_backward, (gradient, *plain, support.structure, needed))
+        opcheck(sparse_readout_backward, (needed, gradient, *plain, *support.structure))
 
 
 @pytest.mark.parametrize(

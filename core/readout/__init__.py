@@ -81,7 +81,7 @@ def factorized_readout(
         support = Support.of(mask) if support is None else support
         used = features if cuda_sparse.serves(features) else features.to(mask.dtype)
         values = support.values(mask.detach() if whole_gradient else mask, sparse_gradient)
-        out = sparse_readout(used, values, feature_weight, support.structure)
+        out = sparse_readout(used, values, feature_weight, *support.structure)
         if whole_gradient:
             out = with_gradient_of_mask(out, used, mask, feature_weight)
     else:

@@ -11,6 +11,14 @@ from retinakit.readout import compiled_sparse, cuda_sparse, torch_sparse
 from retinakit.readout.dense import empty_gradients, where_needed
 from retinakit.readout.support import Slots
 
+_STRUCTURE = (
+    "Tensor position_start, Tensor slot, Tensor start, Tensor position, Tensor by_slot, "
+    "Tensor neuron, Tensor block_place, Tensor block_start, Tensor block_position"
+)
+"""`Support.structure`, tensor by tensor: torch takes longer over a list of them."""
+
+_INPUTS = f"Tensor features, Tensor values, Tensor weight, {_STRUCTURE}"
+
 
 def _serving(features: Tensor) -> ModuleType:
     """What does it on the device and in the type of these features."""
@@ -20,27 +28,31 @@ def _serving(features: Tensor) -> ModuleType:
     return torch_sparse
 
 
-@torch.library.custom_op("retinakit::sparse_readout", mutates_args=())
-def sparse_readout(
-    features: Tensor, values: Tensor, weight: Tensor, structure: Sequence[Tensor]
-) -> Tensor:
+@torch.library.custom_op(
+    "retinakit::sparse_readout", mutates_args=(), schema=f"({_INPUTS}) -> Tensor"
+)
+def sparse_readout(features: Tensor, values: Tensor, weight: Tensor, *structure: Tensor) -> Tensor:
     """As `dense_readout`, from the values (entry,) of masks of the `Support.structure`."""
     return _serving(features).read(features.contiguous(), Slots.of(values, weight, structure))
 
 
 @sparse_readout.register_fake
-def _(features: Tensor, values: Tensor, weight: Tensor, structure: Sequence[Tensor]) -> Tensor:
+def _(features: Tensor, values: Tensor, weight: Tensor, *structure: Tensor) -> Tensor:
     return features.new_empty(features.shape[0], weight.shape[1])
 
 
-@torch.library.custom_op("retinakit::sparse_readout_backward", mutates_args=())
+@torch.library.custom_op(
+    "retinakit::sparse_readout_backward",
+    mutates_args=(),
+    schema=f"(bool[] needed, Tensor gradient, {_INPUTS}) -> (Tensor, Tensor, Tensor)",
+)
 def sparse_readout_backward(
+    needed: Sequence[bool],
     gradient: Tensor,
     features: Tensor,
     values: Tensor,
     weight: Tensor,
-    structure: Sequence[Tensor],
-    needed: Sequence[bool],
+    *structure: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of features, values and weight; an empty tensor for one that is not needed."""
     serving = _serving(features)
@@ -58,27 +70,18 @@ def sparse_readout_backward(
 
 
 @sparse_readout_backward.register_fake
-def _(
-    gradient: Tensor,
-    features: Tensor,
-    values: Tensor,
-    weight: Tensor,
-    structure: Sequence[Tensor],
-    needed: Sequence[bool],
-) -> tuple[Tensor, Tensor, Tensor]:
-    return empty_gradients([features, values, weight], needed)
+def _(needed: Sequence[bool], gradient: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return empty_gradients(inputs[:3], needed)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    features, values, weight, structure = inputs
-    ctx.save_for_backward(features, values, weight, *structure)
+    ctx.save_for_backward(*inputs)
 
 
 def _backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-    features, values, weight, *structure = ctx.saved_tensors
-    needed = ctx.needs_input_grad[:3]
-    gradients = sparse_readout_backward(gradient, features, values, weight, structure, needed)
-    return *where_needed(gradients, needed), [None] * len(structure)
+    needed, saved = ctx.needs_input_grad[:3], ctx.saved_tensors
+    gradients = sparse_readout_backward(needed, gradient, *saved)
+    return *where_needed(gradients, needed), *[None] * len(saved[3:])
 
 
 sparse_readout.register_autograd(_backward, setup_context=_keep)

@@ -82,7 +82,7 @@ class Support:
         neuron: (neuron,) int64, of each slot.
         blocks: on a GPU, what `BLOCK` slots share: (entry,) int32, in the order of `position`, the
             place among the positions of the block; (block + 1,) int64, where the positions of each
-            block begin in the next; int32, the positions that any slot of a block has. Nothing on
+            block begin in the next; int32, the positions that any slot of a block has. Empty on
             the CPU.
     """
 
@@ -127,7 +127,9 @@ class Support:
             across.int(),
             by_slot,
             neuron,
-            _blocks(slot[by_slot], across, neurons, positions) if mask.is_cuda else (),
+            _blocks(slot[by_slot], across, neurons, positions)
+            if mask.is_cuda
+            else tuple(slot.new_empty(0) for _ in range(3)),
         )
 
     @property
