@@ -230,47 +230,54 @@ T* at(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-retinakit::Slots slots(int64_t rows, const std::array<uintptr_t, 5>& addresses) {
-  const auto [start, index, values, weights, neurons] = addresses;
-  return {{rows, at<const int64_t>(start), at<const int32_t>(index), at<const float>(values)},
+using Readers = std::array<uintptr_t, 6>;  // start, index, values, order, weights, neurons
+
+retinakit::Readers readers_of(int64_t number, int64_t rows, const Readers& addresses) {
+  const auto [start, index, values, order, weights, neurons] = addresses;
+  return {number,
+          at<const int64_t>(neurons),
           at<const float>(weights),
-          at<const int64_t>(neurons)};
+          rows,
+          at<const int64_t>(start),
+          at<const int32_t>(index),
+          at<const float>(values),
+          at<const int64_t>(order)};
 }
 
 void define_readout(py::module_& m) {
   using Shape = std::array<int64_t, 4>;  // batch, channels, positions, neurons
-  using Masks = std::array<uintptr_t, 5>;
   const auto shape_of = [](const Shape& s) { return retinakit::FeatureShape{s[0], s[1], s[2]}; };
   m.def(
       "readout",
-      [=](const Shape& shape, uintptr_t features, const Masks& masks, uintptr_t out,
+      [=](const Shape& shape, uintptr_t features, const Readers& readers, uintptr_t out,
           int threads) {
         py::gil_scoped_release release;
-        retinakit::readout(at<const float>(features), shape_of(shape), slots(shape[3], masks),
-                           at<float>(out), threads);
+        retinakit::readout(at<const float>(features), shape_of(shape),
+                           readers_of(shape[3], shape[3], readers), at<float>(out), threads);
       },
-      "The output (batch, neuron); masks: start, position, value, weight, neuron, by slot.");
+      "The output (batch, neuron).");
   m.def(
       "readout_slot_gradients",
-      [=](const Shape& shape, uintptr_t features, const Masks& masks, uintptr_t gradient,
-          uintptr_t mask_gradient, uintptr_t weight_gradient, int threads) {
+      [=](const Shape& shape, uintptr_t features, const Readers& readers, uintptr_t gradient,
+          uintptr_t of_values, uintptr_t of_weights, int threads) {
         py::gil_scoped_release release;
         retinakit::readout_slot_gradients(at<const float>(features), shape_of(shape),
-                                          slots(shape[3], masks), at<const float>(gradient),
-                                          at<float>(mask_gradient), at<float>(weight_gradient),
-                                          threads);
+                                          readers_of(shape[3], shape[3], readers),
+                                          at<const float>(gradient), at<float>(of_values),
+                                          at<float>(of_weights), threads);
       },
-      "The gradients of the masks' entries (0: not this one) and of the weights (slot, channel).");
+      "The gradients of the values (0: not this one) and of the weights.");
   m.def(
       "readout_feature_gradient",
-      [=](const Shape& shape, const Masks& masks, uintptr_t gradient, uintptr_t feature_gradient,
+      [=](const Shape& shape, const Readers& readers, uintptr_t gradient, uintptr_t of_features,
           int threads) {
         py::gil_scoped_release release;
-        retinakit::readout_feature_gradient(shape_of(shape), slots(shape[2], masks), shape[3],
-                                            at<const float>(gradient),
-                                            at<float>(feature_gradient), threads);
+        retinakit::readout_feature_gradient(shape_of(shape),
+                                            readers_of(shape[3], shape[2], readers),
+                                            at<const float>(gradient), at<float>(of_features),
+                                            threads);
       },
-      "The gradient of the features; masks: start, slot, value by position, and weight, neuron.");
+      "The gradient of the features.");
 }
 
 #ifdef RETINAKIT_CUDA

@@ -40,6 +40,49 @@ std::unique_ptr<T[]> allocate(int64_t size) {
   return std::unique_ptr<T[]>(new T[size]);
 }
 
+// How each slot is read from the features, in the order in which the entries are gone through.
+struct Slots {
+  int64_t number;
+  SparseRows masks;      // of slots by positions, or the other way round
+  const float* weights;  // (slot, channel)
+  const int64_t* neurons;
+};
+
+// The slots of the readers, whose values and weights are copied.
+class PackedSlots {
+ public:
+  PackedSlots(const Readers& readers, int64_t channels, int threads)
+      : weights_(allocate<float>(readers.number * channels)) {
+    parallel(readers.number, threads, [&](int64_t from, int64_t to) {
+      for (int64_t channel = 0; channel < channels; ++channel) {
+        const float* of_channel = readers.feature_weights + channel * readers.number;
+        for (int64_t slot = from; slot < to; ++slot) {
+          weights_[slot * channels + channel] = of_channel[readers.neurons[slot]];
+        }
+      }
+    });
+    const float* values = readers.values;
+    if (readers.order) {
+      const int64_t entries = readers.start[readers.rows];
+      values_ = allocate<float>(entries);
+      parallel(entries, threads, [&](int64_t from, int64_t to) {
+        for (int64_t i = from; i < to; ++i) values_[i] = readers.values[readers.order[i]];
+      });
+      values = values_.get();
+    }
+    slots_ = {readers.number,
+              {readers.rows, readers.start, readers.index, values},
+              weights_.get(),
+              readers.neurons};
+  }
+
+  operator const Slots&() const { return slots_; }
+
+ private:
+  std::unique_ptr<float[]> values_, weights_;
+  Slots slots_;
+};
+
 int64_t groups_of(const FeatureShape& shape) { return (shape.batch + kLanes - 1) / kLanes; }
 
 RETINAKIT_INLINE Lanes& lanes(float* at) { return *reinterpret_cast<Lanes*>(at); }
@@ -163,23 +206,6 @@ RETINAKIT_INLINE void unpack(const Row* rows, const FeatureShape& shape, int64_t
   }
 }
 
-// Adds to `sum` the rows of the matrix's entries from `begin` to `end`, times their weights.
-template <int Columns>
-RETINAKIT_INLINE void add_rows(const Some<Columns>* rows, const SparseRows& matrix, int64_t begin,
-                               int64_t end, Lanes (&sum)[Columns]) {
-  Lanes total[Columns];
-#pragma GCC unroll 8
-  for (int j = 0; j < Columns; ++j) total[j] = sum[j];
-  for (int64_t i = begin; i < end; ++i) {
-    const float* at = rows[matrix.index[i]].value;
-    const Lanes weight = matrix.weight[i] - Lanes{};
-#pragma GCC unroll 8
-    for (int j = 0; j < Columns; ++j) total[j] += weight * lanes(at + j * kLanes);
-  }
-#pragma GCC unroll 8
-  for (int j = 0; j < Columns; ++j) sum[j] = total[j];
-}
-
 // What the gradients of a slot need in a tile.
 struct Part {
   Row outer;  // the gradient of the output times the weights
@@ -222,7 +248,7 @@ RETINAKIT_INLINE void add_entries(const Row* rows, const int32_t* index, const f
 // Writes the outputs (slot, lane) of a group, and sets them to 0 for another one.
 RETINAKIT_INLINE void write_outputs(float* outputs, const FeatureShape& shape, const Slots& slots,
                                     int64_t group, float* out) {
-  const int64_t number = slots.masks.rows;
+  const int64_t number = slots.number;
   const int64_t samples = std::min(kLanes, shape.batch - group * kLanes);
   out += group * kLanes * number;
   for (int64_t slot = 0; slot < number; ++slot, outputs += kLanes) {
@@ -248,7 +274,12 @@ RETINAKIT_INLINE void sum_block(const Some<Columns>* rows, const SparseRows& mat
   if (!chunks) {
     for (int64_t row = begin; row < end; ++row) {
       Lanes sum[Columns] = {};
-      add_rows(rows, matrix, matrix.start[row], matrix.start[row + 1], sum);
+      for (int64_t i = matrix.start[row]; i < matrix.start[row + 1]; ++i) {
+        const float* at = rows[matrix.index[i]].value;
+        const Lanes weight = matrix.weight[i] - Lanes{};
+#pragma GCC unroll 8
+        for (int j = 0; j < Columns; ++j) sum[j] += weight * lanes(at + j * kLanes);
+      }
 #pragma GCC unroll 8
       for (int j = 0; j < Columns; ++j) lanes(sums[row - begin].value + j * kLanes) = sum[j];
     }
@@ -278,7 +309,7 @@ template <int Columns>
 RETINAKIT_INLINE void group_outputs(const float* features, const FeatureShape& shape,
                                     const Slots& slots, const Chunks* chunks, int64_t from,
                                     int64_t to, float* out) {
-  const int64_t number = slots.masks.rows, end = to * shape.channels;
+  const int64_t number = slots.number, end = to * shape.channels;
   const auto zeros = std::make_unique<float[]>(shape.positions);
   const auto rows = allocate<Some<Columns>>(shape.positions);
   const Blocks blocks(number);
@@ -324,19 +355,6 @@ RETINAKIT_INLINE void group_outputs(const float* features, const FeatureShape& s
       write_outputs(outputs_of(group), shape, slots, group, out);
     }
   }
-}
-
-// The gradient (batch, neuron) as (group, slot, lane).
-void pack_gradient(const float* gradient, const FeatureShape& shape, const int64_t* neurons,
-                   int64_t number, float* packed, int threads) {
-  parallel(groups_of(shape), threads, [=](int64_t from, int64_t to) {
-    for (int64_t b = from * kLanes; b < to * kLanes; ++b) {
-      float* at = packed + b / kLanes * number * kLanes + b % kLanes;
-      for (int64_t slot = 0; slot < number; ++slot) {
-        at[slot * kLanes] = b < shape.batch ? gradient[b * number + neurons[slot]] : 0.0f;
-      }
-    }
-  });
 }
 
 // The columns of a tile: where the gradient of the output (group, slot, lane) has that of the first
@@ -398,7 +416,7 @@ RETINAKIT_INLINE void add_slot_gradients(const Row* rows, const FeatureShape& sh
                                          const Chunks* chunks, const float* gradient,
                                          int64_t first, int64_t width, int64_t from, int64_t to,
                                          float* mask_gradient, float* weight_gradient) {
-  const Tile tile(first, width, shape, slots.masks.rows);
+  const Tile tile(first, width, shape, slots.number);
   const SparseRows& masks = slots.masks;
   const auto start = [&](int64_t slot, Part& part) {
     const float* weights = slots.weights + slot * shape.channels;
@@ -448,11 +466,10 @@ RETINAKIT_INLINE void add_slot_gradients(const Row* rows, const FeatureShape& sh
 
 // The gradient of the features of one tile. `outer` has room for every slot.
 RETINAKIT_INLINE void tile_feature_gradient(const FeatureShape& shape, const Slots& slots,
-                                            const Chunks* chunks, int64_t number,
-                                            const float* gradient, int64_t first, int64_t width,
+                                            const Chunks* chunks, const float* gradient, int64_t first, int64_t width,
                                             Row* outer, float* feature_gradient) {
-  const Tile tile(first, width, shape, number);
-  for (int64_t slot = 0; slot < number; ++slot) {
+  const Tile tile(first, width, shape, slots.number);
+  for (int64_t slot = 0; slot < slots.number; ++slot) {
     const float* weights = slots.weights + slot * shape.channels;
     outer_product(tile, gradient + slot * kLanes, weights, outer[slot]);
   }
@@ -481,13 +498,35 @@ void run(Arguments... arguments) {
   Work(arguments...);
 }
 
+// The gradient (batch, neuron) as (group, slot, lane).
+std::unique_ptr<float[]> pack_gradient(const float* gradient, const FeatureShape& shape,
+                                       const Slots& slots, int threads) {
+  const FeatureShape neurons{shape.batch, 1, slots.number};
+  auto packed = allocate<float>(groups_of(shape) * slots.number * kLanes);
+  parallel(groups_of(shape), threads, [&](int64_t from, int64_t to) {
+    const auto zeros = std::make_unique<float[]>(slots.number);
+    const auto rows = allocate<Some<1>>(slots.number);
+    for (int64_t group = from; group < to; ++group) {
+      run<pack<1>>(gradient, neurons, static_cast<const float*>(zeros.get()), group, int64_t{1},
+                   int64_t{0}, slots.number, rows.get());
+      float* at = packed.get() + group * slots.number * kLanes;
+      for (int64_t slot = 0; slot < slots.number; ++slot) {
+        lanes(at + slot * kLanes) = lanes(rows[slots.neurons[slot]].value);
+      }
+    }
+  });
+  return packed;
+}
+
 }  // namespace
 
-void readout(const float* features, const FeatureShape& shape, const Slots& slots,
+void readout(const float* features, const FeatureShape& shape, const Readers& readers,
              float* out, int threads) {
+  const PackedSlots packed(readers, shape.channels, threads);
+  const Slots& slots = packed;
   const bool fits = shape.positions * static_cast<int64_t>(sizeof(Row)) <= kTileBytes;
   const auto chunks = chunks_of(slots.masks, shape.positions, fits ? kMany : kMany / 2,
-                                Blocks(slots.masks.rows), threads);
+                                Blocks(slots.number), threads);
   const Chunks* used = chunks ? &*chunks : nullptr;
   // Half as many columns take more steps, and less than those take outside the L2 cache.
   const bool whole = used || fits;
@@ -500,21 +539,24 @@ void readout(const float* features, const FeatureShape& shape, const Slots& slot
   });
 }
 
-void readout_slot_gradients(const float* features, const FeatureShape& shape, const Slots& slots,
-                            const float* gradient, float* mask_gradient, float* weight_gradient,
-                            int threads) {
-  const int64_t number = slots.masks.rows, columns = groups_of(shape) * shape.channels;
-  if (mask_gradient) std::fill_n(mask_gradient, slots.masks.start[number], 0.0f);
-  std::fill_n(weight_gradient, number * shape.channels, 0.0f);
+void readout_slot_gradients(const float* features, const FeatureShape& shape,
+                            const Readers& readers, const float* gradient, float* of_values,
+                            float* of_weights, int threads) {
+  const PackedSlots packed(readers, shape.channels, threads);
+  const Slots& slots = packed;
+  const int64_t number = slots.number, columns = groups_of(shape) * shape.channels;
+  const int64_t entries = of_values ? slots.masks.start[number] : 0;
+  const auto value_gradient = std::make_unique<float[]>(entries);
+  const auto weight_gradient = std::make_unique<float[]>(number * shape.channels);
   // At least one for each thread.
   const Blocks blocks(number, std::clamp<int64_t>(number / threads, 1, Blocks::kMost));
   const auto chunks = chunks_of(slots.masks, shape.positions, kMany, blocks, threads);
   const Chunks* used = chunks ? &*chunks : nullptr;
-  const bool in_chunks = used && mask_gradient;
+  const bool in_chunks = used && of_values;
   const auto of_chunks =
       std::make_unique<float[]>(in_chunks ? chunks->number() * Chunks::kEntries : 0);
-  const auto packed = allocate<float>(groups_of(shape) * number * kLanes);
-  pack_gradient(gradient, shape, slots.neurons, number, packed.get(), threads);
+  float* of_masks = !of_values ? nullptr : in_chunks ? of_chunks.get() : value_gradient.get();
+  const auto packed_gradient = pack_gradient(gradient, shape, slots, threads);
   const auto zeros = std::make_unique<float[]>(shape.positions);
   // A lone thread finds the tile that it packed in its L2 cache.
   const int64_t tile_bytes = std::max<int64_t>(1, shape.positions * sizeof(Row));
@@ -537,29 +579,41 @@ void readout_slot_gradients(const float* features, const FeatureShape& shape, co
       for (int64_t first = slab; first < end; first += kColumns) {
         const Row* tile = rows.get() + (first - slab) / kColumns * shape.positions;
         run<add_slot_gradients>(tile, shape, slots, blocks, used,
-                                static_cast<const float*>(packed.get()), first,
-                                std::min(kColumns, end - first), from, to,
-                                in_chunks ? of_chunks.get() : mask_gradient, weight_gradient);
+                                static_cast<const float*>(packed_gradient.get()), first,
+                                std::min(kColumns, end - first), from, to, of_masks,
+                                weight_gradient.get());
       }
     });
   }
-  if (in_chunks) chunks->by_entry(of_chunks.get(), mask_gradient, threads);
+  if (in_chunks) chunks->by_entry(of_chunks.get(), value_gradient.get(), threads);
+  parallel(entries, threads, [&](int64_t from, int64_t to) {
+    for (int64_t i = from; i < to; ++i) of_values[readers.order[i]] = value_gradient[i];
+  });
+  parallel(number, threads, [&](int64_t from, int64_t to) {
+    for (int64_t channel = 0; channel < shape.channels; ++channel) {
+      float* of_channel = of_weights + channel * number;
+      for (int64_t slot = from; slot < to; ++slot) {
+        of_channel[slots.neurons[slot]] = weight_gradient[slot * shape.channels + channel];
+      }
+    }
+  });
 }
 
-void readout_feature_gradient(const FeatureShape& shape, const Slots& slots, int64_t number,
-                              const float* gradient, float* feature_gradient, int threads) {
-  const int64_t columns = groups_of(shape) * shape.channels;
-  const auto packed = allocate<float>(groups_of(shape) * number * kLanes);
-  pack_gradient(gradient, shape, slots.neurons, number, packed.get(), threads);
+void readout_feature_gradient(const FeatureShape& shape, const Readers& readers,
+                              const float* gradient, float* of_features, int threads) {
+  const PackedSlots packed(readers, shape.channels, threads);
+  const Slots& slots = packed;
+  const int64_t number = slots.number, columns = groups_of(shape) * shape.channels;
+  const auto packed_gradient = pack_gradient(gradient, shape, slots, threads);
   const auto chunks = chunks_of(slots.masks, number, kMany, Blocks(shape.positions), threads);
   const Chunks* used = chunks ? &*chunks : nullptr;
   parallel((columns + kColumns - 1) / kColumns, threads, [&](int64_t from, int64_t to) {
     const auto outer = allocate<Row>(number);
     for (int64_t tile = from; tile < to; ++tile) {
-      run<tile_feature_gradient>(shape, slots, used, number,
-                                 static_cast<const float*>(packed.get()), tile * kColumns,
+      run<tile_feature_gradient>(shape, slots, used,
+                                 static_cast<const float*>(packed_gradient.get()), tile * kColumns,
                                  std::min(kColumns, columns - tile * kColumns), outer.get(),
-                                 feature_gradient);
+                                 of_features);
     }
   });
 }

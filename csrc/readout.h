@@ -14,25 +14,31 @@ struct FeatureShape {
   int64_t batch, channels, positions;
 };
 
-// How each slot is read from the features: weights are (slot, channel), masks (slot, position).
-struct Slots {
-  SparseRows masks;
-  const float* weights;
-  const int64_t* neurons;
+// How the neurons read the features. The weight of entry i of the masks is values[order[i]], or
+// values[i] where there is no order; feature weights are (channel, neuron).
+struct Readers {
+  int64_t number;
+  const int64_t* neurons;  // of each slot
+  const float* feature_weights;
+  int64_t rows;  // of the masks
+  const int64_t* start;
+  const int32_t* index;
+  const float* values;
+  const int64_t* order;
 };
 
-// Fills out (batch, neuron).
-void readout(const float* features, const FeatureShape& shape, const Slots& slots,
+// Fills out (batch, neuron); the masks are (slot, position).
+void readout(const float* features, const FeatureShape& shape, const Readers& readers,
              float* out, int threads);
 
-// From the gradient of the output (batch, neuron), fills that of the weights (slot, channel) and,
-// unless it is null, that of the masks' entries.
-void readout_slot_gradients(const float* features, const FeatureShape& shape, const Slots& slots,
-                            const float* gradient, float* mask_gradient, float* weight_gradient,
-                            int threads);
+// From the gradient of the output (batch, neuron), fills that of the feature weights and, unless it
+// is null, that of the values.
+void readout_slot_gradients(const float* features, const FeatureShape& shape,
+                            const Readers& readers, const float* gradient, float* of_values,
+                            float* of_weights, int threads);
 
-// Likewise the gradient of the features; the masks are (position, slot) here, of `number` slots.
-void readout_feature_gradient(const FeatureShape& shape, const Slots& slots, int64_t number,
-                              const float* gradient, float* feature_gradient, int threads);
+// Likewise the gradient of the features; the masks are (position, slot) here.
+void readout_feature_gradient(const FeatureShape& shape, const Readers& readers,
+                              const float* gradient, float* of_features, int threads);
 
 }  // namespace retinakit

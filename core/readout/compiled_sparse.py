@@ -17,12 +17,11 @@ def serves(features: Tensor) -> bool:
 def read(features: Tensor, slots: Slots) -> Tensor:
     """The output (batch, neuron)."""
     assert compiled is not None
-    masks = slots.values_by_slot()
     out = features.new_empty(len(features), len(slots.neuron))
     compiled.readout(
         (*features.shape, len(slots.neuron)),
         features.data_ptr(),
-        _addresses(slots.start, slots.position, masks, slots.weight, slots.neuron),
+        _by_slot(slots),
         out.data_ptr(),
         torch.get_num_threads(),
     )
@@ -32,21 +31,20 @@ def read(features: Tensor, slots: Slots) -> Tensor:
 def slot_gradients(
     gradient: Tensor, features: Tensor, slots: Slots, of_values: bool, of_weight: bool
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of the values (entry,), if wanted, and of the weights (slot, channel)."""
+    """The gradients of the values (entry,) and of the weights (channel, neuron), if wanted."""
     assert compiled is not None
-    masks = slots.values_by_slot()
-    values = torch.empty_like(masks) if of_values else masks.new_empty(0)
+    values = torch.empty_like(slots.values) if of_values else slots.values.new_empty(0)
     weight = torch.empty_like(slots.weight)
     compiled.readout_slot_gradients(
         (*features.shape, len(slots.neuron)),
         features.data_ptr(),
-        _addresses(slots.start, slots.position, masks, slots.weight, slots.neuron),
+        _by_slot(slots),
         gradient.data_ptr(),
         values.data_ptr(),
         weight.data_ptr(),
         torch.get_num_threads(),
     )
-    return slots.by_entry(values) if of_values else values, weight
+    return values, weight if of_weight else weight.new_empty(0)
 
 
 def feature_gradient(gradient: Tensor, features: Tensor, slots: Slots) -> Tensor:
@@ -55,7 +53,7 @@ def feature_gradient(gradient: Tensor, features: Tensor, slots: Slots) -> Tensor
     out = torch.empty_like(features)
     compiled.readout_feature_gradient(
         (*features.shape, len(slots.neuron)),
-        _addresses(slots.position_start, slots.slot, slots.values, slots.weight, slots.neuron),
+        _by_position(slots),
         gradient.data_ptr(),
         out.data_ptr(),
         torch.get_num_threads(),
@@ -63,5 +61,13 @@ def feature_gradient(gradient: Tensor, features: Tensor, slots: Slots) -> Tensor
     return out
 
 
-def _addresses(*tensors: Tensor) -> list[int]:
-    return [tensor.data_ptr() for tensor in tensors]
+def _by_slot(s: Slots) -> list[int]:
+    arrays = (s.start, s.position, s.values, s.by_slot, s.weight, s.neuron)
+    return [array.data_ptr() for array in arrays]
+
+
+def _by_position(s: Slots) -> list[int]:
+    start, index, values, weight, neuron = (
+        array.data_ptr() for array in (s.position_start, s.slot, s.values, s.weight, s.neuron)
+    )
+    return [start, index, values, 0, weight, neuron]

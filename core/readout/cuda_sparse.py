@@ -36,7 +36,7 @@ def read(features: Tensor, slots: Slots) -> Tensor:
 def slot_gradients(
     gradient: Tensor, features: Tensor, slots: Slots, of_values: bool, of_weight: bool
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of the values (entry,) and of the weights (slot, channel), if wanted."""
+    """The gradients of the values (entry,) and of the weights (channel, neuron), if wanted."""
     assert compiled is not None
     masks = _Masks(slots)
     values, weight = torch.zeros_like(masks.values), torch.zeros_like(masks.weight)
@@ -51,7 +51,10 @@ def slot_gradients(
         compiled.readout_weight_gradient_on_gpu(
             *where, masks.by_slot(), slot_sample.data_ptr(), weight.data_ptr()
         )
-    return values.to(slots.values.dtype), weight.to(slots.weight.dtype)
+    return (
+        values.to(slots.values.dtype),
+        slots.by_neuron(weight.to(slots.weight.dtype)) if of_weight else weight.new_empty(0),
+    )
 
 
 def feature_gradient(gradient: Tensor, features: Tensor, slots: Slots) -> Tensor:
@@ -76,7 +79,7 @@ class _Masks:
 
     def __init__(self, slots: Slots) -> None:
         self.slots = slots
-        self.values, self.weight = slots.values.float(), slots.weight.float()
+        self.values, self.weight = slots.values.float(), slots.weight_by_slot().float()
         self.values_by_slot = slots.values_by_slot().float()
 
     def by_slot(self) -> list[int]:

@@ -60,10 +60,7 @@ def sparse_readout_backward(
     features, gradient = features.contiguous(), gradient.contiguous()
     of_features, of_values, of_weight = (t.new_empty(0) for t in (features, values, weight))
     if needed[1] or needed[2]:
-        of_values, by_slot = serving.slot_gradients(gradient, features, slots, needed[1], needed[2])
-        if needed[2]:
-            of_weight = torch.empty_like(weight)
-            of_weight[:, slots.neuron] = by_slot.T
+        of_values, of_weight = serving.slot_gradients(gradient, features, slots, *needed[1:])
     if needed[0]:
         of_features = serving.feature_gradient(gradient, features, slots)
     return of_features, of_values, of_weight

@@ -18,7 +18,7 @@ class Slots(NamedTuple):
 
     Attributes:
         values: (entry,) of the masks.
-        weight: (slot, channel).
+        weight: (channel, neuron).
         blocks: as in `Support`.
     """
 
@@ -44,13 +44,21 @@ class Slots(NamedTuple):
             by_slot,
             neuron,
             values.contiguous(),
-            weight.index_select(1, neuron).T.contiguous(),
+            weight.contiguous(),
             blocks,
         )
 
     def values_by_slot(self) -> Tensor:
         """The values in the order of `position`."""
         return self.values.index_select(0, self.by_slot)
+
+    def weight_by_slot(self) -> Tensor:
+        """The weights as (slot, channel)."""
+        return self.weight.index_select(1, self.neuron).T.contiguous()
+
+    def by_neuron(self, weight: Tensor) -> Tensor:
+        """The other way round: (channel, neuron) of (slot, channel)."""
+        return torch.empty_like(self.weight).index_copy_(1, self.neuron, weight.T)
 
     def by_entry(self, numbers: Tensor) -> Tensor:
         """The other way round: what is in that order in the order of the values."""
