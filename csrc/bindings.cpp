@@ -14,6 +14,7 @@
 #include "readout.h"
 #include "simd.h"
 #include "simulation.h"
+#include "take.h"
 #include "sparse.h"
 #ifdef RETINAKIT_CUDA
 #include "device.h"
@@ -247,6 +248,14 @@ retinakit::Readers readers_of(int64_t number, int64_t rows, const Readers& addre
 void define_readout(py::module_& m) {
   using Shape = std::array<int64_t, 4>;  // batch, channels, positions, neurons
   const auto shape_of = [](const Shape& s) { return retinakit::FeatureShape{s[0], s[1], s[2]}; };
+  m.def(
+      "take",
+      [](uintptr_t values, uintptr_t index, int64_t number, uintptr_t result, int threads) {
+        py::gil_scoped_release release;
+        retinakit::take(at<const float>(values), at<const int64_t>(index), number,
+                        at<float>(result), threads);
+      },
+      "result[i] = values[index[i]].");
   m.def(
       "readout",
       [=](const Shape& shape, uintptr_t features, const Readers& readers, uintptr_t out,

@@ -8,6 +8,7 @@
 #include "chunks.h"
 #include "parallel.h"
 #include "simd.h"
+#include "take.h"
 
 // GCC has this since version 12, Clang for ever.
 #define SHUFFLE __builtin_shufflevector
@@ -65,9 +66,7 @@ class PackedSlots {
     if (readers.order) {
       const int64_t entries = readers.start[readers.rows];
       values_ = allocate<float>(entries);
-      parallel(entries, threads, [&](int64_t from, int64_t to) {
-        for (int64_t i = from; i < to; ++i) values_[i] = readers.values[readers.order[i]];
-      });
+      take(values, readers.order, entries, values_.get(), threads);
       values = values_.get();
     }
     slots_ = {readers.number,

@@ -14,6 +14,7 @@ from retinakit.kernels import compiled
 from retinakit.readout import Support, choose, factorized_readout, sparse, torch_sparse
 from retinakit.readout.dense import dense_forward, dense_readout_backward
 from retinakit.readout.sparse import sparse_readout, sparse_readout_backward
+from retinakit.readout.take import take
 
 SHAPES = [
     (5, 3, 7, 4),
@@ -312,6 +313,17 @@ def test_what_does_not_fit_is_said(change, message):
 def test_a_support_is_of_masks():
     with pytest.raises(UserError, match=r"'mask' has the shape \(5,\); give it as"):
         Support.of(torch.zeros(5))
+    with pytest.raises(UserError, match=r"made for \(5, 3\); make one with Support.of"):
+        Support.of(torch.ones(5, 3)).values(torch.ones(5, 2), sparse_gradient=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("entries", [0, 1, 1000])
+def test_entries_are_taken_from_anywhere(dtype, entries):
+    random = torch.Generator().manual_seed(0)
+    values = torch.randn(20, 30, generator=random, dtype=dtype).T
+    index = torch.randint(600, (entries,), generator=random)
+    assert torch.equal(take(values, index), values.flatten()[index])
 
 
 def test_without_kernels_torch_serves_and_says_so_once(caplog, monkeypatch):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from retinakit.errors import UserError
+from retinakit.readout.take import take
 
 BLOCK = 16
 """Slots that share features on a GPU, as in the kernels."""
@@ -164,7 +165,15 @@ class Support:
         Args:
             mask: (position, neuron), dense, or sparse as a gradient is.
             sparse_gradient: whether the gradient of the masks is a sparse tensor.
+
+        Raises:
+            UserError: if the masks have another shape than those of the support.
         """
+        if mask.shape != self.inside.shape:
+            raise UserError(
+                f"'mask' has the shape {tuple(mask.shape)}, and the support was made for "
+                f"{tuple(self.inside.shape)}; make one with Support.of(mask)"
+            )
         if mask.is_sparse:
             position, neuron = mask._indices()
             if torch.equal(position * mask.shape[1] + neuron, self.entry):
@@ -182,7 +191,7 @@ class _Values(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, mask: Tensor, support: Support) -> Tensor:
         ctx.support = support
-        return support.values(mask)
+        return take(mask, support.entry)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
