@@ -75,7 +75,7 @@ class PackedSlots {
               readers.neurons};
   }
 
-  operator const Slots&() const { return slots_; }
+  const Slots& slots() const { return slots_; }
 
  private:
   std::unique_ptr<float[]> values_, weights_;
@@ -465,8 +465,9 @@ RETINAKIT_INLINE void add_slot_gradients(const Row* rows, const FeatureShape& sh
 
 // The gradient of the features of one tile. `outer` has room for every slot.
 RETINAKIT_INLINE void tile_feature_gradient(const FeatureShape& shape, const Slots& slots,
-                                            const Chunks* chunks, const float* gradient, int64_t first, int64_t width,
-                                            Row* outer, float* feature_gradient) {
+                                            const Chunks* chunks, const float* gradient,
+                                            int64_t first, int64_t width, Row* outer,
+                                            float* feature_gradient) {
   const Tile tile(first, width, shape, slots.number);
   for (int64_t slot = 0; slot < slots.number; ++slot) {
     const float* weights = slots.weights + slot * shape.channels;
@@ -522,7 +523,7 @@ std::unique_ptr<float[]> pack_gradient(const float* gradient, const FeatureShape
 void readout(const float* features, const FeatureShape& shape, const Readers& readers,
              float* out, int threads) {
   const PackedSlots packed(readers, shape.channels, threads);
-  const Slots& slots = packed;
+  const Slots& slots = packed.slots();
   const bool fits = shape.positions * static_cast<int64_t>(sizeof(Row)) <= kTileBytes;
   const auto chunks = chunks_of(slots.masks, shape.positions, fits ? kMany : kMany / 2,
                                 Blocks(slots.number), threads);
@@ -542,7 +543,7 @@ void readout_slot_gradients(const float* features, const FeatureShape& shape,
                             const Readers& readers, const float* gradient, float* of_values,
                             float* of_weights, int threads) {
   const PackedSlots packed(readers, shape.channels, threads);
-  const Slots& slots = packed;
+  const Slots& slots = packed.slots();
   const int64_t number = slots.number, columns = groups_of(shape) * shape.channels;
   const int64_t entries = of_values ? slots.masks.start[number] : 0;
   const auto value_gradient = std::make_unique<float[]>(entries);
@@ -601,7 +602,7 @@ void readout_slot_gradients(const float* features, const FeatureShape& shape,
 void readout_feature_gradient(const FeatureShape& shape, const Readers& readers,
                               const float* gradient, float* of_features, int threads) {
   const PackedSlots packed(readers, shape.channels, threads);
-  const Slots& slots = packed;
+  const Slots& slots = packed.slots();
   const int64_t number = slots.number, columns = groups_of(shape) * shape.channels;
   const auto packed_gradient = pack_gradient(gradient, shape, slots, threads);
   const auto chunks = chunks_of(slots.masks, number, kMany, Blocks(shape.positions), threads);
