@@ -94,6 +94,7 @@ def test_sparse_agrees_with_double_precision(backend, shape, density):
 @pytest.mark.parametrize("workspace", [1, 2**24])
 def test_dense_agrees_with_double_precision(monkeypatch, shape, workspace):
     monkeypatch.setattr("retinakit.readout.dense.WORKSPACE", workspace)
+    monkeypatch.setattr("retinakit.readout.dense.BLOCK", (7, 4))
     tensors = inputs(shape)
     assert_agree(with_gradients(read(algorithm="dense"), tensors), exact(tensors))
 

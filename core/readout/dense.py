@@ -15,8 +15,9 @@ from torch import Tensor
 WORKSPACE = 16 * 2**20
 """Bytes of features under masks at a time."""
 
-ROWS = 32
-"""Positions of which the products of a channel's features with the gradient are held at a time."""
+BLOCK = 288, 512
+"""Positions and neurons of which the products of a channel's features with the gradient are held at
+a time: as many as the L2 cache has room for, or nearly."""
 
 
 def dense_readout(features: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
@@ -114,16 +115,18 @@ def _by_channel(
     Both are sums of t[k, p, n] = Σ_b features[b, k, p] · gradient[b, n], with the weights over k
     and with the masks over p.
     """
-    room = gradient.new_empty(min(ROWS, len(mask)), mask.shape[1])
-    for start in range(0, len(mask), ROWS):
-        rows = slice(start, min(start + ROWS, len(mask)))
-        product = room[: rows.stop - start]
-        for channel in range(len(weight)):
-            torch.mm(features[:, channel, rows].T, gradient, out=product)
-            if needed[1]:
-                of_mask[rows].addcmul_(product, weight[channel])
-            if needed[2]:
-                of_weight[channel] += product.mul_(mask[rows]).sum(0)
+    room = gradient.new_empty(min(BLOCK[0] * BLOCK[1], mask.numel()))
+    for row in range(0, mask.shape[0], BLOCK[0]):
+        for column in range(0, mask.shape[1], BLOCK[1]):
+            rows, columns = slice(row, row + BLOCK[0]), slice(column, column + BLOCK[1])
+            here = mask[rows, columns]
+            product = room[: here.numel()].view(here.shape)
+            for channel in range(len(weight)):
+                torch.mm(features[:, channel, rows].T, gradient[:, columns], out=product)
+                if needed[1]:
+                    of_mask[rows, columns].addcmul_(product, weight[channel, columns])
+                if needed[2]:
+                    of_weight[channel, columns] += product.mul_(here).sum(0)
 
 
 def empty_gradients(
