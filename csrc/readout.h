@@ -32,7 +32,7 @@ void readout(const float* features, const FeatureShape& shape, const Readers& re
              float* out, int threads);
 
 // From the gradient of the output (batch, neuron), fills that of the feature weights and, unless it
-// is null, that of the values.
+// is null, that of the values, which have an order here.
 void readout_slot_gradients(const float* features, const FeatureShape& shape,
                             const Readers& readers, const float* gradient, float* of_values,
                             float* of_weights, int threads);

@@ -219,6 +219,19 @@ def test_features_of_half_precision(algorithm):
     assert_agree([out], exact([tensor.float() for tensor in tensors])[:1], 2**-8)
 
 
+@pytest.mark.parametrize("algorithm", ["dense", "sparse"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_weights_of_another_precision(backend, algorithm, dtype):
+    tensors = inputs((9, 3, 20, 6))
+    tensors[2] = tensors[2].detach().to(dtype).requires_grad_()
+    found = with_gradients(read(algorithm=algorithm, support=Support.of(tensors[1])), tensors)
+    assert found[0].dtype == torch.float32 and found[3].dtype == dtype
+    expected = exact(tensors, Support.of(tensors[1]))
+    of_weight = found.pop(3), expected.pop(3)
+    assert_agree(found, expected)
+    assert_agree(of_weight[:1], of_weight[1:], 2**-8 if dtype == torch.bfloat16 else 1e-5)
+
+
 def test_torch_knows_the_operations(backend):
     features, mask, weight, _ = inputs((9, 3, 20, 6))
     support = Support.of(mask)

@@ -46,9 +46,9 @@ def factorized_readout(
 
     Every step has a gradient, in both algorithms. Neither holds an array of (batch, channel,
     neuron). Compiled kernels serve float32 on the CPU, and float32 and bfloat16 on a GPU;
-    elsewhere, torch does the sparse algorithm too. Half-precision features are multiplied in the
-    masks' precision on the CPU, and in their own on a GPU. The result does not depend on the
-    number of threads.
+    elsewhere, torch does the sparse algorithm too. Features and weights of another precision are
+    multiplied in that of the masks on the CPU, and in that of the features on a GPU. The result
+    does not depend on the number of threads.
 
     Args:
         features: (batch, channel, position); a map in space is flattened, `.flatten(2)`.
@@ -79,11 +79,13 @@ def factorized_readout(
         raise UserError(f"algorithm is {algorithm!r}; give 'auto', 'dense' or 'sparse'")
     if algorithm == "sparse":
         support = Support.of(mask) if support is None else support
-        used = features if cuda_sparse.serves(features) else features.to(mask.dtype)
+        used, weight = features, feature_weight
+        if not cuda_sparse.serves(features):
+            used, weight = features.to(mask.dtype), feature_weight.to(mask.dtype)
         values = support.values(mask.detach() if whole_gradient else mask, sparse_gradient)
-        out = sparse_readout(used, values, feature_weight, *support.structure)
+        out = sparse_readout(used, values, weight, *support.structure)
         if whole_gradient:
-            out = with_gradient_of_mask(out, used, mask, feature_weight)
+            out = with_gradient_of_mask(out, used, mask, weight)
     else:
         inside = mask if support is None else mask.where(support.inside, 0)
         if whole_gradient and support is not None:
