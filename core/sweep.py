@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from retinakit.analysis import groups, sweep_dims
 from retinakit.errors import UserError, nearest
@@ -16,6 +17,15 @@ if TYPE_CHECKING:
 MARKERS = "os^v"
 LEVELS = ("--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
 """Of as many curves each as there are colours."""
+
+WIDE = 8
+"""From this ratio of the swept values on, their axis is logarithmic."""
+
+MANY = 16
+"""No more ticks of single values than this."""
+
+ROOM = 20
+"""Characters of ticks that an axis has room for side by side."""
 
 ABSENT: Final = {"number": 0, "swept": False}
 """What stands where curves over different values, or of different models, are joined."""
@@ -178,3 +188,23 @@ def marks(index: int) -> tuple[str, Any]:
 
     turn = index // len(rcParams["axes.prop_cycle"])
     return MARKERS[turn % len(MARKERS)], LEVELS[turn % len(LEVELS)]
+
+
+def number_axis(axis: Any, name: str, values: NDArray[Any], scale: str | None = None) -> None:
+    """Makes the x axis of a figure that of a swept option.
+
+    Args:
+        axis: of matplotlib.
+        name: of the option.
+        values: its values in ascending order. Whole numbers, if there are not many, are the ticks.
+        scale: "linear" or "log"; without one, log where the largest is `WIDE` times the smallest.
+    """
+    if scale is None:
+        scale = "log" if 0 < values[0] * WIDE <= values[-1] else "linear"
+    axis.set(xlabel=name, xscale=scale)
+    if values.dtype.kind in "iu" and len(values) <= MANY:
+        axis.minorticks_off()
+        labels = [str(value) for value in values]
+        axis.set_xticks(values, labels)
+        if sum(map(len, labels)) > ROOM:
+            axis.tick_params("x", rotation=90)

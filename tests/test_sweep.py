@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import xarray as xr
 from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 
 from retinakit.errors import UserError
-from retinakit.sweep import chosen
+from retinakit.sweep import chosen, number_axis
 from retinakit_plugins.analyses.score import Score
 from retinakit_plugins.analyses.sweep_curve import SweepCurve
 
@@ -103,3 +104,23 @@ def test_no_two_of_many_models_look_alike():
     assert [text.get_text() for text in figure.legends[0].get_texts()] == labels
     looks = [(to_hex(h.get_color()), h.get_marker(), h.get_linestyle()) for h in handles]
     assert len(labels) == len(set(map(str, looks))) == 24
+
+
+def test_the_ticks_are_the_values_of_every_model():
+    models = {}
+    for name, samples in (("ols", [256, 4096, 16384]), ("cnn", [64, 256])):
+        group = xr.Dataset(coords={"samples": samples, "cell": [0]}, attrs={"sweep": "samples"})
+        for score in ("correlation", "fev"):
+            group[score] = ("samples", "cell"), np.ones((len(samples), 1))
+        models[f"/{name}"] = group
+    axis = Score({}).plot(xr.DataTree.from_dict(models)).axes[0]
+    assert axis.get_xticks().tolist() == [64, 256, 4096, 16384]
+    assert axis.get_xscale() == "log" and axis.get_xlabel() == "samples"
+
+
+@pytest.mark.parametrize(("values", "turned"), [([1, 2, 4], 0), ([2**i for i in range(6, 15)], 90)])
+def test_ticks_without_room_are_turned(values, turned):
+    axis = Figure().subplots()
+    number_axis(axis, "samples", np.array(values))
+    assert [label.get_text() for label in axis.get_xticklabels()] == [str(v) for v in values]
+    assert {label.get_rotation() for label in axis.get_xticklabels()} == {turned}

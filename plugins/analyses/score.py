@@ -12,7 +12,7 @@ from retinakit.analysis import Analysis, groups, points, sweep_dims
 from retinakit.config import Config
 from retinakit.model import Model
 from retinakit.recording import mean_response
-from retinakit.sweep import marks
+from retinakit.sweep import marks, number_axis
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,9 +28,6 @@ LABELS = {
     "mse_validation": "squared error in validation",
 }
 
-
-WIDE = 8
-"""Ratio of the largest to the smallest value of a sweep from which on its axis is logarithmic."""
 
 ROOM = 36
 """Letters of the models' names that fit side by side under a figure."""
@@ -147,7 +144,8 @@ class Score(Analysis):
                 _draw(ax, index, model, group[name], swept)
             ax.set_ylabel(LABELS[name])
             if swept:
-                ax.set_xlabel(swept)
+                axes = [group[swept].values for group in by_model.values() if swept in group.dims]
+                number_axis(ax, swept, np.unique(np.concatenate(axes)))
             else:
                 ax.set_xticks(range(len(by_model)), list(by_model))
                 if sum(map(len, by_model)) > ROOM:
@@ -216,11 +214,6 @@ def _draw(ax: Any, index: int, model: str, values: xr.DataArray, swept: str | No
         x = values[swept].values
         ax.plot(x, flat, marker, ms=4, color=color, alpha=0.6)
         ax.plot(x, np.nanmean(flat, 1), marker=marker, ms=4, color=color, label=model)
-        if len(x) > 1 and 0 < x.min() * WIDE <= x.max():
-            ax.set_xscale("log")
-            ax.minorticks_off()
-        if x.dtype.kind == "i" and len(x) < 12:
-            ax.set_xticks(x, x)
         return
     each = values.values.ravel()
     mean = float(np.nanmean(each)) if np.isfinite(each).any() else np.nan

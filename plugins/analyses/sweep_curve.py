@@ -12,7 +12,7 @@ from pydantic import Field
 from retinakit.analysis import Analysis, groups, sweep_dims
 from retinakit.config import Config
 from retinakit.errors import UserError
-from retinakit.sweep import ABSENT, chosen, curves, draw
+from retinakit.sweep import ABSENT, chosen, curves, draw, number_axis
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -106,11 +106,8 @@ class SweepCurve(Analysis):
         for index, axis in enumerate(figure.subplots(1, scores, squeeze=False)[0]):
             panel = table.isel(score=index)
             draw(axis, panel.isel(curve=panel["number"].any(over).values), over)
-            axis.set(xlabel=over, ylabel=panel["long_name"].item())
-            axis.set_xscale(self.config.scale)
-            if table[over].dtype.kind in "iu" and table.sizes[over] <= 16:
-                axis.minorticks_off()
-                axis.set_xticks(table[over].values, table[over].values)
+            axis.set_ylabel(panel["long_name"].item())
+            number_axis(axis, over, table[over].values, self.config.scale)
         if table.sizes["curve"] > FEW:
             handles, labels = figure.axes[0].get_legend_handles_labels()
             figure.legend(handles, labels, frameon=False, loc="outside right upper")
