@@ -231,9 +231,9 @@ T* at(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-using Readers = std::array<uintptr_t, 6>;  // start, index, values, order, weights, neurons
+using Addresses = std::array<uintptr_t, 6>;  // start, index, values, order, weights, neurons
 
-retinakit::Readers readers_of(int64_t number, int64_t rows, const Readers& addresses) {
+retinakit::Readers readers_of(int64_t number, int64_t rows, const Addresses& addresses) {
   const auto [start, index, values, order, weights, neurons] = addresses;
   return {number,
           at<const int64_t>(neurons),
@@ -258,7 +258,7 @@ void define_readout(py::module_& m) {
       "result[i] = values[index[i]].");
   m.def(
       "readout",
-      [=](const Shape& shape, uintptr_t features, const Readers& readers, uintptr_t out,
+      [=](const Shape& shape, uintptr_t features, const Addresses& readers, uintptr_t out,
           int threads) {
         py::gil_scoped_release release;
         retinakit::readout(at<const float>(features), shape_of(shape),
@@ -267,7 +267,7 @@ void define_readout(py::module_& m) {
       "The output (batch, neuron).");
   m.def(
       "readout_slot_gradients",
-      [=](const Shape& shape, uintptr_t features, const Readers& readers, uintptr_t gradient,
+      [=](const Shape& shape, uintptr_t features, const Addresses& readers, uintptr_t gradient,
           uintptr_t of_values, uintptr_t of_weights, int threads) {
         py::gil_scoped_release release;
         retinakit::readout_slot_gradients(at<const float>(features), shape_of(shape),
@@ -278,7 +278,7 @@ void define_readout(py::module_& m) {
       "The gradients of the values (0: not this one) and of the weights.");
   m.def(
       "readout_feature_gradient",
-      [=](const Shape& shape, const Readers& readers, uintptr_t gradient, uintptr_t of_features,
+      [=](const Shape& shape, const Addresses& readers, uintptr_t gradient, uintptr_t of_features,
           int threads) {
         py::gil_scoped_release release;
         retinakit::readout_feature_gradient(shape_of(shape),

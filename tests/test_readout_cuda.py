@@ -110,6 +110,8 @@ def test_kernels_agree_with_double_precision(
     assert_agree(found, of_weight, 2e-6)
     if support.density:
         assert_agree(of_values, support.values(of_mask), 2e-6)
+    of_values, of_weight = cuda_sparse.slot_gradients(gradient, features, slots, False, False)
+    assert len(of_values) == len(of_weight) == 0
 
 
 def test_half_precision_rounds_as_torch_does(on_cpu):

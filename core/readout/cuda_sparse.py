@@ -52,7 +52,7 @@ def slot_gradients(
             *where, masks.by_slot(), slot_sample.data_ptr(), weight.data_ptr()
         )
     return (
-        values.to(slots.values.dtype),
+        values.to(slots.values.dtype) if of_values else values.new_empty(0),
         slots.by_neuron(weight.to(slots.weight.dtype)) if of_weight else weight.new_empty(0),
     )
 

@@ -53,6 +53,10 @@ class Slots(NamedTuple):
         """The values in the order of `position`."""
         return self.values.index_select(0, self.by_slot)
 
+    def by_entry(self, numbers: Tensor) -> Tensor:
+        """The other way round: what is in that order in the order of the values."""
+        return torch.empty_like(numbers).index_copy_(0, self.by_slot, numbers)
+
     def weight_by_slot(self) -> Tensor:
         """The weights as (slot, channel)."""
         return self.weight.index_select(1, self.neuron).T.contiguous()
@@ -60,10 +64,6 @@ class Slots(NamedTuple):
     def by_neuron(self, weight: Tensor) -> Tensor:
         """The other way round: (channel, neuron) of (slot, channel)."""
         return torch.empty_like(self.weight).index_copy_(1, self.neuron, weight.T)
-
-    def by_entry(self, numbers: Tensor) -> Tensor:
-        """The other way round: what is in that order in the order of the values."""
-        return torch.empty_like(numbers).index_copy_(0, self.by_slot, numbers)
 
 
 @dataclass(frozen=True, eq=False)
