@@ -12,8 +12,10 @@ import sys
 from pathlib import Path
 
 from pybind11.setup_helpers import Pybind11Extension
-from setuptools import setup
+from setuptools import find_packages, setup
 from setuptools.command.build_ext import build_ext
+
+PACKAGES = {"core": "retinakit", "plugins": "retinakit_plugins"}
 
 CUDA_ARCHITECTURES = (
     "-gencode=arch=compute_80,code=sm_80",
@@ -67,18 +69,13 @@ class BuildKernels(build_ext):
 
 
 setup(
-    package_dir={"retinakit": "core", "retinakit_plugins": "plugins"},
+    package_dir={package: folder for folder, package in PACKAGES.items()},
     packages=[
-        "retinakit",
-        "retinakit.pipeline",
-        "retinakit.readout",
-        "retinakit.triggered",
-        "retinakit_plugins",
-        "retinakit_plugins.datasets",
-        "retinakit_plugins.models",
-        "retinakit_plugins.analyses",
+        name
+        for folder, package in PACKAGES.items()
+        for name in (package, *(f"{package}.{inner}" for inner in find_packages(folder)))
     ],
-    package_data={"retinakit": ["py.typed", "report.html.j2"]},
+    package_data={"retinakit": ["py.typed", "**/*.pyi", "report/page.html.j2"]},
     ext_modules=[
         Pybind11Extension(
             "retinakit._kernels",

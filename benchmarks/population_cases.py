@@ -19,7 +19,7 @@ import torch
 from contest import Contest, MemoryContest, peak_megabytes
 from torch.nn.functional import batch_norm, conv2d
 
-from retinakit.model import coordinates_of
+from retinakit.contracts import coordinates_of
 from retinakit_plugins.datasets.linear_population import LinearPopulation
 from retinakit_plugins.models.what_where import WhatWhere
 

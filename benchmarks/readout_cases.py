@@ -16,10 +16,9 @@ import torch
 from contest import NO_MEMORY, Contest, MemoryContest, peak_megabytes, timed
 from torch.nn.functional import softplus
 
-from retinakit.exact_zeros import ExactZeros
 from retinakit.kernels import compiled
-from retinakit.proximal import ProximalAdam
-from retinakit.readout import Support, factorized_readout
+from retinakit.layers import Support, factorized_readout
+from retinakit.training import ExactZeros, ProximalAdam
 
 SHAPES = {"S1": (64, 32, 1024, 1000), "S2": (256, 4, 2304, 1000), "S3": (128, 64, 576, 5000)}
 """Batch, channels, positions, neurons."""

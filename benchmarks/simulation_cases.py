@@ -13,7 +13,7 @@ from contest import Contest
 from numpy.lib.stride_tricks import sliding_window_view
 from scipy.signal import lfilter
 
-from retinakit.bits import Bits
+from retinakit.contracts import Bits
 from retinakit.kernels import compiled
 from retinakit.simulation import SubunitCells, simulate
 

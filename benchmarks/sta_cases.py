@@ -14,7 +14,7 @@ import numpy as np
 import xarray as xr
 from contest import Contest
 
-from retinakit.recording import make_split
+from retinakit.contracts import make_split
 from retinakit.spikes import sta, stc
 
 LAGS = 20
@@ -52,13 +52,13 @@ def ours(split, threads=1, algorithm="auto"):
 
 def ours_in_numba(split, threads=1):
     """Ours without the compiled kernels."""
-    from retinakit.triggered import bits, bits_numba
+    from retinakit.spikes.algorithms import bit_sums, bit_sums_numba
 
-    kept, bits.bit_sums = bits.bit_sums, bits_numba.bit_sums
+    kept, bit_sums.bit_sums = bit_sums.bit_sums, bit_sums_numba.bit_sums
     try:
         return ours(split, threads, "bits")
     finally:
-        bits.bit_sums = kept
+        bit_sums.bit_sums = kept
 
 
 def product_per_lag(split):

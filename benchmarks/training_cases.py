@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from contest import Contest
 
-from retinakit.torch_model import coordinates_of
+from retinakit.training.torch_model import coordinates_of
 from retinakit_plugins.datasets.subunit_rgc import SubunitRGC
 from retinakit_plugins.datasets.temporal_collapse import TemporalCollapse
 from retinakit_plugins.models.cnn import CNN

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
 
-from retinakit.errors import UserError
+from retinakit.contracts.errors import UserError
 
 app = App(
     name="retina-run",
@@ -101,7 +101,7 @@ def plugins(
     no_plugins: NoPlugins = False,
 ) -> int:
     """Lists the plugins that are installed, with where they come from and how they are."""
-    from retinakit.registry import Registry, load_entry
+    from retinakit.registry.find import Registry, load_entry
 
     rows = []
     for entry in Registry(builtin_only=no_plugins).entries:
@@ -143,7 +143,7 @@ def plugins(
 def schema(*, no_plugins: NoPlugins = False) -> int:
     """Prints the JSON Schema of a pipeline with the installed plugins, for editors."""
     from retinakit.pipeline.schema import pipeline_schema
-    from retinakit.registry import Registry
+    from retinakit.registry.find import Registry
 
     print(json.dumps(pipeline_schema(Registry(builtin_only=no_plugins)), indent=1))
     return 0
@@ -158,8 +158,8 @@ def report(
 ) -> int:
     """Draws the report of a run again from what is on disk."""
     from retinakit.pipeline.store import writing_to
-    from retinakit.registry import Registry
-    from retinakit.report import write_report
+    from retinakit.registry.find import Registry
+    from retinakit.report.page import write_report
 
     if not (run / "provenance.json").is_file():
         raise UserError(f"{run}: not the folder of a run (there is no provenance.json in it)")
@@ -182,7 +182,7 @@ def doctor() -> int:
 def _build(path: Path, profile: str | None, no_plugins: bool) -> tuple[Any, Any]:
     from retinakit.pipeline.document import read_pipeline
     from retinakit.pipeline.graph import build
-    from retinakit.registry import Registry
+    from retinakit.registry.find import Registry
 
     source, document = read_pipeline(path, profile)
     registry = Registry(builtin_only=no_plugins)
@@ -202,7 +202,7 @@ def _show_graph(graph: Any, where: Path) -> int:
 
 
 def _forget(graph: Any, opened: Any, names: list[str]) -> None:
-    from retinakit.errors import nearest
+    from retinakit.contracts.errors import nearest
 
     steps = {step.name: step for step in graph.steps}
     for name in names:

@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from retinakit.pipeline.run import LIBRARIES
-from retinakit.registry import Registry
+from retinakit.registry.find import Registry
 
 
 def examine() -> Iterator[tuple[str, str]]:
@@ -51,7 +51,7 @@ def _kernels() -> str:
 
 def _readout() -> str:
     from retinakit.kernels import compiled
-    from retinakit.readout import PER_ENTRY
+    from retinakit.layers.readout_kernels import PER_ENTRY
 
     by = "torch" if compiled is None else "kernels"
     return f"sparse where less than {1 / PER_ENTRY[by]:.0%} of large masks is used, by {by}"

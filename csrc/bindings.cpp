@@ -225,7 +225,7 @@ void define_simulate(py::module_& m) {
 }
 
 // The readout works on torch's memory: addresses of contiguous tensors, whose types and shapes
-// retinakit.readout has checked.
+// retinakit.layers.readout_kernels has checked.
 template <class T>
 T* at(uintptr_t address) {
   return reinterpret_cast<T*>(address);

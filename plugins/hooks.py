@@ -1,6 +1,6 @@
 """What retinakit itself offers to the registry. Imports nothing heavy."""
 
-from retinakit.hookspecs import AnalysisSpec, DatasetSpec, ModelSpec, hookimpl
+from retinakit.registry import AnalysisSpec, DatasetSpec, ModelSpec, hookimpl
 
 
 @hookimpl

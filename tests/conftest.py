@@ -129,7 +129,7 @@ def network() -> Callable[..., Any]:
     import torch
     import xarray as xr
 
-    from retinakit.model import coordinates_of
+    from retinakit.contracts import coordinates_of
     from retinakit_plugins.models.cnn import CNN
 
     def make(
@@ -167,7 +167,7 @@ def recording_of() -> Callable[..., Any]:
     import numpy as np
     import xarray as xr
 
-    from retinakit.recording import make_recording, make_split
+    from retinakit.contracts import make_recording, make_split
 
     def make(model: Any, frames: int = 2000, repeats: int = 1, seed: int = 0) -> Any:
         random = np.random.default_rng(seed)

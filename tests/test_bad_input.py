@@ -620,7 +620,7 @@ def test_a_disk_that_fills_up_while_the_folder_is_written_is_named(
 def test_a_fit_goes_on_where_no_checkpoint_can_be_written(
     command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: Any
 ) -> None:
-    from retinakit import training
+    from retinakit.training import loop as training
 
     def full(content: Any, file: Any) -> None:
         file.write(b"half")

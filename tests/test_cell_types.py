@@ -5,9 +5,8 @@ import pytest
 import torch
 import xarray as xr
 
-from retinakit.errors import UserError
-from retinakit.model import coordinates_of
-from retinakit.sweep import rows
+from retinakit.contracts import UserError, coordinates_of
+from retinakit.report import rows
 from retinakit.testing import SmallModel, small_recording
 from retinakit_plugins.analyses.cell_types import CellTypes
 from retinakit_plugins.analyses.masks import Masks

@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from retinakit.errors import UserError
+from retinakit.contracts import UserError, full_history, make_split
 from retinakit.kernels import compiled
-from retinakit.recording import full_history, make_split
 from retinakit.spikes import stc
-from retinakit.triggered import covariance, gram, gram_numba
-from retinakit.triggered.covariance import ALGORITHMS
+from retinakit.spikes.algorithms import gram, gram_numba, window_covariance
+from retinakit.spikes.algorithms.window_covariance import ALGORITHMS
 
 
 def split(stimulus, response, **more):
@@ -65,7 +64,7 @@ RESPONSES = {
 @pytest.mark.parametrize("kind", STIMULI)
 @pytest.mark.parametrize("answer", RESPONSES)
 def test_every_algorithm_is_the_definition(algorithm, kind, answer, monkeypatch):
-    monkeypatch.setattr(covariance, "_BYTES", 64 * 150)  # some blocks
+    monkeypatch.setattr(window_covariance, "_BYTES", 64 * 150)  # some blocks
     random = np.random.default_rng(0)
     stimulus = STIMULI[kind](random, (700, 3, 5))
     response = RESPONSES[answer](random, (700, 1)).astype(float)
@@ -122,7 +121,7 @@ def test_repeats_are_summed_and_stay_counts():
 
 
 def test_a_third_value_late_in_the_movie_is_counted(monkeypatch):
-    monkeypatch.setattr(covariance, "_BYTES", 64 * 50)
+    monkeypatch.setattr(window_covariance, "_BYTES", 64 * 50)
     random = np.random.default_rng(0)
     stimulus = STIMULI["±1"](random, (300, 3, 3))
     stimulus[250] = 0
@@ -133,7 +132,7 @@ def test_a_third_value_late_in_the_movie_is_counted(monkeypatch):
 
 
 def test_a_movie_that_begins_grey_is_not_of_two_values(monkeypatch):
-    monkeypatch.setattr(covariance, "_BYTES", 64 * 50)
+    monkeypatch.setattr(window_covariance, "_BYTES", 64 * 50)
     random = np.random.default_rng(0)
     stimulus = STIMULI["±1"](random, (300, 3, 3))
     stimulus[:100] = 1
@@ -175,7 +174,7 @@ def test_an_unknown_algorithm_names_the_nearest():
 
 
 def test_progress_counts_the_windows(monkeypatch):
-    monkeypatch.setattr(covariance, "_BYTES", 64 * 50)
+    monkeypatch.setattr(window_covariance, "_BYTES", 64 * 50)
     random = np.random.default_rng(0)
     told = []
     data = split(STIMULI["±1"](random, (300, 3, 3)), np.ones((300, 1)))

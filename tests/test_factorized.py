@@ -3,8 +3,13 @@
 import pytest
 import torch
 
-from retinakit.factorized import FactorizedReadout, GaussianReadout
-from retinakit.penalties import LAPLACIAN, group_sparsity, roughness
+from retinakit.layers import (
+    LAPLACIAN,
+    FactorizedReadout,
+    GaussianReadout,
+    group_sparsity,
+    roughness,
+)
 
 
 @pytest.fixture(autouse=True)

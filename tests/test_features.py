@@ -5,7 +5,7 @@ import pytest
 import torch
 import xarray as xr
 
-from retinakit.errors import UserError
+from retinakit.contracts import UserError
 from retinakit.pipeline.combine import combine
 from retinakit_plugins.analyses.features import KINDS, Features, Network
 from retinakit_plugins.models.ln import LN

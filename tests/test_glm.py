@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from retinakit.recording import make_recording, make_split
+from retinakit.contracts import make_recording, make_split
 from retinakit_plugins.models.glm import GLM, LNP
 
 QUICK = {"steps": 600, "learning_rate": 1e-2, "patience": 0, "decay": "cosine"}

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from retinakit.images import dead_leaves, pink_noise
+from retinakit.simulation import dead_leaves, pink_noise
 
 
 def spectrum(image, low, high):

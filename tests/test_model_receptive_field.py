@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from retinakit.errors import UserError
+from retinakit.contracts import UserError
 from retinakit.pipeline.combine import combine
 from retinakit.spikes import sta
 from retinakit_plugins.analyses.model_receptive_field import ModelReceptiveField

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from retinakit.errors import UserError
-from retinakit.recording import full_history
+from retinakit.contracts import UserError, full_history
 from retinakit.simulation import cells_of, simulate
 from retinakit.testing import SmallModel, small_recording
 from retinakit_plugins.analyses.flash_response import FlashResponse, _examples

@@ -19,13 +19,11 @@ from numpy.typing import NDArray
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
-from retinakit import blocks
-from retinakit.errors import UserError
+from retinakit.contracts import UserError, frame_blocks, make_split
 from retinakit.pipeline.document import read_pipeline
 from retinakit.pipeline.execute import Outcome, run_here, run_on_dask
 from retinakit.pipeline.graph import Task, build
 from retinakit.pipeline.store import Store
-from retinakit.recording import make_split
 from retinakit.registry import Registry
 from retinakit.spikes import spike_triggered_ensemble, sta, stc
 from retinakit_plugins.datasets import hdf5
@@ -36,7 +34,7 @@ BLOCK = 200
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocks, "BYTES", BLOCK * SIDE**2)
+    monkeypatch.setattr(frame_blocks, "BYTES", BLOCK * SIDE**2)
 
 
 def arrays() -> tuple[Any, Any]:
@@ -136,10 +134,10 @@ MEASURE = """
 import json, sys
 from pathlib import Path
 import numpy as np
-from retinakit import blocks
-from retinakit.errors import UserError
+from retinakit.contracts import frame_blocks
+from retinakit.contracts import UserError
 from retinakit.spikes import spike_triggered_ensemble, sta, stc
-from retinakit.triggered.choice import ALGORITHMS, rates
+from retinakit.spikes.algorithms.choice import ALGORITHMS, rates
 from retinakit_plugins.datasets import hdf5
 
 def memory(name):
@@ -156,7 +154,7 @@ def results():
 
 for algorithm in ALGORITHMS:
     rates(algorithm)
-blocks.BYTES = hdf5.IN_MEMORY = 2**24
+frame_blocks.BYTES = hdf5.IN_MEMORY = 2**24
 recording = hdf5.HDF5({"path": sys.argv[1], "validation": 0.01, "test": 0.01}).load()
 train, told, before = recording["train"].to_dataset(), [], memory("VmRSS")
 streamed, grown, steps = results(), memory("VmHWM") - before, list(told)

@@ -18,7 +18,7 @@ pytestmark = [
 START = """
     import os
     import torch
-    from retinakit.readout import Support, factorized_readout
+    from retinakit.layers import Support, factorized_readout
 
     torch.set_num_threads(3)
     random = torch.Generator().manual_seed(0)

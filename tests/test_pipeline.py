@@ -25,7 +25,7 @@ from retinakit.pipeline.schema import pipeline_schema
 from retinakit.registry import Registry
 
 HOOKS = """
-from retinakit.hookspecs import AnalysisSpec, DatasetSpec, ModelSpec, hookimpl
+from retinakit.registry import AnalysisSpec, DatasetSpec, ModelSpec, hookimpl
 
 @hookimpl
 def retinakit_datasets():

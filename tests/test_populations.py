@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn.functional import conv2d, max_pool2d
 
-from retinakit.errors import UserError
-from retinakit.population import poisson_like
+from retinakit.contracts import UserError
+from retinakit.simulation import poisson_like
 from retinakit_plugins.datasets.antolik2016 import Antolik2016
 from retinakit_plugins.datasets.conv_population import VGG_LAYERS, ConvPopulation
 from retinakit_plugins.datasets.linear_population import LinearPopulation

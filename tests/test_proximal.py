@@ -6,9 +6,9 @@ import pytest
 import torch
 from sklearn.linear_model import Lasso
 
-from retinakit.errors import UserError
-from retinakit.proximal import Certificate, ProximalAdam, certificate, gradient, shrink
-from retinakit.readout import factorized_readout
+from retinakit.contracts import UserError
+from retinakit.layers import factorized_readout
+from retinakit.training import Certificate, ProximalAdam, certificate, gradient, shrink
 
 L1 = 0.1
 
@@ -97,7 +97,7 @@ def test_a_certificate_by_hand():
 
 @pytest.mark.parametrize("broken", [0, 5])
 def test_a_certificate_does_not_hold_without_a_gradient(monkeypatch, broken):
-    monkeypatch.setattr("retinakit.proximal.PIECE", 2)
+    monkeypatch.setattr("retinakit.training.proximal.PIECE", 2)
     slope = torch.zeros(6)
     assert certificate(torch.zeros(6), slope, 1.0).holds(0.1)
     slope[broken] = torch.nan

@@ -5,9 +5,9 @@ import pytest
 import torch
 import xarray as xr
 
-from retinakit.errors import UserError
+from retinakit.contracts import UserError
 from retinakit.pipeline.combine import combine
-from retinakit.receptive_field import morans_i_z
+from retinakit.spikes import morans_i_z
 from retinakit_plugins.analyses.pruning import Pruning
 from retinakit_plugins.models.cnn import CNN
 from retinakit_plugins.models.ln import LN

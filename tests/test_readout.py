@@ -9,12 +9,16 @@ import pytest
 import torch
 from torch.library import opcheck
 
-from retinakit.errors import UserError
+from retinakit.contracts import UserError
 from retinakit.kernels import compiled
-from retinakit.readout import Support, choose, factorized_readout, sparse, torch_sparse
-from retinakit.readout.dense import dense_forward, dense_readout_backward
-from retinakit.readout.sparse import sparse_readout, sparse_readout_backward
-from retinakit.readout.take import take
+from retinakit.layers import Support, choose, factorized_readout
+from retinakit.layers.readout_kernels import compiled_sparse, torch_sparse
+from retinakit.layers.readout_kernels.dense_products import dense_forward, dense_readout_backward
+from retinakit.layers.readout_kernels.sparse_operations import (
+    sparse_readout,
+    sparse_readout_backward,
+)
+from retinakit.layers.readout_kernels.take import take
 
 SHAPES = [
     (5, 3, 7, 4),
@@ -75,7 +79,7 @@ def read(**options):
 def backend(request, monkeypatch):
     """Each way to do the sparse readout."""
     if request.param == "torch":
-        monkeypatch.setattr(sparse.compiled_sparse, "serves", lambda features: False)
+        monkeypatch.setattr(compiled_sparse, "serves", lambda features: False)
         monkeypatch.setattr(torch_sparse, "_tell", lambda: None)
     elif compiled is None:
         pytest.skip("the compiled kernels are not there")
@@ -93,8 +97,8 @@ def test_sparse_agrees_with_double_precision(backend, shape, density):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("workspace", [1, 2**24])
 def test_dense_agrees_with_double_precision(monkeypatch, shape, workspace):
-    monkeypatch.setattr("retinakit.readout.dense.WORKSPACE", workspace)
-    monkeypatch.setattr("retinakit.readout.dense.BLOCK", (7, 4))
+    monkeypatch.setattr("retinakit.layers.readout_kernels.dense_products.WORKSPACE", workspace)
+    monkeypatch.setattr("retinakit.layers.readout_kernels.dense_products.BLOCK", (7, 4))
     tensors = inputs(shape)
     assert_agree(with_gradients(read(algorithm="dense"), tensors), exact(tensors))
 
@@ -341,8 +345,8 @@ def test_entries_are_taken_from_anywhere(dtype, entries):
 
 
 def test_without_kernels_torch_serves_and_says_so_once(caplog, monkeypatch):
-    monkeypatch.setattr("retinakit.readout.compiled_sparse.compiled", None)
-    monkeypatch.setattr("retinakit.readout.torch_sparse.compiled", None)
+    monkeypatch.setattr("retinakit.layers.readout_kernels.compiled_sparse.compiled", None)
+    monkeypatch.setattr("retinakit.layers.readout_kernels.torch_sparse.compiled", None)
     torch_sparse._tell.cache_clear()
     tensors = inputs((9, 3, 20, 6))
     with caplog.at_level("WARNING", "retinakit"):

@@ -16,8 +16,9 @@ import pytest
 import torch
 
 from retinakit.kernels import compiled
-from retinakit.readout import Support, cuda_sparse
-from retinakit.readout.support import BLOCK, Slots, _blocks
+from retinakit.layers import Support
+from retinakit.layers.readout_kernels import cuda_sparse
+from retinakit.layers.readout_kernels.support import BLOCK, Slots, _blocks
 
 COMPILER = shutil.which(os.environ.get("CXX", "g++"))
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler")

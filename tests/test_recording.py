@@ -4,8 +4,14 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from retinakit.errors import RecordingError
-from retinakit.recording import full_history, make_split, mean_response, segments, validate
+from retinakit.contracts import (
+    RecordingError,
+    full_history,
+    make_split,
+    mean_response,
+    segments,
+    validate,
+)
 from retinakit.testing import small_recording
 
 

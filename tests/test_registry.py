@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 
 from retinakit import AnalysisSpec, ModelSpec, UserError, hookimpl
-from retinakit import registry as registry_module
-from retinakit.hookspecs import API_VERSION, KINDS
-from retinakit.registry import Entry, Registry, load_entry
+from retinakit.registry import API_VERSION, KINDS, Entry, Registry, load_entry
+from retinakit.registry import find as registry_module
 
 
 @pytest.fixture
@@ -284,7 +283,7 @@ def test_a_disabled_plugin_is_refused_with_the_reason(
     ("target", "reason"),
     [
         ("no_such_module:Thing", "ModuleNotFoundError: No module named 'no_such_module'"),
-        ("retinakit.testing:Nothing", "AttributeError: module 'retinakit.testing' has no"),
+        ("retinakit.testing.kit:Nothing", "AttributeError: module 'retinakit.testing.kit' has no"),
     ],
 )
 def test_a_class_that_cannot_be_imported_is_refused_with_the_reason(
@@ -297,7 +296,7 @@ def test_a_class_that_cannot_be_imported_is_refused_with_the_reason(
     assert str(raised.value).startswith(start)
 
 
-@pytest.mark.parametrize("target", ["pathlib:Path", "retinakit.testing:small_recording"])
+@pytest.mark.parametrize("target", ["pathlib:Path", "retinakit.testing.kit:small_recording"])
 def test_a_target_that_is_not_of_its_kind_is_refused(target: str) -> None:
     entry = Entry(ModelSpec(name="mine", target=target, summary=""), "mine-dist", "1")
     with pytest.raises(UserError, match=r"'mine-dist:mine' is not a retinakit\.Model"):

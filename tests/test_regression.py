@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from retinakit.errors import UserError
-from retinakit.location import locations, response_field
-from retinakit.metrics import fraction_of_explained_variance
+from retinakit.contracts import UserError
+from retinakit.scores import fraction_of_explained_variance
+from retinakit.spikes import locations, response_field
 from retinakit.testing import small_recording
 from retinakit_plugins.analyses.score import Score
 from retinakit_plugins.datasets.linear_population import LinearPopulation
@@ -121,5 +121,5 @@ def test_an_unknown_location_is_named():
 def test_locations_are_found_in_blocks_of_cells(population, monkeypatch):
     train = population["train"].to_dataset()
     whole = locations(train)
-    monkeypatch.setattr("retinakit.location.CELLS", 7)
+    monkeypatch.setattr("retinakit.spikes.location.CELLS_AT_ONCE", 7)
     np.testing.assert_array_equal(locations(train), whole)

@@ -16,9 +16,8 @@ from matplotlib.figure import Figure
 from pydantic import Field
 
 from retinakit import Analysis, Config, UserError
-from retinakit.analysis import groups
+from retinakit.contracts import groups, make_recording, make_split
 from retinakit.pipeline.run import FOLDERS
-from retinakit.recording import make_recording, make_split
 from retinakit.report import column_texts, duration, tabulate, write_report
 
 CELLS = 60

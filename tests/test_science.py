@@ -5,19 +5,20 @@ import pytest
 import xarray as xr
 from scipy.stats import poisson
 
-from retinakit import metrics
-from retinakit.convolution import correlate
-from retinakit.receptive_field import (
+from retinakit import scores as metrics
+from retinakit.contracts import make_recording, make_split
+from retinakit.layers import correlate
+from retinakit.spikes import (
     ELLIPSE,
+    analytic_deviation,
     field_distance,
     fit_ellipse,
     gaussian,
     morans_i,
     separate,
+    shuffled_deviation,
+    sta,
 )
-from retinakit.recording import make_recording, make_split
-from retinakit.significance import analytic_deviation, shuffled_deviation
-from retinakit.spikes import sta
 from retinakit_plugins.analyses.score import Score
 from retinakit_plugins.analyses.sta import STA
 from retinakit_plugins.analyses.stnmf import STNMF, effective_images, factorize

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_array
 
-from retinakit.bits import Bits
-from retinakit.errors import UserError
+from retinakit.contracts import Bits, UserError
 from retinakit.kernels import compiled
 from retinakit.simulation import SubunitCells, simulate
 from retinakit_plugins.datasets.subunit_rgc import SubunitRGC
@@ -108,7 +107,7 @@ def test_threads_backends_and_stimulus_types_give_the_same_spikes(spikes, nonlin
 def test_how_the_movie_is_cut_does_not_show(backend, monkeypatch):
     cells, stimulus = population(lags=40), movie(3100).astype(np.float16)
     whole = simulate(cells, stimulus, spikes="binary", backend=backend)
-    monkeypatch.setattr("retinakit.simulation.PIECE_BYTES", 1)
+    monkeypatch.setattr("retinakit.simulation.subunit_cells.PIECE_BYTES", 1)
     pieces = simulate(cells, stimulus, spikes="binary", backend=backend)
     np.testing.assert_array_equal(whole.rate, pieces.rate)
     np.testing.assert_array_equal(whole.spikes, pieces.spikes)
@@ -123,7 +122,7 @@ def test_a_movie_that_must_be_read_is_never_held_whole(monkeypatch):
             return stimulus[frames]
 
     cells, stimulus, file = population(), movie(5000), File()
-    monkeypatch.setattr("retinakit.simulation.PIECE_BYTES", 4 * 63 * 1024)
+    monkeypatch.setattr("retinakit.simulation.subunit_cells.PIECE_BYTES", 4 * 63 * 1024)
     np.testing.assert_array_equal(simulate(cells, file).rate, simulate(cells, stimulus).rate)
     assert file.longest == 1024 + cells.lags - 1
 

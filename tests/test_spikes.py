@@ -10,20 +10,18 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from retinakit import blocks
-from retinakit.errors import RecordingError, UserError
+from retinakit.contracts import RecordingError, UserError, frame_blocks, make_split
 from retinakit.kernels import compiled
-from retinakit.recording import make_split
 from retinakit.spikes import spike_triggered_ensemble, sta
-from retinakit.triggered import bits_numba, sparse_numba
-from retinakit.triggered.choice import ALGORITHMS
+from retinakit.spikes.algorithms import bit_sums_numba, event_sums_numba
+from retinakit.spikes.algorithms.choice import ALGORITHMS
 
 needs_compiled = pytest.mark.skipif(compiled is None, reason="the compiled kernels were not built")
 both_kernels = pytest.mark.parametrize(
     "kernels",
     [
         pytest.param((compiled, compiled), id="compiled", marks=needs_compiled),
-        pytest.param((bits_numba, sparse_numba), id="numba"),
+        pytest.param((bit_sums_numba, event_sums_numba), id="numba"),
     ],
 )
 
@@ -111,7 +109,7 @@ def test_blocks_do_not_show(monkeypatch):
     random = np.random.default_rng(0)
     data = split(random.standard_normal((500, 3, 3)), random.poisson(0.5, (500, 2)))
     whole = sta(data, 4)
-    monkeypatch.setattr(blocks, "BYTES", 36 * 50)
+    monkeypatch.setattr(frame_blocks, "BYTES", 36 * 50)
     xr.testing.assert_allclose(sta(data, 4), whole, rtol=1e-5, atol=1e-6)
 
 
@@ -152,7 +150,7 @@ def test_counting_bits_is_the_same_compiled_and_in_numba(checks, dtype):
     kind = np.int64 if stimulus.itemsize == 1 else np.float64
     first, second = np.zeros((2, 3, 5, checks), kind)
     assert compiled.bit_sums(stimulus, low, high, starts, frames, counts, 1, first, 2)
-    assert bits_numba.bit_sums(stimulus, low, high, starts, frames, counts, 1, second, 2)
+    assert bit_sums_numba.bit_sums(stimulus, low, high, starts, frames, counts, 1, second, 2)
     np.testing.assert_array_equal(first, second)
     cells = zip(np.split(frames, starts[1:-1]), np.split(counts, starts[1:-1]), strict=True)
     expected = [[c @ stimulus[f - 1 - lag].astype(kind) for lag in range(5)] for f, c in cells]
@@ -170,7 +168,7 @@ def test_sums_of_eight_bits_are_the_same_compiled_and_in_numba(dtype):
     starts, frames, counts = response_lists(random, 3, 5000, 12)
     first, second = np.zeros((2, 3, 12, 200), np.int64)
     compiled.sparse_sums(stimulus, starts, frames, counts, 1, first, 2)
-    sparse_numba.sparse_sums(stimulus, starts, frames, counts, 1, second, 2)
+    event_sums_numba.sparse_sums(stimulus, starts, frames, counts, 1, second, 2)
     np.testing.assert_array_equal(first, second)
 
 
@@ -236,8 +234,8 @@ def test_any_number_of_threads_and_of_spikes_counts_the_same_in_numba(lags, cell
         for threads in (1, 2, 5):
             first, second = np.zeros((2, cells, lags, 1000), np.int64)
             response = starts, frames, counts, 2
-            assert bits_numba.bit_sums(stimulus, 0, 1, *response, first, threads)
-            sparse_numba.sparse_sums(stimulus, *response, second, threads)
+            assert bit_sums_numba.bit_sums(stimulus, 0, 1, *response, first, threads)
+            event_sums_numba.sparse_sums(stimulus, *response, second, threads)
             np.testing.assert_array_equal(first, expected)
             np.testing.assert_array_equal(second, expected)
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from retinakit.recording import make_recording, make_split
+from retinakit.contracts import make_recording, make_split
 from retinakit.spikes import stc
 from retinakit.testing import small_recording
 from retinakit_plugins.analyses.stc import STC

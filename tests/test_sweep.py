@@ -6,8 +6,8 @@ import xarray as xr
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from retinakit.errors import UserError
-from retinakit.sweep import chosen, number_axis
+from retinakit.contracts import UserError
+from retinakit.report import chosen, number_axis
 from retinakit_plugins.analyses.score import Score
 from retinakit_plugins.analyses.sweep_curve import SweepCurve
 

@@ -15,9 +15,16 @@ from matplotlib.figure import Figure
 from pydantic import BaseModel, Field
 
 from retinakit import Analysis, Config, Dataset, Model, UserError
-from retinakit.analysis import FittedModel, groups
-from retinakit.progress import Progress, silent
-from retinakit.recording import SPLITS, full_history, make_split, validate
+from retinakit.contracts import (
+    SPLITS,
+    FittedModel,
+    Progress,
+    full_history,
+    groups,
+    make_split,
+    silent,
+    validate,
+)
 from retinakit.spikes import sta
 from retinakit.testing import (
     ANALYSIS_CHECKS,

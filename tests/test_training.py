@@ -10,12 +10,10 @@ import xarray as xr
 from lightning_fabric import Fabric
 from scipy.ndimage import laplace
 
-from retinakit import convolution
-from retinakit.errors import RecordingError, UserError
-from retinakit.metrics import correlation
-from retinakit.penalties import laplacian
+from retinakit.contracts import RecordingError, UserError
+from retinakit.layers import convolution, filter_over_lags, laplacian, sum_over_lags
+from retinakit.scores import correlation
 from retinakit.testing import small_recording
-from retinakit.torch_model import filter_over_lags, sum_over_lags
 from retinakit.training import Frames, Schedule, train
 from retinakit_plugins.datasets.subunit_rgc import SubunitRGC
 from retinakit_plugins.datasets.temporal_collapse import TemporalCollapse
@@ -226,7 +224,7 @@ def test_two_devices_train_one_model(tmp_path):
     """Two processes on the CPU, with twice the frames in a step, get at least as far."""
     script = tmp_path / "train.py"
     script.write_text(
-        "from retinakit.testing import small_recording\n"
+        "from retinakit.testing.kit import small_recording\n"
         "from retinakit_plugins.models.ln import LN\n"
         "if __name__ == '__main__':\n"
         f"    options = {QUICK}\n"

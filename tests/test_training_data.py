@@ -6,11 +6,11 @@ import xarray as xr
 from scipy.stats import poisson
 from xarray.core import indexing
 
-from retinakit.errors import UserError
-from retinakit.metrics import correlation, poisson_loss
+from retinakit.contracts import UserError
 from retinakit.pipeline.combine import combine
+from retinakit.report import curves
+from retinakit.scores import correlation, poisson_loss
 from retinakit.spikes import sta
-from retinakit.sweep import curves
 from retinakit.testing import SmallModel, small_recording
 from retinakit_plugins.analyses.data_efficiency import DataEfficiency, NoiseRobustness
 from retinakit_plugins.analyses.sweep_curve import SweepCurve

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from retinakit.analysis import FittedModel
-from retinakit.errors import UserError
+from retinakit.contracts import FittedModel, UserError
 from retinakit.pipeline.combine import combine
 from retinakit_plugins.analyses.transfer import Transfer
 from retinakit_plugins.datasets.subunit_rgc import SubunitRGC

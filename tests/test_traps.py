@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from retinakit.recording import make_split
+from retinakit.contracts import make_split
 from retinakit.spikes import spike_triggered_ensemble, sta, stc
-from retinakit.triggered.choice import ALGORITHMS
+from retinakit.spikes.algorithms.choice import ALGORITHMS
 
 
 def noise(response, stimulus=None, **more):

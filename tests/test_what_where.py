@@ -7,12 +7,10 @@ import torch
 import xarray as xr
 from sklearn.linear_model import Lasso
 
-from retinakit.errors import UserError
-from retinakit.exact_zeros import ExactZeros
-from retinakit.metrics import fraction_of_explained_variance
-from retinakit.model import coordinates_of
-from retinakit.proximal import Certificate
+from retinakit.contracts import UserError, coordinates_of
+from retinakit.scores import fraction_of_explained_variance
 from retinakit.testing import small_recording
+from retinakit.training import Certificate, ExactZeros
 from retinakit_plugins.datasets.linear_population import LinearPopulation
 from retinakit_plugins.models.regression import Ridge
 from retinakit_plugins.models.what_where import WhatWhere

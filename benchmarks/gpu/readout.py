@@ -13,7 +13,8 @@ from time import perf_counter
 
 import torch
 
-from retinakit.readout import Support, compiled_sparse, cuda_sparse, factorized_readout
+from retinakit.layers import Support, factorized_readout
+from retinakit.layers.readout_kernels import compiled_sparse, cuda_sparse
 
 SHAPES = {"S1": (64, 32, 1024, 1000), "S2": (256, 4, 2304, 1000), "S3": (128, 64, 576, 5000)}
 """Batch, channels, positions, neurons."""

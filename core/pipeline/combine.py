@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from retinakit.errors import UserError
+from retinakit.contracts.errors import UserError
 from retinakit.pipeline.graph import Coords
 
 

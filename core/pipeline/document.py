@@ -11,8 +11,8 @@ from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.reader import ReaderError
 
-from retinakit.config import Config
-from retinakit.errors import UserError, nearest
+from retinakit.contracts.config import Config
+from retinakit.contracts.errors import UserError, nearest
 
 Location = tuple[str | int, ...]
 

@@ -16,15 +16,15 @@ from typing import Any, Protocol
 import h5py
 import xarray as xr
 
-from retinakit.analysis import FittedModel
-from retinakit.errors import UserError
-from retinakit.model import ENGINE, Model
+from retinakit.contracts.analysis import FittedModel
+from retinakit.contracts.errors import UserError
+from retinakit.contracts.model import ENGINE, Model
+from retinakit.contracts.progress import Progress, silent
+from retinakit.contracts.recording import validate
 from retinakit.pipeline.combine import combine
 from retinakit.pipeline.graph import Coords, Graph, Task
 from retinakit.pipeline.store import Store
-from retinakit.progress import Progress, silent
-from retinakit.recording import validate
-from retinakit.registry import Registry
+from retinakit.registry.find import Registry
 
 RECORDINGS_AT_HAND = 2
 logger = logging.getLogger("retinakit")

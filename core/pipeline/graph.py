@@ -18,8 +18,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from retinakit.dataset import Dataset
-from retinakit.errors import UserError, nearest
+from retinakit.contracts.dataset import Dataset
+from retinakit.contracts.errors import UserError, nearest
+from retinakit.contracts.plugin import Plugin
 from retinakit.pipeline.document import (
     SECTIONS,
     Location,
@@ -28,8 +29,7 @@ from retinakit.pipeline.document import (
     StepDocument,
     validation_error,
 )
-from retinakit.plugin import Plugin
-from retinakit.registry import Entry, Registry, load_entry
+from retinakit.registry.find import Entry, Registry, load_entry
 
 Coords = tuple[tuple[str, Any], ...]
 GIVEN = {

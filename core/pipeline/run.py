@@ -19,8 +19,8 @@ from typing import Any
 import xarray as xr
 from ruamel.yaml import YAML
 
-from retinakit.errors import UserError
-from retinakit.model import ENGINE
+from retinakit.contracts.errors import UserError
+from retinakit.contracts.model import ENGINE
 from retinakit.pipeline.combine import combine
 from retinakit.pipeline.execute import (
     Outcome,
@@ -31,7 +31,7 @@ from retinakit.pipeline.execute import (
 )
 from retinakit.pipeline.graph import Graph, Step, Task
 from retinakit.pipeline.store import Store, reserve, writing_to
-from retinakit.registry import Registry
+from retinakit.registry.find import Registry
 
 logger = logging.getLogger("retinakit")
 LIBRARIES = ("retinakit", "torch", "numpy", "scipy", "xarray", "h5py", "numba", "lightning-fabric")
@@ -128,7 +128,7 @@ def run_pipeline(
 
 def _report(folder: Path, registry: Registry) -> None:
     """Draws the report; the arrays of the run are kept even if that goes wrong."""
-    from retinakit.report import write_report
+    from retinakit.report.page import write_report
 
     try:
         write_report(folder, registry)

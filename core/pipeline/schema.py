@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from retinakit.errors import UserError
+from retinakit.contracts.errors import UserError
 from retinakit.pipeline.document import SECTIONS, PipelineDocument
-from retinakit.registry import Registry
+from retinakit.registry.find import Registry
 
 
 def pipeline_schema(registry: Registry) -> dict[str, Any]:

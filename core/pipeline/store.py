@@ -19,7 +19,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from retinakit.errors import UserError
+from retinakit.contracts.errors import UserError
 
 RESULT, META = "result.nc", "meta.json"
 MARGIN = 16 * 2**20

@@ -11,11 +11,8 @@ from pydantic import Field
 from scipy.optimize import linear_sum_assignment
 from scipy.signal import correlate2d
 
-from retinakit.analysis import Analysis, cases, groups
-from retinakit.config import Config
-from retinakit.errors import UserError
-from retinakit.model import Model
-from retinakit.sweep import rows
+from retinakit.contracts import Analysis, Config, Model, UserError, cases, groups
+from retinakit.report import rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

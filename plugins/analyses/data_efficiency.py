@@ -7,14 +7,10 @@ import pandas as pd
 import xarray as xr
 from pydantic import Field
 
-from retinakit import metrics
-from retinakit.analysis import Analysis, groups, points, sweep_dims
-from retinakit.config import Config
-from retinakit.model import Model
-from retinakit.receptive_field import separate
-from retinakit.recording import mean_response
-from retinakit.spikes import sta
-from retinakit.sweep import curves, draw
+from retinakit import scores as metrics
+from retinakit.contracts import Analysis, Config, Model, groups, mean_response, points, sweep_dims
+from retinakit.report import curves, draw
+from retinakit.spikes import separate, sta
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,13 +13,17 @@ from scipy.stats import norm
 from torch import Tensor
 from torch.nn.functional import conv2d
 
-from retinakit.analysis import Analysis, cases, groups, points
-from retinakit.config import Config
-from retinakit.errors import UserError
-from retinakit.filters import space_and_time
-from retinakit.model import Model
-from retinakit.receptive_field import morans_i, morans_i_z, separate
-from retinakit.recording import lag_coordinate
+from retinakit.contracts import (
+    Analysis,
+    Config,
+    Model,
+    UserError,
+    cases,
+    groups,
+    lag_coordinate,
+    points,
+)
+from retinakit.spikes import morans_i, morans_i_z, separate, space_and_time
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,14 +8,18 @@ import xarray as xr
 from numpy.typing import NDArray
 from pydantic import Field
 
-from retinakit.analysis import Analysis, groups, points, sweep_dims
-from retinakit.config import Config
-from retinakit.errors import UserError
-from retinakit.metrics import correlation, correlation_ceiling
-from retinakit.model import Model
-from retinakit.receptive_field import fit_ellipse, separate
-from retinakit.recording import segments
-from retinakit.spikes import sta
+from retinakit.contracts import (
+    Analysis,
+    Config,
+    Model,
+    UserError,
+    groups,
+    points,
+    segments,
+    sweep_dims,
+)
+from retinakit.scores import correlation, correlation_ceiling
+from retinakit.spikes import fit_ellipse, separate, sta
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

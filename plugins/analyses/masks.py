@@ -7,11 +7,8 @@ import pandas as pd
 import xarray as xr
 from pydantic import Field
 
-from retinakit.analysis import Analysis, cases, groups
-from retinakit.config import Config
-from retinakit.errors import UserError
-from retinakit.model import Model
-from retinakit.sweep import rows
+from retinakit.contracts import Analysis, Config, Model, UserError, cases, groups
+from retinakit.report import rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

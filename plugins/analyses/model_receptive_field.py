@@ -9,12 +9,8 @@ import pandas as pd
 import xarray as xr
 from pydantic import Field
 
-from retinakit.analysis import Analysis, cases, groups, points
-from retinakit.config import Config
-from retinakit.errors import UserError
-from retinakit.model import Model
-from retinakit.receptive_field import separate
-from retinakit.spikes import sta
+from retinakit.contracts import Analysis, Config, Model, UserError, cases, groups, points
+from retinakit.spikes import separate, sta
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,14 +10,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 from scipy.stats import norm
 
-from retinakit.analysis import Analysis, groups, points
-from retinakit.config import Config
-from retinakit.errors import UserError
-from retinakit.filters import Prunable, space_and_time
-from retinakit.metrics import correlation
-from retinakit.model import Model
-from retinakit.receptive_field import morans_i, morans_i_z
-from retinakit.recording import mean_response
+from retinakit.contracts import Analysis, Config, Model, UserError, groups, mean_response, points
+from retinakit.scores import correlation
+from retinakit.spikes import Prunable, morans_i, morans_i_z, space_and_time
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -6,11 +6,8 @@ import numpy as np
 import xarray as xr
 from pydantic import Field
 
-from retinakit.analysis import Analysis, groups, sweep_dims
-from retinakit.config import Config
-from retinakit.metrics import correlation
-from retinakit.model import Model
-from retinakit.recording import mean_response
+from retinakit.contracts import Analysis, Config, Model, groups, mean_response, sweep_dims
+from retinakit.scores import correlation
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,10 +8,8 @@ import pandas as pd
 import xarray as xr
 from pydantic import Field
 
-from retinakit.analysis import Analysis, groups, sweep_dims
-from retinakit.config import Config
-from retinakit.errors import UserError
-from retinakit.sweep import chosen
+from retinakit.contracts import Analysis, Config, UserError, groups, sweep_dims
+from retinakit.report import chosen
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -7,12 +7,9 @@ import pandas as pd
 import xarray as xr
 from pydantic import Field
 
-from retinakit import metrics
-from retinakit.analysis import Analysis, groups, points, sweep_dims
-from retinakit.config import Config
-from retinakit.model import Model
-from retinakit.recording import mean_response
-from retinakit.sweep import marks, number_axis
+from retinakit import scores as metrics
+from retinakit.contracts import Analysis, Config, Model, groups, mean_response, points, sweep_dims
+from retinakit.report import marks, number_axis
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -7,12 +7,16 @@ import pandas as pd
 import xarray as xr
 from pydantic import Field
 
-from retinakit.analysis import Analysis, groups
-from retinakit.config import Config
-from retinakit.progress import Progress, silent
-from retinakit.receptive_field import ELLIPSE, fit_ellipse, separate, z_score
-from retinakit.significance import analytic_deviation, shuffled_deviation
-from retinakit.spikes import sta
+from retinakit.contracts import Analysis, Config, Progress, groups, silent
+from retinakit.spikes import (
+    ELLIPSE,
+    analytic_deviation,
+    fit_ellipse,
+    separate,
+    shuffled_deviation,
+    sta,
+    z_score,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,11 +9,19 @@ import xarray as xr
 from numpy.typing import NDArray
 from pydantic import Field
 
-from retinakit.analysis import Analysis, groups, points, sweep_dims
-from retinakit.config import Config
-from retinakit.errors import UserError
-from retinakit.progress import Progress, silent
-from retinakit.recording import full_history, lag_coordinate, mean_response
+from retinakit.contracts import (
+    Analysis,
+    Config,
+    Progress,
+    UserError,
+    full_history,
+    groups,
+    lag_coordinate,
+    mean_response,
+    points,
+    silent,
+    sweep_dims,
+)
 from retinakit.spikes import stc
 
 if TYPE_CHECKING:

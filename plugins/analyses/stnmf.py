@@ -8,12 +8,17 @@ import xarray as xr
 from numpy.typing import NDArray
 from pydantic import Field
 
-from retinakit.analysis import Analysis, groups, points, sweep_dims
-from retinakit.config import Config
-from retinakit.errors import UserError
-from retinakit.receptive_field import morans_i, separate
-from retinakit.recording import full_history, mean_response
-from retinakit.spikes import sta
+from retinakit.contracts import (
+    Analysis,
+    Config,
+    UserError,
+    full_history,
+    groups,
+    mean_response,
+    points,
+    sweep_dims,
+)
+from retinakit.spikes import morans_i, separate, sta
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

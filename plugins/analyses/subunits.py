@@ -9,11 +9,8 @@ import xarray as xr
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from retinakit.analysis import Analysis, cases, groups, points
-from retinakit.config import Config
-from retinakit.filters import space_and_time
-from retinakit.model import Model
-from retinakit.receptive_field import morans_i
+from retinakit.contracts import Analysis, Config, Model, cases, groups, points
+from retinakit.spikes import morans_i, space_and_time
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

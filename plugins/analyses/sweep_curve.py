@@ -9,10 +9,8 @@ import xarray as xr
 from numpy.typing import NDArray
 from pydantic import Field
 
-from retinakit.analysis import Analysis, groups, sweep_dims
-from retinakit.config import Config
-from retinakit.errors import UserError
-from retinakit.sweep import ABSENT, chosen, curves, draw, number_axis
+from retinakit.contracts import Analysis, Config, UserError, groups, sweep_dims
+from retinakit.report import ABSENT, chosen, curves, draw, number_axis
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,11 +8,16 @@ import xarray as xr
 from numpy.typing import NDArray
 from pydantic import Field
 
-from retinakit.analysis import Analysis, FittedModel, groups, sweep_dims
-from retinakit.config import Config
-from retinakit.errors import UserError
-from retinakit.metrics import correlation, correlation_ceiling
-from retinakit.recording import mean_response
+from retinakit.contracts import (
+    Analysis,
+    Config,
+    FittedModel,
+    UserError,
+    groups,
+    mean_response,
+    sweep_dims,
+)
+from retinakit.scores import correlation, correlation_ceiling
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,10 +9,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from pydantic import Field
 
-from retinakit.config import Config, InputPath
-from retinakit.dataset import Dataset
-from retinakit.errors import UserError
-from retinakit.recording import make_recording, make_split
+from retinakit.contracts import Config, Dataset, InputPath, UserError, make_recording, make_split
 
 FILES = {
     "images": "training_inputs.npy",

@@ -12,11 +12,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, conv2d, max_pool2d, pad
 
-from retinakit.config import InputPath
-from retinakit.dataset import Dataset
-from retinakit.errors import UserError
-from retinakit.images import dead_leaves, photographs, pink_noise
-from retinakit.population import PopulationConfig, show
+from retinakit.contracts import Dataset, InputPath, UserError
+from retinakit.simulation import PopulationConfig, dead_leaves, photographs, pink_noise, show
 
 MARGIN = 6
 """Checks between the border of a patch and the middle of the outermost units' fields."""

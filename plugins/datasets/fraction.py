@@ -3,10 +3,7 @@
 import xarray as xr
 from pydantic import Field
 
-from retinakit.config import Config
-from retinakit.dataset import Dataset
-from retinakit.errors import UserError
-from retinakit.recording import make_recording
+from retinakit.contracts import Config, Dataset, UserError, make_recording
 
 
 class FractionConfig(Config):

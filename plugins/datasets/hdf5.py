@@ -14,11 +14,16 @@ from pydantic import Field
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
-from retinakit import blocks
-from retinakit.config import Config, InputPath
-from retinakit.dataset import Dataset
-from retinakit.errors import UserError, nearest
-from retinakit.recording import make_recording, make_split
+from retinakit.contracts import (
+    Config,
+    Dataset,
+    InputPath,
+    UserError,
+    frame_blocks,
+    make_recording,
+    make_split,
+    nearest,
+)
 
 IN_MEMORY = 2**30
 """Bytes up to which a stimulus is held; a larger one is read from the file when it is wanted."""
@@ -149,7 +154,7 @@ class HDF5(Dataset):
         if movie.nbytes <= IN_MEMORY:
             return movie.load()
         layer = array.chunks and array.chunks[0] * movie[0].nbytes
-        if layer and layer > blocks.LAYER * blocks.BYTES:
+        if layer and layer > frame_blocks.LAYER * frame_blocks.BYTES:
             logger.warning(
                 "%s: '%s' is stored in chunks of %d frames, too many to be held, so that each is "
                 "decompressed several times; store it in chunks of some hundred frames",

@@ -7,9 +7,8 @@ import xarray as xr
 from numpy.typing import NDArray
 from pydantic import Field
 
-from retinakit.dataset import Dataset
-from retinakit.errors import UserError
-from retinakit.population import PopulationConfig, show
+from retinakit.contracts import Dataset, UserError
+from retinakit.simulation import PopulationConfig, show
 
 SURROUND_VARIANCE = 8.0
 """Of the surround, in squared checks; that of the centre is a quarter of it."""

@@ -24,12 +24,8 @@ from scipy.ndimage import gaussian_filter
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
-from retinakit.config import Config, InputPath
-from retinakit.dataset import Dataset
-from retinakit.errors import UserError
-from retinakit.receptive_field import fit_ellipse, separate
-from retinakit.recording import make_recording, make_split
-from retinakit.spikes import sta
+from retinakit.contracts import Config, Dataset, InputPath, UserError, make_recording, make_split
+from retinakit.spikes import fit_ellipse, separate, sta
 
 WIDTH, HEIGHT = 200, 150
 TRIALS, RUNNING, FROZEN = 219, 1500, 300

@@ -5,12 +5,8 @@ import xarray as xr
 from numpy.typing import NDArray
 from pydantic import Field
 
-from retinakit.config import Config
-from retinakit.dataset import Dataset
-from retinakit.errors import UserError
-from retinakit.images import photographs
-from retinakit.recording import make_recording, make_split
-from retinakit.simulation import cells_of, simulate
+from retinakit.contracts import Config, Dataset, UserError, make_recording, make_split
+from retinakit.simulation import cells_of, photographs, simulate
 
 
 class NaturalImagesConfig(Config):

@@ -7,10 +7,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from pydantic import Field
 
-from retinakit.blocks import blocks
-from retinakit.config import Config
-from retinakit.dataset import Dataset
-from retinakit.recording import make_recording
+from retinakit.contracts import Config, Dataset, blocks, make_recording
 
 HELD = 2**31
 """Bytes of a stimulus up to which it is read at once; a larger one is read where it is wanted."""

@@ -8,10 +8,14 @@ import xarray as xr
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from retinakit.config import Config
-from retinakit.dataset import Dataset
-from retinakit.errors import UserError
-from retinakit.recording import lag_coordinate, make_recording, make_split
+from retinakit.contracts import (
+    Config,
+    Dataset,
+    UserError,
+    lag_coordinate,
+    make_recording,
+    make_split,
+)
 from retinakit.simulation import cells_of, simulate
 
 ZHENG = {"cells": 2, "subunits": 4, "subunit_size": 2, "height": 8, "width": 8}
@@ -99,7 +103,7 @@ class SubunitRGC(Dataset):
     subtracts a threshold, rectifies, and fires (`retinakit.simulation` has the equation). The
     recording has the true `rate`, and in `truth` the subunits' `subunit_weight (cell, subunit, y,
     x)`, their `output_weight` and the `temporal` filter, and the rest of what
-    `retinakit.simulation.cells_of` needs to show the cells another stimulus.
+    `retinakit.simulation.subunit_cells.cells_of` needs to show the cells another stimulus.
 
     The paper of Zheng et al. does not give the shapes of its subunits: those of the presets, four
     squares of 2 × 2 checks for each of two overlapping cells, are ours. As in the paper, model II

@@ -6,13 +6,17 @@ import numpy as np
 import xarray as xr
 from pydantic import Field
 
-from retinakit.config import Config
-from retinakit.dataset import Dataset
-from retinakit.errors import UserError
-from retinakit.receptive_field import separate
-from retinakit.recording import SPLITS, full_history, make_recording, segments
-from retinakit.spikes import sta
-from retinakit.temporal import filter_in_time
+from retinakit.contracts import (
+    SPLITS,
+    Config,
+    Dataset,
+    UserError,
+    full_history,
+    make_recording,
+    segments,
+)
+from retinakit.simulation import filter_in_time
+from retinakit.spikes import separate, sta
 
 
 class TemporalCollapseConfig(Config):

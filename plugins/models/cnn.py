@@ -10,11 +10,10 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, softplus
 
-from retinakit.convolution import correlate, correlate_in_time
-from retinakit.errors import UserError
-from retinakit.penalties import laplacian
+from retinakit.contracts import UserError
+from retinakit.layers import correlate, correlate_in_time, filter_over_lags, laplacian
 from retinakit.spikes import sta
-from retinakit.torch_model import TorchConfig, TorchModel, filter_over_lags
+from retinakit.training import TorchConfig, TorchModel
 
 
 class CNNConfig(TorchConfig):

@@ -8,10 +8,9 @@ import xarray as xr
 from pydantic import Field
 from torch import Tensor, nn
 
-from retinakit.early_stopping import EarlyStoppingConfig
-from retinakit.penalties import roughness
-from retinakit.recording import mean_response
-from retinakit.torch_model import TorchModel, sum_over_lags
+from retinakit.contracts import mean_response
+from retinakit.layers import roughness, sum_over_lags
+from retinakit.training import ImageModelConfig, TorchModel
 
 FILTER_START = 1e-3
 """Standard deviation that filters start with."""
@@ -19,14 +18,14 @@ FILTER_START = 1e-3
 LNP_OFFSET = -1.0
 
 
-class GLMConfig(EarlyStoppingConfig):
+class GLMConfig(ImageModelConfig):
     """Options of the GLM."""
 
     ridge: float = Field(0.1, ge=0, description="Weight of a filter's sum of squares.")
     loss: Literal["mse"] = Field("mse", description="What to minimise; a rate may be negative.")
 
 
-class LNPConfig(EarlyStoppingConfig):
+class LNPConfig(ImageModelConfig):
     """Options of the LNP model."""
 
     smoothness: float = Field(
@@ -63,7 +62,7 @@ class GLM(TorchModel):
     cells, as the loss is, so that each cell is fitted as if it were alone.
     """
 
-    Config: ClassVar[type[EarlyStoppingConfig]] = GLMConfig
+    Config: ClassVar[type[ImageModelConfig]] = GLMConfig
     nonlinearity: Literal["relu", "exp"] = "relu"
 
     def build(self, field: xr.Dataset) -> nn.Module:

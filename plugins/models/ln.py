@@ -8,8 +8,9 @@ import xarray as xr
 from pydantic import Field
 from torch import Tensor, nn
 
+from retinakit.layers import sum_over_lags
 from retinakit.spikes import sta
-from retinakit.torch_model import TorchConfig, TorchModel, sum_over_lags
+from retinakit.training import TorchConfig, TorchModel
 
 
 class LNConfig(TorchConfig):

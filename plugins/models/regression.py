@@ -10,12 +10,19 @@ import xarray as xr
 from numpy.typing import NDArray
 from pydantic import Field
 
-from retinakit.config import Config
-from retinakit.errors import UserError
-from retinakit.location import locations
-from retinakit.model import Model, check_stimulus, coordinates_of
-from retinakit.progress import Progress, silent
-from retinakit.recording import SPIKES_PER_BIN, full_history, mean_response
+from retinakit.contracts import (
+    SPIKES_PER_BIN,
+    Config,
+    Model,
+    Progress,
+    UserError,
+    check_stimulus,
+    coordinates_of,
+    full_history,
+    mean_response,
+    silent,
+)
+from retinakit.spikes import locations
 
 BLOCK = 4096
 

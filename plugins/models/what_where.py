@@ -11,16 +11,19 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, dropout, softplus
 
-from retinakit.convolution import correlate, correlate_in_time
-from retinakit.early_stopping import EarlyStoppingConfig
-from retinakit.errors import UserError
-from retinakit.exact_zeros import ExactZeros
-from retinakit.factorized import FactorizedReadout, GaussianReadout, SeparableReadout
-from retinakit.location import CELLS, SMOOTHING, locations
-from retinakit.penalties import group_sparsity, roughness
-from retinakit.readout import Support
-from retinakit.recording import mean_response
-from retinakit.torch_model import TorchModel
+from retinakit.contracts import UserError, mean_response
+from retinakit.layers import (
+    FactorizedReadout,
+    GaussianReadout,
+    SeparableReadout,
+    Support,
+    correlate,
+    correlate_in_time,
+    group_sparsity,
+    roughness,
+)
+from retinakit.spikes import CELLS_AT_ONCE, STA_SMOOTHING, locations
+from retinakit.training import ExactZeros, ImageModelConfig, TorchModel
 
 EVALUATED = 256
 """Frames whose feature maps are held at a time in a prediction."""
@@ -33,7 +36,7 @@ KERNEL_START = 0.01
 """Standard deviation that kernels start with where their scale does not matter."""
 
 
-class WhatWhereConfig(EarlyStoppingConfig):
+class WhatWhereConfig(ImageModelConfig):
     """Options of the network.
 
     The loss is a mean over cells and frames, and penalties of the readout are means over cells:
@@ -90,7 +93,7 @@ class WhatWhereConfig(EarlyStoppingConfig):
         "average; 'random': as small random numbers.",
     )
     sta_smoothing: float = Field(
-        SMOOTHING,
+        STA_SMOOTHING,
         ge=0,
         description="Standard deviation of the Gaussian that smoothes it, in checks.",
     )
@@ -294,7 +297,7 @@ class WhatWhere(TorchModel):
     peak of the spike-triggered average, with the standard deviation of the response. Training is
     that of section 4.1.
 
-    With `exact_zeros` the L1 penalty of the masks is a proximal step (`retinakit.proximal`): most
+    With `exact_zeros` the L1 penalty of the masks is a proximal step (`retinakit.training`): most
     entries are 0 and cost nothing. The curves of the fit have `certificate_outside` and
     `certificate_inside` then, in parts of the penalty: by how much the steepest entry that is 0
     should have left it, and how far the others are from a stationary point.
@@ -461,8 +464,8 @@ class WhatWhere(TorchModel):
 
 def _moments(response: xr.DataArray) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each cell's response, 0 where it has none."""
-    cells = range(0, response.sizes["cell"], CELLS)
-    blocks = (response.isel(cell=slice(cell, cell + CELLS)).astype(float) for cell in cells)
+    cells = range(0, response.sizes["cell"], CELLS_AT_ONCE)
+    blocks = (response.isel(cell=slice(cell, cell + CELLS_AT_ONCE)).astype(float) for cell in cells)
     moments = [(block.mean("frame"), block.std("frame")) for block in blocks]
     mean, deviation = (
         torch.from_numpy(np.concatenate([part.fillna(0) for part in parts])).float()

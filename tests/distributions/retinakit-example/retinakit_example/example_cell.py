@@ -6,7 +6,7 @@ from pydantic import Field
 from scipy.signal import lfilter
 
 from retinakit import Config, Dataset
-from retinakit.recording import make_recording, make_split
+from retinakit.contracts import make_recording, make_split
 
 
 class ExampleCellConfig(Config):

@@ -5,8 +5,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from retinakit import Analysis, Model
-from retinakit.analysis import groups
-from retinakit.recording import mean_response
+from retinakit.contracts import groups, mean_response
 
 
 class ExampleRates(Analysis):

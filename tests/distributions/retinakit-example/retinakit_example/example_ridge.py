@@ -9,9 +9,14 @@ from pydantic import Field
 from scipy.linalg import solve
 
 from retinakit import Config, Model
-from retinakit.model import check_stimulus, coordinates_of
-from retinakit.progress import Progress, silent
-from retinakit.recording import full_history, mean_response
+from retinakit.contracts import (
+    Progress,
+    check_stimulus,
+    coordinates_of,
+    full_history,
+    mean_response,
+    silent,
+)
 
 
 class ExampleRidgeConfig(Config):

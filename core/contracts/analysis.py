@@ -1,0 +1,120 @@
+"""The analysis contract: from recordings, models or other results to a labelled result."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol
+
+import xarray as xr
+
+from retinakit.contracts.model import Model
+from retinakit.contracts.plugin import Plugin
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+
+class _Source(Protocol):
+    def model(self) -> Model: ...
+    def recording(self) -> xr.DataTree: ...
+
+
+@dataclass(frozen=True)
+class FittedModel:
+    """One member of a family: a recording and, if the family is of models, a fitted model.
+
+    Attributes:
+        name: the step's name.
+        coords: where in the sweep it stands, such as {"cell": 5, "filters": 4}.
+        source: reads it, when it is asked for.
+        data_coords: those of the coords that are its recording's, such as {"cell": 5}.
+    """
+
+    name: str
+    coords: Mapping[str, Any]
+    source: _Source
+    data_coords: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def model(self) -> Model:
+        """The fitted model."""
+        return self.source.model()
+
+    @property
+    def data(self) -> xr.DataTree:
+        """The recording that it was fitted on, or is."""
+        return self.source.recording()
+
+
+class Analysis(Plugin, ABC):
+    """Computes a result, and draws it.
+
+    What `run` is given follows from the names of its parameters:
+
+    - `data`: one recording. The analysis is run once for every point of the sweep.
+    - `model`: one fitted model (a `Model`). Run once for every model and point of its sweep; `data`
+      beside it is the recording that the model was fitted on, or the one the step's `data:` names.
+    - `recordings`, `models`: all of them, as a list of `FittedModel`. For an analysis that wants
+      the whole family, such as a transfer matrix.
+    - `results`: the results of the analyses that the step's `results:` names, by name.
+    - `progress`: to be told how far it is (a `retinakit.contracts.progress.Progress`).
+
+    The pipeline puts what one-by-one runs return into one DataTree: a group for each model or
+    dataset, in which every sweep is a dimension.
+    """
+
+    @abstractmethod
+    def run(self, *args: Any, **kwargs: Any) -> xr.Dataset:
+        """The result, with labelled dimensions."""
+
+    @abstractmethod
+    def plot(self, result: xr.DataTree) -> "Figure":
+        """A figure made from the result alone, so that a report can be drawn again from disk.
+
+        Args:
+            result: as the pipeline combines it. `self` has the step's options, nothing else.
+        """
+
+    def caption(self, result: xr.DataTree) -> str:
+        """What the figure shows, in a sentence or two. By default the class's first line."""
+        documented = (cls.__doc__ for cls in type(self).__mro__ if cls.__doc__)
+        return next(documented).strip().splitlines()[0]
+
+    def table(self, result: xr.DataTree) -> "pd.DataFrame | None":
+        """The numbers that belong in the report as a table, or None."""
+        return None
+
+
+def groups(result: xr.DataTree) -> dict[str, xr.Dataset]:
+    """The Datasets of a combined result by the name of the model or dataset they are about.
+
+    A result that is about no single step (of an analysis of a whole family) has the name "".
+    """
+    if result.children:
+        return {name: child.to_dataset() for name, child in result.children.items()}
+    return {"": result.to_dataset()}
+
+
+def sweep_dims(group: xr.Dataset) -> list[str]:
+    """The dimensions of a combined result that came from a sweep, in the order of the sweep."""
+    return [name for name in str(group.attrs.get("sweep", "")).split(",") if name]
+
+
+def cases(result: xr.DataTree) -> Iterator[tuple[str, xr.Dataset]]:
+    """Every point of the sweeps of a combined result, with a label of a few short lines."""
+    for name, group in groups(result).items():
+        dims = sweep_dims(group)
+        stacked = group.stack(point=dims) if dims else group.expand_dims("point")
+        for index in range(stacked.sizes["point"]):
+            case = stacked.isel(point=index)
+            values = ", ".join(f"{dim}={case[dim].item()}" for dim in dims if dim != "cell")
+            cell = f"cell {case['cell'].item()}" if "cell" in dims else ""
+            yield "\n".join(filter(None, (name, values, cell))), case
+
+
+def points(result: xr.DataTree) -> list[str]:
+    """The columns that say what a row of a result's table is about: model, sweeps, cell."""
+    swept = [dim for group in groups(result).values() for dim in sweep_dims(group)]
+    return ["model", *dict.fromkeys(dim for dim in swept if dim != "cell"), "cell"]

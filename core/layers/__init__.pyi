@@ -1,0 +1,14 @@
+from .convolution import correlate as correlate
+from .convolution import correlate_in_time as correlate_in_time
+from .lags import filter_over_lags as filter_over_lags
+from .lags import sum_over_lags as sum_over_lags
+from .penalties import LAPLACIAN as LAPLACIAN
+from .penalties import group_sparsity as group_sparsity
+from .penalties import laplacian as laplacian
+from .penalties import roughness as roughness
+from .readout_kernels import Support as Support
+from .readout_kernels import choose as choose
+from .readout_kernels import factorized_readout as factorized_readout
+from .readouts import FactorizedReadout as FactorizedReadout
+from .readouts import GaussianReadout as GaussianReadout
+from .readouts import SeparableReadout as SeparableReadout

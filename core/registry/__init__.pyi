@@ -1,0 +1,10 @@
+from .find import Entry as Entry
+from .find import Registry as Registry
+from .find import load_entry as load_entry
+from .hookspecs import API_VERSION as API_VERSION
+from .hookspecs import KINDS as KINDS
+from .hookspecs import AnalysisSpec as AnalysisSpec
+from .hookspecs import DatasetSpec as DatasetSpec
+from .hookspecs import ModelSpec as ModelSpec
+from .hookspecs import hookimpl as hookimpl
+from .load import load_model as load_model

@@ -1,0 +1,11 @@
+from .page import column_texts as column_texts
+from .page import duration as duration
+from .page import tabulate as tabulate
+from .page import write_report as write_report
+from .sweep_curves import ABSENT as ABSENT
+from .sweep_curves import chosen as chosen
+from .sweep_curves import curves as curves
+from .sweep_curves import draw as draw
+from .sweep_curves import marks as marks
+from .sweep_curves import number_axis as number_axis
+from .sweep_curves import rows as rows

@@ -1,0 +1,552 @@
+"""The report of a run: one self-contained HTML page, drawn from the run's folder alone."""
+
+import json
+import math
+import shlex
+import sys
+import traceback
+import uuid
+from base64 import b64encode
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from io import BytesIO
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, TypeVar
+
+import h5netcdf
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import xarray as xr
+from cycler import cycler
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from matplotlib import font_manager, style
+from matplotlib.figure import Figure
+
+from retinakit.contracts.errors import UserError
+from retinakit.contracts.model import ENGINE
+from retinakit.contracts.recording import SPIKES_PER_BIN, SPLITS
+from retinakit.registry.find import Registry
+
+T = TypeVar("T")
+Step = Mapping[str, Any]
+
+KINDS = ("dataset", "model", "analysis")
+DONE = ("done", "stored")
+PIXELS_PER_INCH = 100
+SHARPNESS = 2
+NUMBERS = (int, float, np.integer, np.floating)
+READ_AT_ONCE = 2**16
+LEGEND_LINES = 8
+# Okabe and Ito's colours, which colour-blind readers can tell apart, without the pale yellow.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
+INK, FAINT = "#33332f", "#77776f"
+STYLE: dict[Any, Any] = {
+    "figure.constrained_layout.use": True, "figure.facecolor": "white", "text.color": INK,
+    "axes.prop_cycle": cycler(color=COLOURS), "axes.axisbelow": True,
+    "axes.spines.right": False, "axes.spines.top": False, "axes.linewidth": 0.8,
+    "axes.edgecolor": FAINT, "axes.labelcolor": INK, "axes.titlesize": 10.5,
+    "xtick.color": FAINT, "xtick.labelcolor": INK, "xtick.labelsize": 9,
+    "ytick.color": FAINT, "ytick.labelcolor": INK, "ytick.labelsize": 9,
+    "font.size": 10, "legend.fontsize": 9, "legend.frameon": False, "lines.linewidth": 1.6,
+}  # fmt: skip
+SANS_SERIF = ("Helvetica Neue", "Arial", "Liberation Sans")
+
+
+def write_report(folder: Path, registry: Registry) -> Path:
+    """Draws `report.html` in the folder of a run.
+
+    A result that cannot be drawn is said so in its place, and the rest of the page is drawn.
+
+    Args:
+        folder: as `retinakit.pipeline.run` wrote it.
+        registry: where the plugins are that draw the results.
+
+    Returns:
+        The path of the page.
+    """
+    run = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+    page = _render(folder, run, registry)
+    path = folder / "report.html"
+    unfinished = folder / f".report-{uuid.uuid4().hex}.html"
+    try:
+        unfinished.write_text(page, encoding="utf-8")
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return path
+
+
+def _render(folder: Path, run: Mapping[str, Any], registry: Registry) -> str:
+    steps = run["steps"]
+    # Whatever style the caller has set stays out of the page, and is there again afterwards.
+    with style.context(["default", STYLE, {"font.family": _fonts()}]):
+        sections = [_section(folder, step, registry) for step in steps]
+    by_kind: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS}
+    for section in sections:
+        by_kind[section["step"]["kind"]].append(section)
+    files = [_file(folder, step, path) for step in steps for path in step["files"]]
+    tasks = [task for step in steps for task in step["tasks"]]
+    resolved = folder / "resolved.yaml"
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["duration"] = duration
+    return environment.get_template("page.html.j2").render(
+        run=run,
+        started=datetime.fromisoformat(run["started"]),
+        command=shlex.join(run["command"]),
+        sections=by_kind,
+        failures=_failures(steps),
+        lost=Counter(task["status"] for task in tasks if task["status"] not in DONE),
+        graph=_graph(steps),
+        tasks=tasks,
+        files=files,
+        example=_example(files),
+        model=next((file["path"] for file in files if file["what"] == "model"), None),
+        resolved=resolved.read_text(encoding="utf-8") if resolved.exists() else "",
+    )
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """Something that went wrong: a sentence, and the traceback unless the sentence says it all."""
+
+    sentence: str
+    traceback: str = ""
+
+
+def _attempt(function: Callable[..., T], *args: Any) -> tuple[T | None, Trouble | None]:
+    try:
+        return function(*args), None
+    except UserError as error:
+        return None, Trouble(str(error))
+    except Exception as error:
+        return None, Trouble(f"{type(error).__name__}: {error}", traceback.format_exc())
+
+
+# What the page says of each step
+
+
+def _section(folder: Path, step: Step, registry: Registry) -> dict[str, Any]:
+    """The section on a step: what it has in common with all, and what its kind has to show."""
+    plugin, unknown = _attempt(registry.load, step["kind"], step["plugin"])
+    draw = {"dataset": _dataset, "model": _model, "analysis": _analysis}[step["kind"]]
+    content, trouble = _attempt(draw, folder, step, plugin)
+    section = {"image": None, "caption": "", "table": None, "truth": "", **(content or {})}
+    troubles = [*section.get("troubles", []), unknown, trouble]
+    return section | {
+        "step": step,
+        "status": _status(step),
+        "references": _references(step),
+        "options": _options(step, plugin),
+        "troubles": [trouble for trouble in troubles if trouble],
+    }
+
+
+def _references(step: Step) -> list[str]:
+    names: list[str] = []
+    for value in step["references"].values():
+        names += [value] if isinstance(value, str) else value
+    return names
+
+
+def _status(step: Step) -> str:
+    states = [task["status"] for task in step["tasks"]]
+    if all(state in DONE for state in states):
+        return "failed" if step["problem"] else "ok"
+    if all(state in (*DONE, "skipped") for state in states):
+        return "skipped"
+    return "partly" if any(state in DONE for state in states) else "failed"
+
+
+def _options(step: Step, plugin: Any) -> list[dict[str, Any]]:
+    """Every option with its value, what it means, and whether the pipeline's file says it."""
+    if not step["tasks"]:
+        return []
+    fields = plugin.Config.model_fields if plugin else {}
+    first, sweep = step["tasks"][0], step["sweep"]
+    return [
+        {
+            "name": name,
+            "value": _plain(sweep.get(name, value)),
+            "swept": name in sweep,
+            "given": name in sweep or name in step["options"],
+            "about": (fields[name].description or "") if name in fields else "",
+        }
+        for name, value in {**first["config"], "seed": first["seed"]}.items()
+    ]
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_plain, value))
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _analysis(folder: Path, step: Step, plugin_class: Any) -> dict[str, Any]:
+    """The figure, its caption and the table of a result; each may fail alone."""
+    if not step["files"] or plugin_class is None:
+        return {}
+    result = _read(folder / next(iter(step["files"])))
+    first = step["tasks"][0]
+    plugin = plugin_class(first["config"], seed=first["seed"])
+    section: dict[str, Any] = {"troubles": []}
+    for name, make in (
+        ("image", lambda: picture(plugin.plot(result))),
+        ("caption", lambda: str(plugin.caption(result))),
+        ("table", lambda: tabulate(plugin.table(result))),
+    ):
+        section[name], trouble = _attempt(make)
+        if trouble:
+            what = "figure" if name == "image" else name
+            sentence = f"The {what} could not be made ({trouble.sentence})"
+            section["troubles"].append(Trouble(sentence, trouble.traceback))
+    return section
+
+
+def _read(path: Path) -> xr.DataTree:
+    """All of a file, in memory."""
+    with xr.open_datatree(path, engine=ENGINE) as tree:
+        return xr.DataTree.from_dict(
+            {node.path: node.to_dataset(inherit=False).load() for node in tree.subtree}
+        )
+
+
+def _model(folder: Path, step: Step, plugin_class: Any) -> dict[str, Any]:
+    """The training curves of a step, and a table of its fits."""
+    if not step["files"]:
+        return {}
+    with xr.open_datatree(folder / next(iter(step["files"])), engine=ENGINE) as tree:
+        curves = tree["curves"].to_dataset().load() if "curves" in tree.children else None
+    image = None
+    if curves is not None and "check" in curves.dims and "validation_loss" in curves:
+        image = picture(_plot_curves(curves))
+    rows = [_fit(path, task) for path, task in _by_task(folder, step)]
+    return {"image": image, "table": tabulate(pd.DataFrame(rows))}
+
+
+def _by_task(folder: Path, step: Step) -> list[tuple[Path | None, Mapping[str, Any]]]:
+    """Every task of a step with the file that holds its own result, or None if it has none."""
+    return [
+        (folder / task["result"] if task["result"] in step["files"] else None, task)
+        for task in step["tasks"]
+    ]
+
+
+def _fit(path: Path | None, task: Mapping[str, Any]) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        name: _plain(value) if isinstance(value, list) else value
+        for name, value in task["coords"].items()
+    }
+    if path is not None:
+        with xr.open_datatree(path, engine=ENGINE) as tree:
+            if "state" in tree.children:
+                state = tree["state"].data_vars.values()
+                row["parameters"] = sum(array.size for array in state if array.dtype.kind == "f")
+            curves = tree["curves"].to_dataset() if "curves" in tree.children else xr.Dataset()
+            if curves.get("best_validation_loss", xr.DataArray([])).size:
+                best = curves["best_validation_loss"].values.ravel()
+                row["best validation loss"] = best.min()
+                row["at step"] = curves["best_step"].values.ravel()[best.argmin()]
+    row["fitted in"] = duration(task["seconds"]) if task["status"] == "done" else task["status"]
+    return row
+
+
+def _plot_curves(curves: xr.Dataset) -> Figure:
+    """Training and validation loss over steps, a line for each point of the sweep and start."""
+    loss = curves["validation_loss"]
+    dims = [str(dim) for dim in loss.dims if dim != "check" and loss.sizes[dim] > 1]
+    points = curves.isel({dim: 0 for dim in curves.dims if dim not in ("check", *dims)})
+    lines = points.stack(line=dims) if dims else points.expand_dims("line")
+    # Many lines are coloured by the first swept option alone.
+    named = dims if lines.sizes["line"] <= LEGEND_LINES else dims[:1]
+    labels = [
+        ", ".join(f"{dim} = {lines[dim].values[i]}" for dim in named)
+        for i in range(lines.sizes["line"])
+    ]
+    distinct = list(dict.fromkeys(labels))
+    shades = mpl.colormaps["viridis"](np.linspace(0, 0.9, len(distinct)))
+    colours = COLOURS if len(distinct) <= len(COLOURS) else shades
+    figure = Figure(figsize=(8.6, 2.9))
+    names = [name for name in ("train_loss", "validation_loss") if name in lines]
+    axes = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
+    for ax, name in zip(axes, names, strict=True):
+        for i, label in enumerate(labels):
+            line = lines.isel(line=i)
+            ax.plot(line["step" if "step" in line else "check"], line[name], lw=1.3, alpha=0.9,
+                    color=colours[distinct.index(label)], label=label,
+                    marker="." if curves.sizes["check"] == 1 else None)  # fmt: skip
+        ax.set(title=name.replace("_", " ").replace("train ", "training "), xlabel="step")
+    axes[0].set_ylabel("loss")
+    if 1 < len(distinct) <= LEGEND_LINES:
+        handles = [axes[0].lines[labels.index(label)] for label in distinct]
+        figure.legend(handles=handles, loc="outside right center")
+    return figure
+
+
+def _dataset(folder: Path, step: Step, plugin_class: Any) -> dict[str, Any]:
+    """A table of the splits of every recording, and what is known of the truth."""
+    rows: list[dict[str, Any]] = []
+    truth = ""
+    for path, task in _by_task(folder, step):
+        if path is None:
+            continue
+        with xr.open_datatree(path, engine=ENGINE) as tree:
+            rows += [
+                {**task["coords"], **_split(name, tree[name].to_dataset())}
+                for name in SPLITS
+                if name in tree.children
+            ]
+            if "truth" in tree.children:
+                truth = ", ".join(map(str, tree["truth"].data_vars))
+    return {"table": tabulate(pd.DataFrame(rows)), "truth": truth}
+
+
+def _split(name: str, split: xr.Dataset) -> dict[str, Any]:
+    """A row on a split. The movie is not read, and the response a block at a time."""
+    response, interval = split["response"], float(split.attrs["frame_interval"])
+    blocks = (
+        response.isel(frame=slice(start, start + READ_AT_ONCE)).values
+        for start in range(0, split.sizes["frame"], READ_AT_ONCE)
+    )
+    sums = [(np.nansum(block, dtype=float), np.isfinite(block).sum()) for block in blocks]
+    total, known = sum(s for s, _ in sums), sum(int(n) for _, n in sums)
+    row = {
+        "split": name,
+        "frames": split.sizes["frame"],
+        "duration (s)": split.sizes["frame"] * interval,
+        "cells": split.sizes["cell"],
+        "repeats": split.sizes.get("repeat", 1),
+        "field": _field(split),
+    }
+    mean = total / known if known else math.nan
+    if response.attrs.get("units") == SPIKES_PER_BIN:
+        per_cell = total / split.sizes["cell"]
+        return row | {"spikes per cell": per_cell, "mean rate (Hz)": mean / interval}
+    return row | {f"mean response ({response.attrs.get('units', 'no units')})": mean}
+
+
+def _field(split: xr.Dataset) -> str:
+    if "x" not in split.sizes:
+        return "–"
+    sizes = " × ".join(str(split.sizes[dim]) for dim in ("channel", "y", "x") if dim in split.sizes)
+    if split["x"].attrs.get("units") == "µm" and split.sizes["x"] > 1:
+        return f"{sizes} of {abs(float(split['x'][1] - split['x'][0])):.3g} µm"
+    return f"{sizes} checks"
+
+
+# What the page says of the run
+
+
+def _failures(steps: Sequence[Step]) -> list[dict[str, Any]]:
+    """What went wrong, with tasks of a step that failed alike together, and the skipped last."""
+    alike: dict[tuple[str, ...], dict[str, Any]] = {}
+    for step in steps:
+        lost = [task for task in step["tasks"] if task["status"] not in DONE]
+        if step["problem"]:
+            problem = {"status": "failed", "message": step["problem"], "traceback": ""}
+            lost.append({"label": step["name"], **problem})
+        for task in lost:
+            key = (step["name"], task["status"], task["message"])
+            failure = alike.setdefault(key, {**task, "step": step["name"], "labels": []})
+            failure["labels"].append(task["label"])
+    return sorted(alike.values(), key=lambda failure: failure["status"] == "skipped")
+
+
+def _graph(steps: Sequence[Step]) -> dict[str, Any]:
+    """Where to draw each step and each reference: a column for each kind, and more for chains."""
+    width, height, gap_x, gap_y, top = 176, 46, 72, 14, 30
+    columns: dict[tuple[int, int], list[Step]] = {}
+    place: dict[str, tuple[int, int]] = {}
+    for step in steps:
+        kind = KINDS.index(step["kind"])
+        before = [place[name] for name in _references(step) if name in place]
+        place[step["name"]] = (kind, 1 + max((n for k, n in before if k == kind), default=-1))
+        columns.setdefault(place[step["name"]], []).append(step)
+    tallest = max(map(len, columns.values()), default=0)
+    nodes: dict[str, dict[str, Any]] = {}
+    for column, key in enumerate(sorted(columns)):
+        # Steps stand beside what they refer to, so that fewer lines cross.
+        members = sorted(
+            columns[key],
+            key=lambda step: np.mean([nodes[name]["y"] for name in _references(step)] or [0]),
+        )
+        for row, step in enumerate(members):
+            x = 1 + column * (width + gap_x)
+            y = top + (row + (tallest - len(members)) / 2) * (height + gap_y)
+            nodes[step["name"]] = {
+                "x": x, "y": y, "step": step, "status": _status(step), "head": key[1] == row == 0,
+                "lost": sum(task["status"] not in DONE for task in step["tasks"]),
+            }  # fmt: skip
+    edges = []
+    for name, node in nodes.items():
+        for other in _references(node["step"]):
+            x1, y1 = nodes[other]["x"] + width, nodes[other]["y"] + height / 2
+            x2, y2 = node["x"], nodes[name]["y"] + height / 2
+            stops = []
+            between = [n["y"] for n in nodes.values() if x1 < n["x"] < x2]
+            if between:  # pass above or below the steps between, whichever is nearer
+                lanes = (min(between) - gap_y / 2, max(between) + height + gap_y / 2)
+                lane = min(lanes, key=lambda y: abs(y1 - y) + abs(y2 - y))
+                stops = [(x1 + gap_x, lane), (x2 - gap_x, lane)]
+            edges.append(_curve([(x1, y1), *stops, (x2, y2)]))
+    return {"nodes": list(nodes.values()), "edges": edges, "box": (width, height),
+            "width": len(columns) * (width + gap_x) - gap_x + 2,
+            "height": top + tallest * (height + gap_y)}  # fmt: skip
+
+
+def _curve(points: Sequence[tuple[float, float]]) -> str:
+    """An SVG path through points that is horizontal in each."""
+    path = f"M{points[0][0]:g} {points[0][1]:g}"
+    for (x1, y1), (x2, y2) in pairwise(points):
+        middle = (x1 + x2) / 2
+        path += f" C{middle:g} {y1:g} {middle:g} {y2:g} {x2:g} {y2:g}"
+    return path
+
+
+# The arrays on disk
+
+
+def _file(folder: Path, step: Step, path: str) -> dict[str, Any]:
+    """What a file holds: its arrays by group."""
+    arrays, trouble = _attempt(_arrays, folder / path)
+    return {"path": path, "what": step["files"][path], "kind": step["kind"],
+            "groups": arrays or {}, "trouble": trouble}  # fmt: skip
+
+
+def _arrays(path: Path) -> dict[str, dict[str, str]]:
+    """The arrays of a file by group and name, each with its dimensions and their sizes."""
+    found: dict[str, dict[str, str]] = {}
+    with h5netcdf.File(path, "r") as file:
+        waiting = [file]
+        while waiting:
+            group = waiting.pop(0)
+            waiting += group.groups.values()
+            arrays = {
+                name: ", ".join(map("{} {}".format, array.dimensions, array.shape))
+                for name, array in group.variables.items()
+                if name not in group.dimensions
+            }
+            if arrays:
+                found[group.name.strip("/")] = arrays
+    return found
+
+
+def _example(files: Sequence[Mapping[str, Any]]) -> dict[str, str] | None:
+    """A file, an analysis if possible, and the array of most dimensions in its first group."""
+    for file in sorted(files, key=lambda file: file["kind"] != "analysis"):
+        for group, arrays in file["groups"].items():
+            name = max(arrays, key=lambda name: arrays[name].count(","))
+            return {"path": file["path"], "array": f"{group}/{name}".lstrip("/")}
+    return None
+
+
+# Figures, tables and numbers
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG in base64, and the size to show it at."""
+
+    data: str
+    width: int
+    height: int
+
+
+def picture(figure: Figure) -> Picture:
+    """A figure as a sharp PNG."""
+    if not isinstance(figure, Figure):
+        raise TypeError(f"plot gave a {type(figure).__name__}, not a matplotlib Figure")
+    buffer = BytesIO()
+    try:
+        figure.savefig(
+            buffer,
+            format="png",
+            dpi=PIXELS_PER_INCH * SHARPNESS,
+            bbox_inches="tight",
+            pad_inches=0.04,
+            metadata={"Software": None},
+        )
+    finally:
+        figure.clear()
+        pyplot = sys.modules.get("matplotlib.pyplot")
+        if pyplot is not None:
+            pyplot.close(figure)
+    png = buffer.getvalue()
+    width, height = (int.from_bytes(png[start : start + 4]) for start in (16, 20))
+    return Picture(b64encode(png).decode(), width // SHARPNESS, height // SHARPNESS)
+
+
+def _fonts() -> list[str]:
+    installed = set(font_manager.get_font_names())
+    return [*(name for name in SANS_SERIF if name in installed), "DejaVu Sans"]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table as text; `numeric` says which columns hold numbers."""
+
+    header: list[str]
+    numeric: list[bool]
+    rows: list[tuple[str, ...]]
+
+
+def tabulate(frame: pd.DataFrame | None) -> Table | None:
+    """A DataFrame as text, with its index unless that only counts the rows; None if empty."""
+    if frame is None or frame.empty:
+        return None
+    columns: list[tuple[Any, list[Any]]] = []
+    if not (isinstance(frame.index, pd.RangeIndex) and frame.index.name is None):
+        for level, name in enumerate(frame.index.names):
+            columns.append((name or "", frame.index.get_level_values(level).tolist()))
+    for position, name in enumerate(frame.columns):
+        columns.append((name, frame.iloc[:, position].tolist()))
+    return Table(
+        [" · ".join(map(str, n)) if isinstance(n, tuple) else str(n) for n, _ in columns],
+        [any(isinstance(value, NUMBERS) for value in values) for _, values in columns],
+        list(zip(*(column_texts(values) for _, values in columns), strict=True)),
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, NUMBERS) and not isinstance(value, bool) and not math.isnan(value)
+
+
+def column_texts(values: Sequence[Any]) -> list[str]:
+    """The entries of a column, its numbers to 3-4 digits and alike in their decimals."""
+    numbers = [abs(float(v)) for v in values if _is_number(v) and math.isfinite(v) and v != 0]
+    whole = all(number == int(number) for number in numbers)
+    alike = not numbers or max(numbers) / min(numbers) < 1e3
+    power = math.floor(math.log10(max(numbers))) if numbers else 0
+    decimals = 0 if whole else min(max(0, 3 - power if power >= 0 else 2 - power), 7)
+
+    def text(value: Any) -> str:
+        if value is None or value is pd.NaT or (np.ndim(value) == 0 and pd.isna(value)):
+            return "–"
+        if isinstance(value, bool | np.bool_):
+            return "yes" if value else "no"
+        if not _is_number(value):
+            return str(value)
+        if (whole or abs(value) >= 1e3) and abs(value) < 1e12:
+            return f"{value:,.0f}" if abs(value) >= 1e5 else f"{value:.0f}"
+        return f"{value:.{decimals}f}" if alike else f"{value:.3g}"
+
+    return [text(value) for value in values]
+
+
+def duration(seconds: float) -> str:
+    """A time as a person says it, such as `3 min 12 s`."""
+    if seconds < 59.5:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"

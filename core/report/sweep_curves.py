@@ -1,0 +1,210 @@
+"""Curves over a sweep: a number against one swept option, mean and spread over another."""
+
+from collections.abc import Sequence
+from itertools import product
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from retinakit.contracts.analysis import groups, sweep_dims
+from retinakit.contracts.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MARKERS = "os^v"
+LEVELS = ("--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
+"""Of as many curves each as there are colours."""
+
+WIDE = 8
+"""From this ratio of the swept values on, their axis is logarithmic."""
+
+MANY = 16
+"""No more ticks of single values than this."""
+
+ROOM = 20
+"""Characters of ticks that an axis has room for side by side."""
+
+ABSENT: Final = {"number": 0, "swept": False}
+"""What stands where curves over different values, or of different models, are joined."""
+
+
+def curves(
+    result: xr.DataTree, name: str, over: str, spread: Sequence[str] = ("seed",)
+) -> xr.Dataset:
+    """Curves of a variable of a combined result, one for each model and point of what else varies.
+
+    Args:
+        result: as the pipeline combines it.
+        name: the variable; models that do not have it are left out.
+        over: the swept option along the axis.
+        spread: dimensions that are repetitions of the same.
+
+    Returns:
+        `mean`, `deviation` (ddof 1, NaN for fewer than two) and `number (curve, OVER)` of what is
+        not NaN; `curve` is a label such as "cnn, layers 2". A model that was not swept over the
+        option has the same values throughout, and `swept (curve)` is false.
+
+    Raises:
+        UserError: if no model has the variable, or none that has was swept over the option.
+    """
+    by_model = groups(result)
+    having = {model: group for model, group in by_model.items() if name in group.data_vars}
+    if not having:
+        known = {str(v) for group in by_model.values() for v in group.data_vars}
+        raise UserError(f"the results have no '{name}'; {nearest(name, known)}")
+    axes = [group[over].values for group in having.values() if over in group[name].dims]
+    if not axes:
+        known = {dim for group in having.values() for dim in sweep_dims(group)}
+        raise UserError(f"the results were not swept over '{over}'; {nearest(over, known)}")
+    parts = []
+    for model, group in having.items():
+        values, swept = group[name], over in group[name].dims
+        if not swept:
+            values = values.expand_dims({over: np.unique(np.concatenate(axes))})
+        repeated = [dim for dim in spread if dim in values.dims]
+        number = values.notnull().sum(repeated)
+        mean = values.sum(repeated) / number.where(number > 0)
+        squares = ((values - mean) ** 2).sum(repeated)
+        part = xr.Dataset(
+            {
+                "mean": mean,
+                "deviation": (squares / (number - 1).where(number > 1)) ** 0.5,
+                "number": number,
+            }
+        )
+        others = [str(dim) for dim in mean.dims if dim != over]
+        varied = [dim for dim in others if mean.sizes[dim] > 1]
+        labels = []
+        for point in product(*(range(mean.sizes[dim]) for dim in others)):
+            place = dict(zip(others, point, strict=True))
+            about = [f"{d} {mean[d].values[i]}" for d, i in place.items() if d in varied]
+            labels.append(", ".join([*([model] if len(by_model) > 1 else []), *about]) or name)
+        part = part.stack(curve=others, create_index=False) if others else part.expand_dims("curve")
+        part = part.drop_vars([c for c in part.coords if c != over]).assign_coords(curve=labels)
+        part["swept"] = ("curve", [swept] * len(labels))
+        parts.append(part.transpose("curve", over))
+    joined: xr.Dataset = xr.concat(parts, "curve", join="outer", fill_value=ABSENT)
+    return joined
+
+
+def chosen(
+    result: xr.DataTree, options: Sequence[str], by: str, *, largest: bool = False
+) -> xr.DataTree:
+    """A combined result at the best values of swept options, at each point of what else varies.
+
+    Args:
+        result: as the pipeline combines it.
+        options: swept options; a model that was not swept over one has nothing to choose there.
+        by: the variable that chooses, by its mean over `cell`; one measured in validation.
+        largest: whether the largest is the best, rather than the smallest.
+
+    Returns:
+        The same without the dimensions of these options; `best_OPTION` is what was chosen.
+
+    Raises:
+        UserError: if a model that was swept over one of them lacks the variable, or no model was.
+    """
+    groups_of = groups(result)
+    if not any(dim in sweep_dims(group) for group in groups_of.values() for dim in options):
+        known = {dim for group in groups_of.values() for dim in sweep_dims(group)}
+        raise UserError(
+            f"the results were not swept over '{options[0]}'; {nearest(options[0], known)}"
+        )
+    best = {f"/{n}": _chosen(n, group, options, by, largest) for n, group in groups_of.items()}
+    return xr.DataTree.from_dict(best)
+
+
+def _chosen(
+    name: str, group: xr.Dataset, options: Sequence[str], by: str, largest: bool
+) -> xr.Dataset:
+    dims = [dim for dim in sweep_dims(group) if dim in options]
+    if not dims:
+        return group
+    if by not in group:
+        raise UserError(
+            f"the results of '{name}' have no '{by}'; {nearest(by, map(str, group.data_vars))}"
+        )
+    value = group[by].mean("cell") if "cell" in group[by].dims else group[by]
+    stacked = (value if largest else -value).stack(point=dims)
+    # What is nowhere a number has nothing to choose; its first point is as good as any.
+    place = stacked.fillna(-np.inf).argmax("point")
+    best = group.stack(point=dims).isel(point=place)
+    best = (
+        best.drop_vars("point")
+        .rename({dim: f"best_{dim}" for dim in dims})
+        .reset_coords([f"best_{dim}" for dim in dims])
+    )
+    left = [dim for dim in sweep_dims(group) if dim not in dims]
+    return best.assign_attrs(group.attrs, sweep=",".join(left))
+
+
+def rows(model: str, numbers: xr.Dataset) -> "pd.DataFrame":
+    """Numbers of a model as rows of a table, one for each point of its sweep.
+
+    Args:
+        model: its name, for the column `model`.
+        numbers: variables over the dimensions of a sweep, or single numbers.
+    """
+    import pandas as pd
+
+    frame = (
+        numbers.to_dataframe().reset_index()
+        if numbers.sizes
+        else pd.DataFrame([{name: value.item() for name, value in numbers.data_vars.items()}])
+    )
+    frame.insert(0, "model", model)
+    return frame[["model", *numbers.sizes, *numbers.data_vars]]
+
+
+def draw(axis: Any, drawn: xr.Dataset, over: str, **style: Any) -> None:
+    """Draws what `curves` gave: means with bars of one standard deviation, or levels.
+
+    Args:
+        axis: a matplotlib Axes.
+        drawn: the curves, which take the colours of the axis in turn, and then another marker.
+        over: the swept option along the axis.
+        style: of the lines that are no levels, such as ls=":".
+    """
+    for index, label in enumerate(drawn["curve"].values):
+        curve, marker, level = drawn.isel(curve=index), *marks(index)
+        common = {"color": f"C{index}", "label": str(label)}
+        if not curve["swept"]:
+            axis.axhline(float(curve["mean"][0]), ls=level, **common)
+            continue
+        curve = curve.isel({over: np.flatnonzero(curve["mean"].notnull())})
+        look = {"marker": marker, "ms": 4, "capsize": 2.5} | common | style
+        axis.errorbar(curve[over], curve["mean"], curve["deviation"].fillna(0), **look)
+
+
+def marks(index: int) -> tuple[str, Any]:
+    """The marker of a curve, and the line of a level, that go with the colour "C{index}".
+
+    The next ones once the colours of an axis have been used up.
+    """
+    from matplotlib import rcParams
+
+    turn = index // len(rcParams["axes.prop_cycle"])
+    return MARKERS[turn % len(MARKERS)], LEVELS[turn % len(LEVELS)]
+
+
+def number_axis(axis: Any, name: str, values: NDArray[Any], scale: str | None = None) -> None:
+    """Makes the x axis of a figure that of a swept option.
+
+    Args:
+        axis: of matplotlib.
+        name: of the option.
+        values: its values in ascending order. Whole numbers, if there are not many, are the ticks.
+        scale: "linear" or "log"; without one, log where the largest is `WIDE` times the smallest.
+    """
+    if scale is None:
+        scale = "log" if 0 < values[0] * WIDE <= values[-1] else "linear"
+    axis.set(xlabel=name, xscale=scale)
+    if values.dtype.kind in "iu" and len(values) <= MANY:
+        axis.minorticks_off()
+        labels = [str(value) for value in values]
+        axis.set_xticks(values, labels)
+        if sum(map(len, labels)) > ROOM:
+            axis.tick_params("x", rotation=90)

@@ -1,0 +1,10 @@
+from .images import dead_leaves as dead_leaves
+from .images import photographs as photographs
+from .images import pink_noise as pink_noise
+from .populations import PopulationConfig as PopulationConfig
+from .populations import poisson_like as poisson_like
+from .populations import show as show
+from .subunit_cells import SubunitCells as SubunitCells
+from .subunit_cells import cells_of as cells_of
+from .subunit_cells import simulate as simulate
+from .temporal_filter import filter_in_time as filter_in_time

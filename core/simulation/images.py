@@ -1,0 +1,90 @@
+"""Images with the statistics of natural scenes: photographs, and two kinds of generated ones."""
+
+from typing import Any
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from retinakit.contracts.errors import UserError
+
+PHOTOGRAPHS = ("astronaut", "brick", "camera", "chelsea", "coffee", "grass", "gravel", "rocket")
+"""Those of scikit-image that come with it; others would have to be downloaded."""
+
+SMALLEST_LEAF = 2.0
+"""Radius, in pixels."""
+
+
+def photographs() -> dict[str, NDArray[np.float64]]:
+    """The photographs by name, in grey (y, x), each of mean 0 and standard deviation 1.
+
+    Raises:
+        UserError: if scikit-image is not installed.
+    """
+    try:
+        from skimage import color, data
+    except ImportError:
+        raise UserError("the photographs are scikit-image's; install retinakit[natural]") from None
+    scenes = {}
+    for name in PHOTOGRAPHS:
+        scene = getattr(data, name)()
+        scenes[name] = standardised(color.rgb2gray(scene) if scene.ndim == 3 else scene)
+    return scenes
+
+
+def dead_leaves(size: int, random: np.random.Generator) -> NDArray[np.float64]:
+    """Discs of random grey that hide one another, of mean 0 and standard deviation 1.
+
+    Their radii have a density of r⁻³, so that the image looks the same at any scale and has edges,
+    as natural scenes have (Lee, Mumford & Huang 2001).
+
+    Args:
+        size: side in pixels.
+
+    Returns:
+        (y, x).
+    """
+    image = np.full((size, size), np.nan)
+    _cover(image, size / 4, random)
+    return standardised(image)
+
+
+@numba.njit(cache=True)
+def _cover(image: NDArray[np.float64], largest: float, random: np.random.Generator) -> None:
+    """Lays leaves from the front to the back, until nothing shines through."""
+    size = len(image)
+    hidden = image.size
+    while hidden:
+        u = random.random()
+        radius = (u / largest**2 + (1 - u) / SMALLEST_LEAF**2) ** -0.5
+        y = random.uniform(-radius, size + radius)
+        x = random.uniform(-radius, size + radius)
+        grey = random.uniform(-1, 1)
+        for row in range(max(0, int(y - radius)), min(size, int(y + radius) + 1)):
+            for column in range(max(0, int(x - radius)), min(size, int(x + radius) + 1)):
+                inside = (row - y) ** 2 + (column - x) ** 2 <= radius**2
+                if inside and np.isnan(image[row, column]):
+                    image[row, column] = grey
+                    hidden -= 1
+
+
+def pink_noise(size: int, random: np.random.Generator) -> NDArray[np.float64]:
+    """Noise with the amplitude spectrum 1/f of natural scenes, of mean 0 and deviation 1.
+
+    Args:
+        size: side in pixels; the image is periodic.
+
+    Returns:
+        (y, x).
+    """
+    frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size))
+    frequency[0, 0] = np.inf
+    waves = np.fft.rfft2(random.standard_normal((size, size))) / frequency
+    return standardised(np.fft.irfft2(waves, s=(size, size)))
+
+
+def standardised(image: NDArray[Any]) -> NDArray[np.float64]:
+    """An image less its mean, over its standard deviation."""
+    centred = image - image.mean()
+    result: NDArray[np.float64] = centred / centred.std()
+    return result

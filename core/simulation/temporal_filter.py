@@ -1,0 +1,38 @@
+"""Filtering in time, within segments."""
+
+from typing import Any
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+
+@numba.njit(cache=True, nogil=True, fastmath=True)
+def _filter(stimulus: NDArray[Any], kernel: NDArray[np.float32], out: NDArray[np.float32]) -> None:
+    for t in range(len(stimulus)):
+        for lag in range(min(len(kernel), t + 1)):
+            weight, frame = kernel[lag], stimulus[t - lag]
+            for p in range(stimulus.shape[1]):
+                out[t, p] += weight * np.float32(frame[p])
+
+
+def filter_in_time(
+    stimulus: NDArray[Any], kernel: NDArray[Any], pieces: list[slice]
+) -> NDArray[np.float32]:
+    """Σ_lag kernel[lag] · stimulus[t - lag], with nothing (0) before the start of a segment.
+
+    Args:
+        stimulus: (frame, ...), of any number type.
+        kernel: (lag,).
+        pieces: the segments, as `retinakit.contracts.recording.segments` gives them.
+
+    Returns:
+        (frame, ...) float32.
+    """
+    flat = np.ascontiguousarray(stimulus).reshape(len(stimulus), -1)
+    if flat.dtype == bool:
+        flat = flat.view(np.uint8)
+    out = np.zeros(flat.shape, np.float32)
+    for piece in pieces:
+        _filter(flat[piece], np.asarray(kernel, np.float32), out[piece])
+    return out.reshape(stimulus.shape)

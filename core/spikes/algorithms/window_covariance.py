@@ -1,0 +1,164 @@
+"""The covariance of chosen windows of a stimulus."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+from scipy.linalg import blas
+
+from retinakit.contracts.errors import UserError, nearest
+from retinakit.contracts.progress import Progress
+from retinakit.kernels import as_numbers
+from retinakit.spikes.algorithms.bit_sums import two_levels
+from retinakit.spikes.algorithms.gram import add_gram
+
+ALGORITHMS = ("bits", "product")
+_BYTES = 128 * 2**20  # of windows, and of the stimulus, held at a time
+_EXACT = 2**53  # up to which whole numbers are exact in double precision
+_ROWS = 64  # of a covariance are worked on at a time, and stay in the cache
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Windows of a stimulus with weights.
+
+    Attributes:
+        stimulus: (frame, ...).
+        frames: increasing; the windows lie before them.
+        weight: (frame,), not negative.
+        lags: consecutive.
+        threads: for counting bits.
+        progress: is told the windows done.
+    """
+
+    stimulus: xr.DataArray
+    frames: NDArray[np.int64]
+    weight: NDArray[np.float64]
+    lags: NDArray[np.int64]
+    threads: int
+    progress: Progress
+
+    @property
+    def pixels(self) -> int:
+        return int(np.prod(self.stimulus.shape[1:]))
+
+    @property
+    def features(self) -> int:
+        return len(self.lags) * self.pixels
+
+    def blocks(self, shown: int, number: int) -> Iterator[tuple[slice, NDArray[Any], int]]:
+        """At most `number` windows in `shown` frames: which, these frames, the first's number."""
+        done = 0
+        while done < len(self.frames):
+            oldest = int(self.frames[done] - self.lags[-1])
+            fit = int(np.searchsorted(self.frames, oldest + shown))
+            here = slice(done, min(max(done + 1, min(done + number, fit)), len(self.frames)))
+            done = here.stop
+            read = self.stimulus[oldest : int(self.frames[done - 1] - self.lags[0]) + 1].values
+            yield here, as_numbers(read.reshape(len(read), self.pixels)), oldest
+            self.progress(done, len(self.frames), "spike-triggered covariance")
+
+
+class Moments(NamedTuple):
+    """Σ w x, and Σ w x xᵀ on and above the diagonal, of windows offset + scale · x."""
+
+    first: NDArray[np.float64]
+    second: NDArray[np.float64]
+    offset: Any
+    scale: float
+
+
+def weighted_covariance(
+    windows: Windows, algorithm: str
+) -> tuple[NDArray[np.float64], NDArray[np.float64], str]:
+    """Σ w (s - m)(s - m)ᵀ / Σ w, m = Σ w s / Σ w, and the algorithm, "bits" where it can serve."""
+    if algorithm not in ("auto", *ALGORITHMS):
+        raise UserError(
+            f"there is no algorithm '{algorithm}'; {nearest(algorithm, ['auto', *ALGORITHMS])}"
+        )
+    moments = None if algorithm == "product" else _of_bits(windows)
+    used = "product" if moments is None else "bits"
+    if moments is None:
+        if algorithm == "bits":
+            raise UserError(
+                "algorithm 'bits' takes a stimulus of two values and a response of counts; "
+                "name 'product' or 'auto'"
+            )
+        moments = _of_numbers(windows)
+    covariance, mean = _centred(moments, windows.weight.sum())
+    return covariance, mean, used
+
+
+def _of_bits(windows: Windows) -> Moments | None:
+    """x are bits, and sums are exact. None if the stimulus has a third value or w is not whole."""
+    if (windows.weight % 1).any() or windows.weight.sum() > _EXACT:
+        return None
+    counts = windows.weight.astype(np.int64)
+    size = windows.pixels * windows.stimulus.dtype.itemsize + 64  # bits come in lines of 64 bytes
+    lags, threads = windows.lags, windows.threads
+    second = np.zeros((windows.features, windows.features))
+    levels = None
+    for here, values, oldest in windows.blocks(max(1, _BYTES // size), len(counts)):
+        levels = levels or two_levels(values)
+        frames = windows.frames[here] - oldest
+        if not levels or not add_gram(values, *levels, frames, counts[here], lags, second, threads):
+            return None
+    low, high = levels or (0, 0)  # nothing was counted
+    return Moments(second.diagonal().copy(), second, low, high - low)
+
+
+def _of_numbers(windows: Windows) -> Moments:
+    """By symmetric rank-k updates, half the work of a product; a weight enters by its root."""
+    shown, number = (max(1, _BYTES // (4 * size)) for size in (windows.pixels, windows.features))
+    second = np.zeros((windows.features, windows.features))
+    first, shift = np.zeros(windows.features), np.zeros(windows.pixels, np.float32)
+    for here, values, oldest in windows.blocks(shown, number):
+        values = values.astype(np.float32)
+        if here.start == 0:
+            # Near the mean: single precision would suffer from a large one. Some windows may miss
+            # a NaN, so it is not to get into all of them.
+            shift = np.where(np.isfinite(values), values, 0).mean(0)
+        at = windows.frames[here, None] - windows.lags - oldest
+        some = (values - shift)[at].reshape(-1, windows.features)
+        weight = windows.weight[here].astype(np.float32)
+        first += weight @ some
+        some *= np.sqrt(weight)[:, None]
+        second += blas.ssyrk(1, some.T, lower=True).T  # upper, from Fortran's order
+    return Moments(first, second, np.tile(shift, len(windows.lags)), 1.0)
+
+
+def _centred(moments: Moments, total: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The covariance, in the memory of the second moments, and the mean; NaN if the total is 0."""
+    first, second, offset, scale = moments
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = first / total
+        for begin in range(0, len(second), _ROWS):
+            rows = second[begin : begin + _ROWS, begin:]
+            rows /= total
+            rows -= np.outer(mean[begin : begin + _ROWS], mean[begin:])
+            rows *= scale**2
+            square = np.triu(rows[:, : len(rows)])
+            rows[:, : len(rows)] = square + np.triu(square, 1).T
+            second[begin + _ROWS :, begin : begin + _ROWS] = rows[:, _ROWS:].T
+    return second, offset + scale * mean
+
+
+def require_memory(features: int) -> None:
+    """Refuses a covariance that cannot be held.
+
+    Raises:
+        UserError: saying how many features would fit.
+    """
+    needed = 3 * 8 * features**2  # the sum, that of the prior, and a block's
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    if needed > memory:
+        side = int((memory / 24) ** 0.5)
+        raise UserError(
+            f"a covariance of {features} features (lags x checks) needs {needed / 1e9:.0f} GB and "
+            f"{memory / 1e9:.0f} GB are free; crop the stimulus around the receptive field or "
+            f"project it to fewer dimensions, to at most {side} features"
+        )

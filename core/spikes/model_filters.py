@@ -1,0 +1,56 @@
+"""The filters of a fitted model: in space and time, and a model without some of them."""
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import xarray as xr
+
+from retinakit.contracts.errors import UserError
+from retinakit.contracts.model import Model
+from retinakit.spikes.receptive_field import separate
+
+
+@runtime_checkable
+class Prunable(Protocol):
+    """A model whose filters can be left out one by one, without another fit."""
+
+    def keep_filters(self, filters: Sequence[int]) -> Model:
+        """A copy of the fitted model in which the other filters contribute nothing.
+
+        Args:
+            filters: positions along the dimension `filter` of the parameter `kernel`.
+        """
+
+
+def space_and_time(model: Model) -> xr.Dataset:
+    """The filters of a model's parameter `kernel`, in space and in time.
+
+    Filters in space and time are taken apart by singular value decomposition, as in
+    `retinakit.spikes.separate`. A single lag has no course; its sign stays in the map.
+
+    Returns:
+        `spatial ([cell,] filter, y, x)`, where y and x count the checks of a convolved filter, and
+        `temporal ([cell,] filter, lag)` where there are several lags. A model with one filter for
+        each cell has one `filter`.
+
+    Raises:
+        UserError: if the model has no filters, or its filters have channels.
+    """
+    parameters = model.parameters()
+    if "kernel" not in parameters:
+        raise UserError(
+            f"a {type(model).__name__} has no parameter 'kernel', so it has no filters to show"
+        )
+    kernel = parameters["kernel"]
+    if "channel" in kernel.dims:
+        raise UserError("the model's filters have channels; filters without are needed")
+    if "filter" not in kernel.dims:  # one filter for each cell, as in an LN model
+        kernel = kernel.expand_dims({"filter": [0]}, axis=1)
+    if "kernel_y" in kernel.dims:
+        kernel = kernel.rename(kernel_y="y", kernel_x="x")
+    if "lag" not in kernel.dims:
+        return xr.Dataset({"spatial": kernel})
+    parts = separate(kernel)
+    if kernel.sizes["lag"] > 1:
+        return parts[["spatial", "temporal"]]
+    return xr.Dataset({"spatial": parts["spatial"] * parts["temporal"].isel(lag=0, drop=True)})

@@ -1,0 +1,234 @@
+"""What a spatiotemporal receptive field looks like: space and time, significance, outline."""
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+from scipy.optimize import least_squares
+
+from retinakit.contracts.errors import UserError
+
+
+def separate(field: xr.DataArray) -> xr.Dataset:
+    """The best product of a spatial map and a temporal filter (singular value decomposition).
+
+    The temporal filter has unit norm, and the sign is such that the spatial map is positive where
+    it is strongest: an OFF cell has a negative temporal filter at short lags.
+
+    Args:
+        field: (..., lag, y, x).
+
+    Returns:
+        `temporal (..., lag)`, `spatial (..., y, x)`, whose product approximates the field, and
+        `separability (...)`, the part of the power that it holds.
+    """
+
+    def decompose(matrix: NDArray[Any]) -> tuple[Any, ...]:
+        flat = np.nan_to_num(matrix.reshape(*matrix.shape[:-2], -1))
+        u, s, v = np.linalg.svd(flat, full_matrices=False)
+        temporal, spatial = u[..., 0], s[..., :1] * v[..., 0, :]
+        peak = np.take_along_axis(spatial, np.abs(spatial).argmax(-1)[..., None], -1)
+        sign = np.where(peak < 0, -1.0, 1.0)
+        power = (s**2).sum(-1)
+        part = np.divide(s[..., 0] ** 2, power, out=np.full(power.shape, np.nan), where=power > 0)
+        return (
+            temporal * sign,
+            (spatial * sign).reshape(*matrix.shape[:-3], *matrix.shape[-2:]),
+            part,
+        )
+
+    temporal, spatial, separability = xr.apply_ufunc(
+        decompose,
+        field.transpose(..., "lag", "y", "x"),
+        input_core_dims=[["lag", "y", "x"]],
+        output_core_dims=[["lag"], ["y", "x"], []],
+    )
+    result: xr.Dataset = xr.Dataset(
+        {"temporal": temporal, "spatial": spatial, "separability": separability}
+    )
+    return result
+
+
+def z_score(field: xr.DataArray) -> xr.DataArray:
+    """Each value's distance from the field's mean in robust standard deviations (1.4826 MAD).
+
+    The receptive field covers few of the values, so median and MAD describe its background.
+    """
+    dims = ("lag", "y", "x") if "lag" in field.dims else ("y", "x")
+    centre = field.median(dims)
+    spread = 1.4826 * abs(field - centre).median(dims)
+    result: xr.DataArray = (field - centre) / spread.where(spread > 0)
+    return result
+
+
+def gaussian(
+    y: NDArray[Any], x: NDArray[Any], parameters: NDArray[Any] | list[float]
+) -> NDArray[Any]:
+    """A 2-D Gaussian on the grid y × x; parameters are amplitude, y0, x0, sd1, sd2, angle."""
+    amplitude, y0, x0, sd1, sd2, angle = parameters
+    dy, dx = np.meshgrid(y - y0, x - x0, indexing="ij")
+    along = np.cos(angle) * dx + np.sin(angle) * dy
+    across = -np.sin(angle) * dx + np.cos(angle) * dy
+    result: NDArray[Any] = amplitude * np.exp(-0.5 * ((along / sd1) ** 2 + (across / sd2) ** 2))
+    return result
+
+
+ELLIPSE = ("amplitude", "centre_y", "centre_x", "sd_major", "sd_minor", "angle")
+
+
+def fit_ellipse(spatial: xr.DataArray) -> xr.Dataset:
+    """The 2-D Gaussian that describes a spatial map, fitted to its values by least squares.
+
+    The map is divided by its peak and negative values are set to 0, as Zheng et al. (2021) do; the
+    fit starts at the peak of the map after smoothing, so that a broad weak field is found.
+
+    Args:
+        spatial: (..., y, x), with coordinates y and x.
+
+    Returns:
+        `amplitude`, `centre_y`, `centre_x`, `sd_major`, `sd_minor` (in the units of y and x),
+        `angle` (radians from x towards y) over the leading dimensions; NaN where no Gaussian fits.
+    """
+    y, x = (np.asarray(spatial[dim], float) for dim in ("y", "x"))
+
+    def fit(image: NDArray[Any]) -> tuple[Any, ...]:
+        flat = image.reshape(-1, *image.shape[-2:])
+        fitted = np.array([_fit_gaussian(one, y, x) for one in flat])
+        return tuple(fitted[:, i].reshape(image.shape[:-2]) for i in range(len(ELLIPSE)))
+
+    fitted = xr.apply_ufunc(
+        fit, spatial, input_core_dims=[["y", "x"]], output_core_dims=[[] for _ in ELLIPSE]
+    )
+    return xr.Dataset(dict(zip(ELLIPSE, fitted, strict=True)))
+
+
+def _fit_gaussian(image: NDArray[Any], y: NDArray[Any], x: NDArray[Any]) -> NDArray[Any]:
+    from scipy.ndimage import gaussian_filter
+
+    nothing = np.full(len(ELLIPSE), np.nan)
+    image = np.nan_to_num(image)
+    if image.max() <= 0 or min(image.shape) < 3:
+        return nothing
+    image = np.clip(image / image.max(), 0, None)
+    row, column = np.unravel_index(gaussian_filter(image, 1.0).argmax(), image.shape)
+    step = float(np.abs(np.diff(x)).mean())
+    span = max(np.ptp(y), np.ptp(x))
+    lower = [0, y.min(), x.min(), 0.3 * step, 0.3 * step, -np.inf]
+    upper = [3, y.max(), x.max(), span, span, np.inf]
+
+    def misfit(parameters: NDArray[Any]) -> NDArray[Any]:
+        return (gaussian(y, x, parameters) - image).ravel()
+
+    best = None
+    for width in (1.0, 3.0):
+        start = [
+            0.8,
+            y[row],
+            x[column],
+            min(width * step, 0.9 * span),
+            min(width * step, 0.9 * span),
+            0.1,
+        ]
+        start[1] = np.clip(start[1], y.min() + 1e-6 * step, y.max() - 1e-6 * step)
+        start[2] = np.clip(start[2], x.min() + 1e-6 * step, x.max() - 1e-6 * step)
+        solution = least_squares(misfit, start, bounds=(lower, upper))
+        if best is None or solution.cost < best.cost:
+            best = solution
+    assert best is not None
+    amplitude, y0, x0, sd1, sd2, angle = best.x
+    if not best.success or amplitude < 1e-3:
+        return nothing
+    if sd1 < sd2:
+        sd1, sd2, angle = sd2, sd1, angle + np.pi / 2
+    return np.array([amplitude, y0, x0, sd1, sd2, angle % np.pi])
+
+
+def field_distance(first: xr.Dataset, second: xr.Dataset) -> xr.DataArray:
+    """Cosine distance of two receptive fields, from their ellipses (Zheng et al. 2021).
+
+    1 - ⟨G1, G2⟩ / (|G1| |G2|) of the two Gaussians over the whole plane, in closed form: 0 for the
+    same Gaussian, 1 for fields that do not meet. NaN where one has no ellipse.
+
+    Args:
+        first, second: what `fit_ellipse` gives, of the same units and matching dimensions.
+    """
+    a, b = _covariance(first), _covariance(second)
+    total = {name: a[name] + b[name] for name in a}
+    dy = first["centre_y"] - second["centre_y"]
+    dx = first["centre_x"] - second["centre_x"]
+    determinant = _determinant(total)
+    distance = (total["xx"] * dy**2 - 2 * total["xy"] * dx * dy + total["yy"] * dx**2) / determinant
+    # ⟨G1, G2⟩ ∝ √(|A||B| / |A+B|) exp(-d/2), and |G|² is the same with A = B.
+    overlap = 2 * (_determinant(a) * _determinant(b)) ** 0.25 / determinant**0.5
+    result: xr.DataArray = 1 - overlap * xr.ufuncs.exp(-0.5 * distance)
+    return result
+
+
+def _covariance(ellipse: xr.Dataset) -> dict[str, xr.DataArray]:
+    """The covariance of a Gaussian's shape, from its axes and angle."""
+    major, minor = ellipse["sd_major"] ** 2, ellipse["sd_minor"] ** 2
+    angle = ellipse["angle"]
+    cos, sin = xr.ufuncs.cos(angle), xr.ufuncs.sin(angle)
+    return {
+        "xx": major * cos**2 + minor * sin**2,
+        "yy": major * sin**2 + minor * cos**2,
+        "xy": (major - minor) * cos * sin,
+    }
+
+
+def _determinant(covariance: dict[str, xr.DataArray]) -> xr.DataArray:
+    return covariance["xx"] * covariance["yy"] - covariance["xy"] ** 2
+
+
+def morans_i(image: xr.DataArray) -> xr.DataArray:
+    """Moran's I, the spatial autocorrelation of a map over its 4-neighbours.
+
+    I = (N / n) · Σ_neighbours b_i b_j / Σ b², b the map less its mean, n the ordered neighbour
+    pairs (Yan et al. 2020, II-C). About -1/(N-1) for noise, near 1 for a smooth map.
+
+    Args:
+        image: (..., y, x).
+    """
+    b = image - image.mean(("y", "x"))
+    height, width = image.sizes["y"], image.sizes["x"]
+    pairs = 2 * (height * (width - 1) + width * (height - 1)) or np.nan
+    power = (b**2).sum(("y", "x"))
+    vertical = (
+        b.isel(y=slice(1, None)).drop_vars("y", errors="ignore")
+        * b.isel(y=slice(None, -1)).drop_vars("y", errors="ignore")
+    ).sum(("y", "x"))
+    horizontal = (
+        b.isel(x=slice(1, None)).drop_vars("x", errors="ignore")
+        * b.isel(x=slice(None, -1)).drop_vars("x", errors="ignore")
+    ).sum(("y", "x"))
+    result: xr.DataArray = (
+        height * width / pairs * 2 * (vertical + horizontal) / power.where(power > 0)
+    )
+    return result
+
+
+def morans_i_z(image: xr.DataArray) -> xr.DataArray:
+    """Moran's I in standard deviations from what independent normal values have.
+
+    z = (I - E) / √V with E = -1/(N-1) and V = (N² S1 - N S2 + 3 S0²) / ((N²-1) S0²) - E² (Cliff &
+    Ord 1981), where over 4-neighbours S0 = n, S1 = 2n and S2 = 4 Σ (neighbours of a check)².
+
+    Args:
+        image: (..., y, x).
+
+    Raises:
+        UserError: if it is less than 2 checks high or wide.
+    """
+    sides = [np.arange(image.sizes[dim]) for dim in ("y", "x")]
+    if min(map(len, sides)) < 2:
+        raise UserError(
+            f"Moran's I needs maps of 2 x 2 checks or more, and this has {len(sides[0])} x "
+            f"{len(sides[1])}"
+        )
+    neighbours = np.add.outer(*((n > 0).astype(int) + (n < n[-1]) for n in sides))
+    size, s0, s2 = neighbours.size, float(neighbours.sum()), 4 * float((neighbours**2).sum())
+    expected = -1 / (size - 1)
+    squared = (2 * size**2 * s0 - size * s2 + 3 * s0**2) / ((size**2 - 1) * s0**2)
+    result: xr.DataArray = (morans_i(image) - expected) / (squared - expected**2) ** 0.5
+    return result

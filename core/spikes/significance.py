@@ -1,0 +1,70 @@
+"""How large a spike-triggered average is when the spikes have nothing to do with the stimulus."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import xarray as xr
+
+from retinakit.contracts.recording import full_history, mean_response
+from retinakit.spikes.spike_triggered import sta
+
+VARIANCE_VALUES = 2**25
+"""How much of the stimulus its variance is taken from."""
+
+
+def analytic_deviation(splits: Sequence[xr.Dataset], reach: int) -> xr.DataArray:
+    """Standard deviation of each value of the average, for white noise and unrelated spikes.
+
+    σ √(Σ r²) / Σ r, with σ the standard deviation of the stimulus and r the counted responses.
+
+    Args:
+        splits: of a recording, as given to `retinakit.spikes.spike_triggered.sta`.
+        reach: frames of history of the average, its own frame included.
+
+    Returns:
+        (cell,), in the units of the stimulus.
+    """
+    stimulus = splits[0]["stimulus"]
+    few = max(1, VARIANCE_VALUES // int(np.prod(stimulus.shape[1:])))
+    first = stimulus[:few].astype(np.float64)
+    counted = [
+        mean_response(split).fillna(0).isel(frame=full_history(split["segment"], reach))
+        for split in splits
+    ]
+    total = sum(r.astype(float).sum("frame") for r in counted)
+    squares = sum((r.astype(float) ** 2).sum("frame") for r in counted)
+    assert isinstance(total, xr.DataArray) and isinstance(squares, xr.DataArray)
+    return first.std() * squares**0.5 / total.where(total > 0)
+
+
+def shuffled_deviation(
+    splits: Sequence[xr.Dataset], lags: int, first_lag: int, draws: int, seed: int
+) -> xr.DataArray:
+    """Standard deviation of the average when the spikes are shifted against the stimulus.
+
+    Each draw shifts the responses of a split around its end by a random number of frames, at least
+    the history, which keeps everything about the spike train but its relation to the stimulus.
+
+    Args:
+        splits, lags, first_lag: as given to `retinakit.spikes.spike_triggered.sta`.
+        draws: how many shifts.
+        seed: of the shifts.
+
+    Returns:
+        (cell,), in the units of the stimulus; over all draws, lags and places.
+    """
+    random = np.random.default_rng(seed)
+    reach = first_lag + lags
+    squares = []
+    for _ in range(draws):
+        shifted = []
+        for split in splits:
+            frames = split.sizes["frame"]
+            by = int(random.integers(min(reach, frames - 1), max(frames - reach, reach + 1)))
+            response = split["response"]
+            rolled = np.roll(response.values, by, axis=response.dims.index("frame"))
+            shifted.append(split.assign(response=response.copy(data=rolled)))
+        average = sta(shifted, lags, first_lag=first_lag)["sta"]
+        squares.append((average**2).mean([dim for dim in average.dims if dim != "cell"]))
+    result: xr.DataArray = xr.concat(squares, "draw").mean("draw") ** 0.5
+    return result

@@ -1,0 +1,233 @@
+"""Spike-triggered statistics."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from retinakit.contracts.errors import RecordingError, UserError, nearest
+from retinakit.contracts.frame_blocks import Reader, blocks
+from retinakit.contracts.progress import Progress, silent
+from retinakit.contracts.recording import lag_coordinate
+from retinakit.spikes.algorithms.choice import ALGORITHMS
+from retinakit.spikes.algorithms.response import Response
+from retinakit.spikes.algorithms.stimulus_sums import stimulus_sums
+from retinakit.spikes.algorithms.window_covariance import (
+    Windows,
+    require_memory,
+    weighted_covariance,
+)
+
+
+def sta(
+    splits: xr.Dataset | Sequence[xr.Dataset],
+    lags: int = 20,
+    *,
+    first_lag: int = 0,
+    algorithm: str = "auto",
+    threads: int = 1,
+    progress: Progress = silent,
+) -> xr.Dataset:
+    """Spike-triggered average of every cell.
+
+    sta[c, l, p] = Σ_t r[t, c] · s[t - l, p] / Σ_t r[t, c], over the frames t that have a full
+    history in their segment and a response. Stimuli of 8 bits and counts are summed exactly. The
+    stimulus is read in blocks, so it may be larger than memory. Where it is a dask array, the
+    scheduler of dask has its workers read the blocks and make their sums in parallel.
+
+    Args:
+        splits: a split of a recording, or several to average over. Repeats are averaged first.
+        lags: how many lags.
+        first_lag: the first of them; 0 is the frame shown in the response's own bin.
+        algorithm: "bits" counts the bits of a two-valued stimulus under counts, "int8" sums an
+            8-bit stimulus under counts, "float" any stimulus over the frames with a response;
+            "toeplitz" and "fft" are matrix products over all frames, in single precision. "auto"
+            takes the one that is expected to be the fastest, and an exact one where there is one.
+        threads: of the first three (of each worker, on dask); the products follow the settings of
+            NumPy's BLAS.
+        progress: is told the frames done.
+
+    Returns:
+        `sta (cell, lag, [channel,] y, x)` with the coordinate `lag_time`, NaN for a cell of which
+        nothing was counted, and `spikes (cell)`: the spikes that were counted. The attributes say
+        which `algorithm` was used, and why.
+
+    Raises:
+        RecordingError: if no frame has so long a history.
+        UserError: if the named algorithm cannot serve the stimulus or the response.
+    """
+    splits = [splits] if isinstance(splits, xr.Dataset) else list(splits)
+    reach = first_lag + lags
+    if algorithm != "auto" and algorithm not in ALGORITHMS:
+        raise UserError(
+            f"there is no algorithm '{algorithm}'; {nearest(algorithm, ['auto', *ALGORITHMS])}"
+        )
+    responses = [Response(split, reach) for split in splits]
+    if not any(response.full.any() for response in responses):
+        raise RecordingError(f"no segment is as long as {reach} frames of history; use fewer lags")
+    total: Any = None
+    used: dict[str, str] = {}
+    done, whole = 0, sum(len(response.full) for response in responses)
+
+    def tell(frames: int) -> None:
+        progress(done + frames, whole, "spike-triggered average")
+
+    for split, response in zip(splits, responses, strict=True):
+        sums, how = stimulus_sums(
+            split["stimulus"], response, lags, first_lag, algorithm, threads, tell
+        )
+        done += len(response.full)
+        used |= how
+        if response.repeats != 1:
+            sums = sums / response.repeats
+        total = sums if total is None else total + sums
+    spikes = sum(response.total for response in responses)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        average = total / np.reshape(spikes, (-1, *[1] * (total.ndim - 1)))
+    first = splits[0]
+    dims = ("cell", "lag", *first["stimulus"].dims[1:])
+    lag = np.arange(first_lag, reach)
+    coords: dict[str, Any] = lag_coordinate(lag, first.attrs["frame_interval"])
+    coords |= {str(name): first[name].variable for name in dims if name in first.coords}
+    units = first["stimulus"].attrs.get("units", "contrast")
+    return xr.Dataset(
+        {"sta": (dims, average, {"units": units}), "spikes": ("cell", spikes)},
+        coords=coords,
+        attrs={"algorithm": ", ".join(used), "algorithm_why": "; ".join(used.values())},
+    )
+
+
+def spike_triggered_ensemble(
+    split: xr.Dataset,
+    lags: int = 20,
+    *,
+    first_lag: int = 0,
+    cell: Any = None,
+    progress: Progress = silent,
+) -> xr.Dataset:
+    """The stimuli before each response of one cell.
+
+    The ensemble is held in memory, and a block of the stimulus at a time.
+
+    Args:
+        split: a split of a recording. Repeats are averaged first.
+        lags, first_lag: as in `sta`.
+        cell: its name; may be left out where there is one.
+        progress: is told the frames done.
+
+    Returns:
+        `ensemble (event, lag, [channel,] y, x)` in the type of the stimulus, one event for each
+        frame with a response, and `weight (event)`: its count or rate; `frame (event)`.
+
+    Raises:
+        RecordingError: if no segment is as long as the history.
+        UserError: if there are several cells and none is named.
+    """
+    response = _of_one_cell(split, first_lag + lags, cell)
+    frames, weight = response.events()
+    stimulus = split["stimulus"]
+    lag = np.arange(first_lag, first_lag + lags)
+    ensemble = np.empty((len(frames), lags, *stimulus.shape[1:]), stimulus.dtype)
+    done, history = 0, first_lag + lags - 1
+    read = Reader(stimulus, history)
+    for part in blocks(stimulus, history):
+        here = slice(done, int(np.searchsorted(frames, part.stop)))
+        if here.stop > done:
+            ensemble[here] = read[part][frames[here, None] - lag - part.start]
+        done = here.stop
+        progress(part.stop, len(stimulus), "spike-triggered ensemble")
+    dims = ("event", "lag", *stimulus.dims[1:])
+    coords: dict[str, Any] = lag_coordinate(lag, split.attrs["frame_interval"])
+    coords |= {str(name): split[name].variable for name in dims if name in split.coords}
+    return xr.Dataset(
+        {"ensemble": (dims, ensemble), "weight": ("event", weight)},
+        coords=coords | {"frame": ("event", frames)},
+    )
+
+
+def stc(
+    split: xr.Dataset,
+    lags: int = 20,
+    *,
+    first_lag: int = 0,
+    cell: Any = None,
+    prior: bool = False,
+    project_out: bool = False,
+    algorithm: str = "auto",
+    threads: int = 1,
+    progress: Progress = silent,
+) -> xr.Dataset:
+    """Spike-triggered covariance of one cell.
+
+    C = Σ_t r[t] (s_t - a)(s_t - a)ᵀ / Σ_t r[t], where s_t is the stimulus of the history of frame t
+    as one vector and a the spike-triggered average. The stimulus is read in blocks, so it may be
+    larger than memory.
+
+    Args:
+        split: a split of a recording. Repeats are averaged first.
+        lags, first_lag: as in `sta`.
+        cell: its name; may be left out where there is one.
+        prior: whether the covariance of all stimuli that could have been answered is subtracted.
+        project_out: whether the direction of the average is removed from every stimulus.
+        algorithm: "bits" counts the bits that two checks of a two-valued stimulus share before
+            spikes, exactly; "product" multiplies any stimulus, in single precision within blocks.
+            "auto" takes "bits" where it can serve.
+        threads: of "bits"; the product follows the settings of SciPy's BLAS.
+        progress: is told the events done.
+
+    Returns:
+        `stc (feature, feature_2)`, features being lag by [channel by] y by x in this order, with
+        `sta (lag, [channel,] y, x)` and `spikes`. NaN where nothing was counted. The attribute
+        `algorithm` says which were used, for the response and for the prior if they differ.
+
+    Raises:
+        RecordingError: if no segment is as long as the history.
+        UserError: if there are several cells and none is named, if a response is negative, if the
+            covariance is larger than the memory, or if the named algorithm cannot serve.
+    """
+    response = _of_one_cell(split, first_lag + lags, cell)
+    stimulus = split["stimulus"]
+    lag = np.arange(first_lag, first_lag + lags)
+    features = lags * int(np.prod(stimulus.shape[1:]))
+    require_memory(features)
+    frames, weight = response.events()
+    if (weight < 0).any():
+        raise UserError("a covariance needs responses that are not negative; subtract their least")
+    answered = Windows(stimulus, frames, weight, lag, threads, progress)
+    covariance, mean, used = weighted_covariance(answered, algorithm)
+    if prior:
+        shown = np.flatnonzero(response.full)
+        everything = replace(answered, frames=shown, weight=np.ones(len(shown)))
+        before, _, also = weighted_covariance(everything, algorithm)
+        covariance -= before
+        used = used if also == used else f"{used}, {also}"
+    if project_out:
+        # With Q = 1 - a aᵀ / |a|², Q C Q, by two updates of rank 1.
+        direction = mean / np.linalg.norm(mean)
+        covariance -= np.outer(direction, direction @ covariance)
+        covariance -= np.outer(covariance @ direction, direction)
+    coords: dict[str, Any] = lag_coordinate(lag, split.attrs["frame_interval"])
+    dims = ("lag", *(str(dim) for dim in stimulus.dims[1:]))
+    coords |= {name: split[name].variable for name in dims if name in split.coords}
+    return xr.Dataset(
+        {
+            "stc": (("feature", "feature_2"), covariance),
+            "sta": (dims, mean.reshape(lags, *stimulus.shape[1:])),
+            "spikes": ((), weight.sum() / response.repeats),
+        },
+        coords=coords,
+        attrs={"algorithm": used},
+    )
+
+
+def _of_one_cell(split: xr.Dataset, reach: int, cell: Any) -> Response:
+    if cell is None and split.sizes["cell"] != 1:
+        names = ", ".join(str(name) for name in split["cell"].values[:5])
+        raise UserError(f"there are {split.sizes['cell']} cells ({names}, ...); name one as 'cell'")
+    one = split if cell is None else split.sel(cell=[cell])
+    response = Response(one, reach)
+    if not response.full.any():
+        raise RecordingError(f"no segment is as long as {reach} frames of history; use fewer lags")
+    return response

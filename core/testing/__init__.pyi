@@ -1,0 +1,9 @@
+from .kit import ANALYSIS_CHECKS as ANALYSIS_CHECKS
+from .kit import DATASET_CHECKS as DATASET_CHECKS
+from .kit import MODEL_CHECKS as MODEL_CHECKS
+from .kit import SmallModel as SmallModel
+from .kit import check_analysis as check_analysis
+from .kit import check_dataset as check_dataset
+from .kit import check_model as check_model
+from .kit import registered as registered
+from .kit import small_recording as small_recording

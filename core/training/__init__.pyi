@@ -1,0 +1,12 @@
+from .exact_zeros import ExactZeros as ExactZeros
+from .image_config import ImageModelConfig as ImageModelConfig
+from .loop import Frames as Frames
+from .loop import Schedule as Schedule
+from .loop import train as train
+from .proximal import Certificate as Certificate
+from .proximal import ProximalAdam as ProximalAdam
+from .proximal import certificate as certificate
+from .proximal import gradient as gradient
+from .proximal import shrink as shrink
+from .torch_model import TorchConfig as TorchConfig
+from .torch_model import TorchModel as TorchModel
