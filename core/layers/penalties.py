@@ -8,7 +8,13 @@ LAPLACIAN = ((0.5, 1.0, 0.5), (1.0, -6.0, 1.0), (0.5, 1.0, 0.5))
 
 
 def laplacian(kernels: Tensor) -> Tensor:
-    """The five-point spatial Laplacian of kernels (..., y, x), which are 0 outside."""
+    """The five-point spatial Laplacian of kernels (..., y, x), which are 0 outside.
+
+    Example:
+        >>> import torch
+        >>> laplacian(torch.ones(3, 3))[1, 1].item()
+        0.0
+    """
     k = pad(kernels, (1, 1, 1, 1))
     around = k[..., :-2, 1:-1] + k[..., 2:, 1:-1] + k[..., 1:-1, :-2] + k[..., 1:-1, 2:]
     return around - 4 * kernels
@@ -24,6 +30,12 @@ def roughness(kernels: Tensor, normalise: bool = True) -> Tensor:
 
     Returns:
         A number.
+
+    Example:
+        >>> import torch
+        >>> smooth, rough = torch.ones(1, 1, 8, 8), torch.randn(1, 1, 8, 8)
+        >>> bool(roughness(smooth) < roughness(rough))
+        True
     """
     images = kernels.flatten(0, -3)[:, None]
     laplacian = torch.tensor(LAPLACIAN, dtype=kernels.dtype, device=kernels.device)
@@ -45,6 +57,11 @@ def group_sparsity(kernels: Tensor) -> Tensor:
 
     Returns:
         A number.
+
+    Example:
+        >>> import torch
+        >>> group_sparsity(torch.full((1, 1, 2, 2), 0.5)).item()
+        1.0
     """
     # A norm has no gradient at 0; the root of a tiny number has.
     tiny = torch.finfo(kernels.dtype).tiny

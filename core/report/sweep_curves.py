@@ -49,6 +49,17 @@ def curves(
 
     Raises:
         UserError: if no model has the variable, or none that has was swept over the option.
+
+    Example:
+        >>> import xarray as xr
+        >>> group = xr.Dataset(
+        ...     {"fev": (("frames", "seed"), [[0.1, 0.3], [0.5, 0.7]])},
+        ...     coords={"frames": [100, 200], "seed": [0, 1]},
+        ...     attrs={"sweep": "frames,seed"},
+        ... )
+        >>> found = curves(xr.DataTree.from_dict({"/cnn": group}), "fev", over="frames")
+        >>> found["mean"].values.round(3).tolist()
+        [[0.2, 0.6]]
     """
     by_model = groups(result)
     having = {model: group for model, group in by_model.items() if name in group.data_vars}
@@ -106,6 +117,17 @@ def chosen(
 
     Raises:
         UserError: if a model that was swept over one of them lacks the variable, or no model was.
+
+    Example:
+        >>> import xarray as xr
+        >>> group = xr.Dataset(
+        ...     {"loss": ("filters", [0.4, 0.1, 0.2])},
+        ...     coords={"filters": [1, 2, 3]},
+        ...     attrs={"sweep": "filters"},
+        ... )
+        >>> best = chosen(xr.DataTree.from_dict({"/cnn": group}), ["filters"], by="loss")
+        >>> int(best["cnn"]["best_filters"])
+        2
     """
     groups_of = groups(result)
     if not any(dim in sweep_dims(group) for group in groups_of.values() for dim in options):
@@ -147,6 +169,11 @@ def rows(model: str, numbers: xr.Dataset) -> "pd.DataFrame":
     Args:
         model: its name, for the column `model`.
         numbers: variables over the dimensions of a sweep, or single numbers.
+
+    Example:
+        >>> import xarray as xr
+        >>> rows("ln", xr.Dataset({"fev": ("cell", [0.5, 0.25])}, {"cell": [3, 4]})).values.tolist()
+        [['ln', 3, 0.5], ['ln', 4, 0.25]]
     """
     import pandas as pd
 
@@ -167,6 +194,22 @@ def draw(axis: Any, drawn: xr.Dataset, over: str, **style: Any) -> None:
         drawn: the curves, which take the colours of the axis in turn, and then another marker.
         over: the swept option along the axis.
         style: of the lines that are no levels, such as ls=":".
+
+    Example:
+        >>> import xarray as xr
+        >>> from matplotlib.figure import Figure
+        >>> drawn = xr.Dataset(
+        ...     {
+        ...         "mean": (("curve", "frames"), [[0.2, 0.6]]),
+        ...         "deviation": (("curve", "frames"), [[0.1, 0.1]]),
+        ...         "swept": ("curve", [True]),
+        ...     },
+        ...     coords={"frames": [100, 200], "curve": ["cnn"]},
+        ... )
+        >>> axis = Figure().subplots()
+        >>> draw(axis, drawn, over="frames")
+        >>> axis.get_legend_handles_labels()[1]
+        ['cnn']
     """
     for index, label in enumerate(drawn["curve"].values):
         curve, marker, level = drawn.isel(curve=index), *marks(index)
@@ -183,6 +226,10 @@ def marks(index: int) -> tuple[str, Any]:
     """The marker of a curve, and the line of a level, that go with the colour "C{index}".
 
     The next ones once the colours of an axis have been used up.
+
+    Example:
+        >>> marks(0)
+        ('o', '--')
     """
     from matplotlib import rcParams
 
@@ -198,6 +245,14 @@ def number_axis(axis: Any, name: str, values: NDArray[Any], scale: str | None = 
         name: of the option.
         values: its values in ascending order. Whole numbers, if there are not many, are the ticks.
         scale: "linear" or "log"; without one, log where the largest is `WIDE` times the smallest.
+
+    Example:
+        >>> import numpy as np
+        >>> from matplotlib.figure import Figure
+        >>> axis = Figure().subplots()
+        >>> number_axis(axis, "frames", np.array([10, 100, 1000]))
+        >>> axis.get_xscale()
+        'log'
     """
     if scale is None:
         scale = "log" if 0 < values[0] * WIDE <= values[-1] else "linear"

@@ -34,7 +34,14 @@ class PopulationConfig(Config):
 
 
 def poisson_like(rate: NDArray[Any], random: np.random.Generator) -> NDArray[np.float32]:
-    """Responses y ~ N(r, SD √|r|) to rates r (Klindt et al. 2017, eq 1)."""
+    """Responses y ~ N(r, SD √|r|) to rates r (Klindt et al. 2017, eq 1).
+
+    Example:
+        >>> import numpy as np
+        >>> noisy = poisson_like(np.full((10_000, 1), 4.0), np.random.default_rng(0))
+        >>> round(float(noisy.mean()), 1), round(float(noisy.var()), 1)
+        (4.0, 4.0)
+    """
     noise = random.standard_normal(rate.shape, np.float32)
     noisy: NDArray[np.float32] = (rate + np.sqrt(np.abs(rate)) * noise).astype(np.float32)
     return noisy
@@ -67,6 +74,20 @@ def show(
 
     Raises:
         UserError: if no sample is left for training or for validation.
+
+    Example:
+        >>> import numpy as np
+        >>> import xarray as xr
+        >>> recording = show(
+        ...     PopulationConfig(samples=40, test=10),
+        ...     seed=0,
+        ...     stimulus=lambda name, frames, random: random.random((frames, 6, 6), np.float32),
+        ...     rate=lambda images: images.mean((1, 2))[:, None],
+        ...     truth=xr.Dataset(coords={"cell": [0]}),
+        ...     title="mean luminance",
+        ... )
+        >>> {name: recording[name].sizes["frame"] for name in ("train", "validation", "test")}
+        {'train': 32, 'validation': 8, 'test': 10}
     """
     held_out = min(round(config.validation * config.samples), config.validation_most)
     if not 0 < held_out < config.samples:

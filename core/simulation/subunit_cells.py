@@ -142,6 +142,12 @@ def cells_of(truth: xr.Dataset) -> SubunitCells:
 
     Raises:
         UserError: naming what the truth lacks.
+
+    Example:
+        >>> from retinakit.testing import small_recording
+        >>> cells = cells_of(small_recording()["truth"].to_dataset())
+        >>> cells.cells, cells.lags, cells.pixels
+        (2, 5, 64)
     """
     wanted = ("subunit_weight", "output_weight", "temporal", "threshold", "gain")
     missing = [name for name in wanted if name not in truth]
@@ -199,6 +205,13 @@ def simulate(
     Raises:
         UserError: if the stimulus does not have the cells' pixels, or a rate is too high for
             Poisson counts.
+
+    Example:
+        >>> import numpy as np
+        >>> cell = SubunitCells(spatial=[[1.0]], temporal=[0.5, 0.5], output=[[1.0]])
+        >>> movie = np.array([1, -1, 1, 1], np.int8)[:, None]
+        >>> simulate(cell, movie).rate[:, 0].tolist()
+        [0.5, 0.0, 0.0, 1.0]
     """
     kernel = _kernel(backend)
     bits = isinstance(stimulus, Bits)

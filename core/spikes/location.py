@@ -33,6 +33,11 @@ def response_field(split: xr.Dataset, lags: int = 1) -> xr.DataArray:
 
     Raises:
         RecordingError: if no frame has so long a history.
+
+    Example:
+        >>> from retinakit.testing import small_recording
+        >>> dict(response_field(small_recording()["train"].to_dataset(), lags=3).sizes)
+        {'cell': 2, 'lag': 3, 'y': 8, 'x': 8}
     """
     response = mean_response(split).astype(float)
     # The average over responses of 1 + y - ⟨y⟩, whose sum is the number of frames, is the
@@ -66,6 +71,11 @@ def locations(
 
     Returns:
         (cell, 2): y and x, in checks from the first.
+
+    Example:
+        >>> from retinakit.testing import small_recording
+        >>> locations(small_recording()["train"].to_dataset(), lags=3).shape
+        (2, 2)
     """
     cells = range(0, split.sizes["cell"], CELLS_AT_ONCE)
     found = [

@@ -35,6 +35,14 @@ def space_and_time(model: Model) -> xr.Dataset:
 
     Raises:
         UserError: if the model has no filters, or its filters have channels.
+
+    Example:
+        >>> from retinakit.testing import small_recording
+        >>> from retinakit_plugins.models.ln import LN
+        >>> model = LN.with_options(lags=3, steps=10)
+        >>> _ = model.fit(small_recording())
+        >>> sorted(map(str, space_and_time(model).data_vars))
+        ['spatial', 'temporal']
     """
     parameters = model.parameters()
     if "kernel" not in parameters:

@@ -23,6 +23,12 @@ def analytic_deviation(splits: Sequence[xr.Dataset], reach: int) -> xr.DataArray
 
     Returns:
         (cell,), in the units of the stimulus.
+
+    Example:
+        >>> from retinakit.testing import small_recording
+        >>> train = small_recording()["train"].to_dataset()
+        >>> analytic_deviation([train], reach=5).dims
+        ('cell',)
     """
     stimulus = splits[0]["stimulus"]
     few = max(1, VARIANCE_VALUES // int(np.prod(stimulus.shape[1:])))
@@ -52,6 +58,14 @@ def shuffled_deviation(
 
     Returns:
         (cell,), in the units of the stimulus; over all draws, lags and places.
+
+    Example:
+        >>> from retinakit.testing import small_recording
+        >>> train = small_recording()["train"].to_dataset()
+        >>> shuffled = shuffled_deviation([train], lags=5, first_lag=0, draws=20, seed=0)
+        >>> ratio = shuffled / analytic_deviation([train], reach=5)  # the stimulus is white
+        >>> bool((abs(ratio - 1) < 0.2).all())
+        True
     """
     random = np.random.default_rng(seed)
     reach = first_lag + lags

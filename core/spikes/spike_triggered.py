@@ -57,6 +57,16 @@ def sta(
     Raises:
         RecordingError: if no frame has so long a history.
         UserError: if the named algorithm cannot serve the stimulus or the response.
+
+    Example:
+        >>> from retinakit.testing import small_recording
+        >>> train = small_recording()["train"].to_dataset()
+        >>> average = sta(train, lags=5)
+        >>> dict(average["sta"].sizes)
+        {'cell': 2, 'lag': 5, 'y': 8, 'x': 8}
+        >>> bool((average["spikes"] == train["response"][4:1000].sum("frame")
+        ...     + train["response"][1004:].sum("frame")).all())
+        True
     """
     splits = [splits] if isinstance(splits, xr.Dataset) else list(splits)
     reach = first_lag + lags
@@ -124,6 +134,13 @@ def spike_triggered_ensemble(
     Raises:
         RecordingError: if no segment is as long as the history.
         UserError: if there are several cells and none is named.
+
+    Example:
+        >>> from retinakit.testing import small_recording
+        >>> train = small_recording()["train"].to_dataset()
+        >>> found = spike_triggered_ensemble(train, lags=5, cell=0)
+        >>> found["ensemble"].dims
+        ('event', 'lag', 'y', 'x')
     """
     response = _of_one_cell(split, first_lag + lags, cell)
     frames, weight = response.events()
@@ -186,6 +203,12 @@ def stc(
         RecordingError: if no segment is as long as the history.
         UserError: if there are several cells and none is named, if a response is negative, if the
             covariance is larger than the memory, or if the named algorithm cannot serve.
+
+    Example:
+        >>> from retinakit.testing import small_recording
+        >>> train = small_recording(size=4)["train"].to_dataset()
+        >>> dict(stc(train, lags=3, cell=0, prior=True)["stc"].sizes)
+        {'feature': 48, 'feature_2': 48}
     """
     response = _of_one_cell(split, first_lag + lags, cell)
     stimulus = split["stimulus"]

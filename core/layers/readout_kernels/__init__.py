@@ -71,6 +71,14 @@ def factorized_readout(
 
     Raises:
         UserError: if the shapes do not fit together, or for an unknown algorithm.
+
+    Example:
+        >>> import torch
+        >>> features = torch.ones(3, 2, 4)  # (batch, channel, position)
+        >>> mask = torch.tensor([[1.0], [0], [0], [2]])  # (position, neuron)
+        >>> weight = torch.tensor([[1.0], [0.5]])  # (channel, neuron)
+        >>> factorized_readout(features, mask, weight)[:, 0].tolist()
+        [4.5, 4.5, 4.5]
     """
     _check(features, mask, feature_weight, bias, support)
     if algorithm == "auto":
