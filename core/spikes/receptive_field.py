@@ -187,8 +187,8 @@ def field_distance(first: xr.Dataset, second: xr.Dataset) -> xr.DataArray:
         >>> import xarray as xr
         >>> here = xr.Dataset(dict(zip(ELLIPSE, (1, 0, 0, 2, 2, 0))))
         >>> there = here.assign(centre_x=100)
-        >>> round(float(field_distance(here, here)), 6), round(float(field_distance(here, there)), 6)
-        (0.0, 1.0)
+        >>> [round(float(field_distance(here, other)), 6) for other in (here, there)]
+        [0.0, 1.0]
     """
     a, b = _covariance(first), _covariance(second)
     total = {name: a[name] + b[name] for name in a}
