@@ -224,7 +224,7 @@ def test_two_devices_train_one_model(tmp_path):
     """Two processes on the CPU, with twice the frames in a step, get at least as far."""
     script = tmp_path / "train.py"
     script.write_text(
-        "from retinakit.testing.kit import small_recording\n"
+        "from retinakit.testing import small_recording\n"
         "from retinakit_plugins.models.ln import LN\n"
         "if __name__ == '__main__':\n"
         f"    options = {QUICK}\n"
