@@ -813,8 +813,8 @@ def test_without_the_compiled_kernels_the_doctor_says_so_and_results_are_the_sam
 
     with_them, without = run(STA), run(BLOCKED + STA)
     built = importlib.util.find_spec("retinakit._kernels") is not None
-    assert with_them[0].startswith("C++" if built else "not built: Numba serves instead")
-    assert without[0].startswith("not built: Numba serves instead")
+    assert with_them[0].startswith("C++" if built else "not built: the slower Numba versions")
+    assert without[0].startswith("not built: the slower Numba versions")
     assert without[1] == with_them[1]
 
 
