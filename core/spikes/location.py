@@ -11,8 +11,9 @@ from retinakit.spikes.spike_triggered import sta
 
 STA_SMOOTHING = 0.7
 """Standard deviation of the smoothing, in checks. With the 17^¼ = 2.03 of the authors' code of
-Klindt et al. (2017), the peak of a difference-of-Gaussians field is averaged away and never found within a
-check. With 0.7 it is found in 81 % of the cells at 1024 samples and in 100 % at 4096."""
+Klindt et al. (2017), the peak of a difference-of-Gaussians field is averaged away and never
+found within a check. With 0.7 it is found in 81 % of the cells at 1024 samples and in 100 % at
+4096."""
 
 
 CELLS_AT_ONCE = 256

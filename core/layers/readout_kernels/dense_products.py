@@ -2,8 +2,8 @@
 
 The features under each mask, (batch, channel, neuron), would be the largest array by far. If they
 fit the workspace they are kept for the gradients. If not, they are computed for a piece of the
-batch at a time and not a second time: on a CPU, the gradients of masks and weights are computed from the
-product of the features and the gradient of the output, one channel at a time.
+batch at a time and not a second time: on a CPU, the gradients of masks and weights are computed
+from the product of the features and the gradient of the output, one channel at a time.
 """
 
 from collections.abc import Iterator, Sequence
