@@ -201,7 +201,7 @@ def test_no_weights_of_the_burn_in_are_the_best():
 
 def test_an_unfitted_model_says_so():
     with pytest.raises(UserError, match="not fitted"):
-        LN().predict(small_recording(frames=100)["test"].to_dataset()["stimulus"])
+        LN().predict(small_recording(frames=100)["test"])
 
 
 def test_a_known_rate_as_target_needs_one():
@@ -224,7 +224,7 @@ def test_two_devices_train_one_model(tmp_path):
     """Two processes on the CPU, with twice the frames in a step, get at least as far."""
     script = tmp_path / "train.py"
     script.write_text(
-        "from retinakit.testing.kit import small_recording\n"
+        "from retinakit.testing import small_recording\n"
         "from retinakit_plugins.models.ln import LN\n"
         "if __name__ == '__main__':\n"
         f"    options = {QUICK}\n"
