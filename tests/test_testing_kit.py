@@ -764,6 +764,20 @@ def test_an_instance_is_checked_with_its_own_options() -> None:
     assert set(frames) == {37}
 
 
+def test_a_class_is_checked_with_its_quick_options() -> None:
+    frames = []
+
+    class Watched(GoodDataset):
+        quick: ClassVar[dict[str, Any]] = {"frames": 41}
+
+        def load(self) -> xr.DataTree:
+            frames.append(self.config.frames)
+            return super().load()
+
+    check_dataset(Watched)
+    assert set(frames) == {41}
+
+
 def test_checking_an_analysis_leaves_no_figure_of_pyplot_open(recording: xr.DataTree) -> None:
     class ByPyplot(GoodAnalysis):
         """Drawn by pyplot."""

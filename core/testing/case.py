@@ -28,9 +28,12 @@ class Case:
 
 
 def instance_of(plugin: Any) -> Any:
+    """The instance to check: a class or an entry of the registry with its `quick` options."""
     if isinstance(plugin, Entry):
         plugin = load_entry(plugin)
-    return plugin() if isinstance(plugin, type) else plugin
+    if isinstance(plugin, type) and issubclass(plugin, Plugin):
+        return plugin(plugin.quick)
+    return plugin
 
 
 def run_checks(

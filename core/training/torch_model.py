@@ -68,6 +68,13 @@ class TorchModel(Model):
     """
 
     Config: ClassVar[type[Config]] = TorchConfig
+    quick: ClassVar[dict[str, Any]] = {
+        "lags": 5,
+        "steps": 40,
+        "batch": 200,
+        "check_every": 10,
+        "accelerator": "cpu",
+    }
 
     starts_together: ClassVar[bool] = False
     """Whether several starts may be trained as one vectorised module (`torch.vmap`), which is

@@ -52,6 +52,7 @@ class DataEfficiency(Analysis):
     """
 
     Config = DataEfficiencyConfig
+    quick: ClassVar[dict[str, Any]] = {"frames": 40}
     axis: ClassVar[dict[str, Any]] = {"xlabel": "part of the training frames", "xscale": "log"}
 
     def run(self, model: Model, data: xr.DataTree) -> xr.Dataset:

@@ -1,7 +1,7 @@
 """What the feature maps of a network respond to (Yan et al. 2020, II-C, Figs 4b and 9b)."""
 
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -77,6 +77,7 @@ class Features(Analysis):
     """
 
     Config = FeaturesConfig
+    quick: ClassVar[dict[str, Any]] = {"samples": 200}
 
     def run(self, model: Model, data: xr.DataTree) -> xr.Dataset:
         c, parameters = self.config, model.parameters()

@@ -1,6 +1,6 @@
 """Spikes of the cell and of the model to flashed images (Yan et al. 2020, Fig 10)."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -56,6 +56,7 @@ class FlashResponse(Analysis):
     """
 
     Config = FlashResponseConfig
+    quick: ClassVar[dict[str, Any]] = {"trials": 3}
 
     def run(self, model: Model, data: xr.DataTree) -> xr.Dataset:
         c, test = self.config, data["test"].to_dataset()

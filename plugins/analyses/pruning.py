@@ -1,7 +1,7 @@
 """A network without some of its filters: those with spatial structure, or any (Yan 2020, Fig 5)."""
 
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -52,6 +52,7 @@ class Pruning(Analysis):
     """
 
     Config = PruningConfig
+    quick: ClassVar[dict[str, Any]] = {"draws": 2}
 
     def run(self, model: Model, data: xr.DataTree) -> xr.Dataset:
         if not isinstance(model, Prunable):

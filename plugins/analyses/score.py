@@ -1,6 +1,6 @@
 """How well a model predicts the test frames, against the truth and the noise ceiling."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -54,6 +54,7 @@ class Score(Analysis):
     """
 
     Config = ScoreConfig
+    quick: ClassVar[dict[str, Any]] = {"draws": 20}
 
     def run(self, model: Model, data: xr.DataTree) -> xr.Dataset:
         test, validation = data["test"].to_dataset(), data["validation"].to_dataset()

@@ -1,6 +1,6 @@
 """Each cell's model on every other cell's recording (Yan et al. 2020, Figs 7, 8 and 9d-g)."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -50,6 +50,7 @@ class Transfer(Analysis):
     """
 
     Config = TransferConfig
+    quick: ClassVar[dict[str, Any]] = {"frames": 40}
 
     def run(self, models: list[FittedModel]) -> xr.Dataset:
         families = _families(models)

@@ -1,7 +1,7 @@
 """The convolutional network of Yan et al. (2020), II-C: Versions I and II, one to three layers."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -167,6 +167,7 @@ class CNN(TorchModel):
     """
 
     Config = CNNConfig
+    quick: ClassVar[dict[str, Any]] = TorchModel.quick | {"filters": 2, "kernel": 5}
     starts_together = True
 
     def build(self, field: xr.Dataset) -> nn.Module:

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import xarray as xr
@@ -213,6 +213,7 @@ class OLS(Regression):
     """
 
     Config = RegressionConfig
+    quick: ClassVar[dict[str, Any]] = {"lags": 3, "crop": 5}
 
     def estimators(self) -> Iterator[tuple[float, Any]]:
         from sklearn.linear_model import LinearRegression
@@ -224,6 +225,7 @@ class Ridge(Regression):
     """Least squares with a penalty on the squared weights (Klindt et al. 2017, 4.2)."""
 
     Config = RidgeConfig
+    quick: ClassVar[dict[str, Any]] = {"lags": 3, "crop": 5, "penalties": [10, 100]}
 
     def estimators(self) -> Iterator[tuple[float, Any]]:
         from sklearn.linear_model import Ridge
@@ -236,6 +238,7 @@ class Lasso(Regression):
     """Least squares with a penalty on the absolute weights (Klindt et al. 2017, 4.2)."""
 
     Config = LassoConfig
+    quick: ClassVar[dict[str, Any]] = {"lags": 3, "crop": 5, "penalties": [1e-3, 1e-2]}
 
     def estimators(self) -> Iterator[tuple[float, Any]]:
         from sklearn.linear_model import Lasso

@@ -1,7 +1,7 @@
 """A network for a whole population that separates what a cell reads from where (Klindt 2017)."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -304,6 +304,11 @@ class WhatWhere(TorchModel):
     """
 
     Config = WhatWhereConfig
+    quick: ClassVar[dict[str, Any]] = TorchModel.quick | {
+        "filters": [3, 2],
+        "kernels": [3, 3],
+        "lags": 3,
+    }
 
     def build(self, field: xr.Dataset) -> nn.Module:
         c = self.config

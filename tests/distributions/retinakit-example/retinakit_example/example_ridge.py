@@ -1,6 +1,7 @@
 """A model that is not a torch module: ridge regression in closed form."""
 
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import xarray as xr
@@ -29,6 +30,8 @@ class ExampleRidge(Model):
     """rate = offset + filter · stimulus, with the filter that minimises |error|² + penalty |f|²."""
 
     Config = ExampleRidgeConfig
+    # The checks of retinakit.testing run with these options: small ones, to take seconds.
+    quick: ClassVar[dict[str, Any]] = {"lags": 2}
 
     weights: xr.Dataset
 
