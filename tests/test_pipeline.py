@@ -86,7 +86,7 @@ class Drawn(Analysis):
 class Rate(Drawn):
     """The mean rate that a model predicts."""
     def run(self, model, data):
-        return xr.Dataset({"rate": model.predict(data["test"]["stimulus"]).mean("frame")})
+        return xr.Dataset({"rate": model.predict(data["test"]).mean("frame")})
 
 class Models(Drawn):
     """Who is in the family."""
@@ -523,7 +523,7 @@ def test_a_saved_model_predicts_as_it_did_in_the_run(bench: Lab) -> None:
     run = bench.run(LAB)
     model = retinakit.load_model(run / "models/line.nc")
     with xr.open_datatree(run / "datasets/cells.nc", engine="h5netcdf") as recording:
-        rate = model.predict(recording["test"]["stimulus"]).mean("frame")
+        rate = model.predict(recording["test"]).mean("frame")
     np.testing.assert_array_equal(rate, result(run, "rate")["line"]["rate"])
 
 
