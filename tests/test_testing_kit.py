@@ -144,7 +144,7 @@ class GoodOfModel(GoodAnalysis):
     """Mean prediction of each cell."""
 
     def run(self, model: Model, data: xr.DataTree) -> xr.Dataset:  # type: ignore[override]
-        rate = model.predict(data["test"].to_dataset()["stimulus"])
+        rate = model.predict(data["test"])
         return xr.Dataset({"spikes": rate.mean("frame")})
 
 
@@ -152,9 +152,7 @@ class GoodOfFamily(GoodAnalysis):
     """Mean prediction of every model."""
 
     def run(self, models: list[FittedModel]) -> xr.Dataset:  # type: ignore[override]
-        means = [
-            m.model.predict(m.data["test"].to_dataset()["stimulus"]).mean("frame") for m in models
-        ]
+        means = [m.model.predict(m.data["test"]).mean("frame") for m in models]
         names = pd.Index([m.name for m in models], name="name")
         return xr.Dataset({"spikes": xr.concat(means, names)})
 

@@ -16,25 +16,26 @@ if TYPE_CHECKING:
 
 MARKERS = "os^v"
 LEVELS = ("--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
-"""Of as many curves each as there are colours."""
+"""Line styles of levels; the next one is used after all colours were used."""
 
 WIDE = 8
-"""From this ratio of the swept values on, their axis is logarithmic."""
+"""The axis is logarithmic if the largest swept value is this many times the smallest."""
 
 MANY = 16
-"""No more ticks of single values than this."""
+"""The most values that each get a tick."""
 
 ROOM = 20
-"""Characters of ticks that an axis has room for side by side."""
+"""Characters of tick labels that fit side by side; longer labels are turned."""
 
 ABSENT: Final = {"number": 0, "swept": False}
-"""What stands where curves over different values, or of different models, are joined."""
+"""Fill values for curves over different values, or of different models, that are joined."""
 
 
 def curves(
     result: xr.DataTree, name: str, over: str, spread: Sequence[str] = ("seed",)
 ) -> xr.Dataset:
-    """Curves of a variable of a combined result, one for each model and point of what else varies.
+    """Curves of a variable of a combined result: one for each model and each point of its other
+    sweeps.
 
     Args:
         result: as the pipeline combines it.
@@ -48,7 +49,8 @@ def curves(
         option has the same values throughout, and `swept (curve)` is false.
 
     Raises:
-        UserError: if no model has the variable, or none that has was swept over the option.
+        UserError: if no model has the variable, or none of those that have it was swept over the
+            option.
 
     Example:
         >>> import xarray as xr
@@ -104,12 +106,12 @@ def curves(
 def chosen(
     result: xr.DataTree, options: Sequence[str], by: str, *, largest: bool = False
 ) -> xr.DataTree:
-    """A combined result at the best values of swept options, at each point of what else varies.
+    """A combined result at the best values of swept options, at each point of the other sweeps.
 
     Args:
         result: as the pipeline combines it.
         options: swept options; a model that was not swept over one has nothing to choose there.
-        by: the variable that chooses, by its mean over `cell`; one measured in validation.
+        by: the variable whose mean over `cell` chooses; use one that is measured on validation.
         largest: whether the largest is the best, rather than the smallest.
 
     Returns:
@@ -151,7 +153,7 @@ def _chosen(
         )
     value = group[by].mean("cell") if "cell" in group[by].dims else group[by]
     stacked = (value if largest else -value).stack(point=dims)
-    # What is nowhere a number has nothing to choose; its first point is as good as any.
+    # A model whose values are all NaN gets its first point.
     place = stacked.fillna(-np.inf).argmax("point")
     best = group.stack(point=dims).isel(point=place)
     best = (
@@ -193,7 +195,7 @@ def draw(axis: Any, drawn: xr.Dataset, over: str, **style: Any) -> None:
         axis: a matplotlib Axes.
         drawn: the curves, which take the colours of the axis in turn, and then another marker.
         over: the swept option along the axis.
-        style: of the lines that are no levels, such as ls=":".
+        style: of the curves, such as ls=":"; levels keep their own.
 
     Example:
         >>> import xarray as xr

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from retinakit.contracts.errors import UserError
 
 PHOTOGRAPHS = ("astronaut", "brick", "camera", "chelsea", "coffee", "grass", "gravel", "rocket")
-"""Those of scikit-image that come with it; others would have to be downloaded."""
+"""The photographs that scikit-image ships; its other ones would have to be downloaded."""
 
 SMALLEST_LEAF = 2.0
 """Radius, in pixels."""
@@ -61,7 +61,7 @@ def dead_leaves(size: int, random: np.random.Generator) -> NDArray[np.float64]:
 
 @numba.njit(cache=True)
 def _cover(image: NDArray[np.float64], largest: float, random: np.random.Generator) -> None:
-    """Lays leaves from the front to the back, until nothing shines through."""
+    """Adds leaves from the front to the back until every pixel is covered."""
     size = len(image)
     hidden = image.size
     while hidden:

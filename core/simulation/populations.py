@@ -1,4 +1,4 @@
-"""Simulated populations that are shown one image after another: what they have in common."""
+"""What the simulated populations that are shown images have in common."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,13 +22,15 @@ class PopulationConfig(Config):
     """How much is shown to a population."""
 
     samples: int = Field(
-        4096, ge=4, description="Images shown, those for validation among them; sweep it."
+        4096, ge=4, description="Images shown for training and validation together; sweep it."
     )
     validation: float = Field(
         0.2, gt=0, lt=1, description="Part of the samples that is for validation."
     )
     validation_most: int = Field(
-        10_000, ge=1, description="At most so many are for validation, the others for training."
+        10_000,
+        ge=1,
+        description="The most samples that are for validation; the others are for training.",
     )
     test: int = Field(10_000, ge=1, description="More images, for the test.")
 
@@ -59,13 +61,13 @@ def show(
 ) -> xr.DataTree:
     """The recording of a population that is shown images, with noise as in `poisson_like`.
 
-    The samples of a shorter recording are the first of a longer one, but for its validation, which
-    is the last of them. The test is always the same.
+    A shorter recording has the first samples of a longer one, of which the last ones are its
+    validation. The test is always the same.
 
     Args:
         config: how much.
         seed: of images and noise.
-        stimulus: makes so many images (frame, [channel,] y, x) for training or for the test.
+        stimulus: makes a number of images (frame, [channel,] y, x) for training or for the test.
         rate: responds to them, (frame, cell).
         truth: what is known, with the coordinate `cell`.
         title: of the recording.

@@ -21,10 +21,10 @@ Nonlinearity = Literal["identity", "rectify", "softplus", "exponential"]
 Spikes = Literal["none", "binary", "poisson"]
 
 PIECE_BYTES = 32 * 2**20
-"""How much of the stimulus a thread holds at a time, where it must be converted or read."""
+"""Bytes of the stimulus that a thread holds at once if it must be converted or read."""
 
 HIGHEST_RATE = 80.0
-"""Spikes per bin, up to which Poisson counts are drawn."""
+"""The highest rate, in spikes per bin, for which Poisson counts are drawn."""
 
 
 class Simulation(NamedTuple):
@@ -237,7 +237,7 @@ def simulate(
     piece = max(1, PIECE_BYTES // (4 * max(pixels, 1)) // 1024) * 1024
     starts = range(0, frames, piece)
     if threads > 1:
-        # Shorter pieces where there is not one for each thread.
+        # Pieces are shorter if there would be fewer than threads.
         piece = min(piece, max(1, -(-frames // (1024 * threads))) * 1024)
         starts = range(0, frames, piece)
         with ThreadPoolExecutor(threads) as pool:

@@ -24,7 +24,7 @@ def filter_in_time(
     Args:
         stimulus: (frame, ...), of any number type.
         kernel: (lag,).
-        pieces: the segments, as `retinakit.contracts.recording.segments` gives them.
+        pieces: the segments, as `retinakit.contracts.segments` gives them.
 
     Returns:
         (frame, ...) float32.

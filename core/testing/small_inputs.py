@@ -7,7 +7,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from retinakit.contracts.model import Model, check_stimulus, coordinates_of
+from retinakit.contracts.model import Model, coordinates_of
 from retinakit.contracts.progress import Progress, silent
 from retinakit.contracts.recording import (
     full_history,
@@ -136,7 +136,9 @@ class SmallModel(Model):
         field = coordinates_of(split, self.lags)
         dims = ("cell", "lag", *split["stimulus"].dims[1:])
         shape = [field.sizes[str(dim)] for dim in dims]
-        self.weights = field.assign(filter=(dims, filters.reshape(shape)), offset=("cell", mean))
+        self.weights = self.field = field.assign(
+            filter=(dims, filters.reshape(shape)), offset=("cell", mean)
+        )
         return xr.Dataset({"validation_loss": ("check", [0.0])}, coords={"check": [0]})
 
     def _windows(self, stimulus: xr.DataArray) -> tuple[NDArray[Any], NDArray[np.bool_]]:
@@ -147,15 +149,12 @@ class SmallModel(Model):
         ends = np.flatnonzero(counted)[:, None] - np.arange(self.lags)
         return values[ends].reshape(len(ends), self.lags * pixels), counted
 
-    def predict(self, stimulus: xr.DataArray) -> xr.DataArray:
-        check_stimulus(stimulus, self.weights)
-        windows, counted = self._windows(stimulus)
+    def respond(self, split: xr.Dataset) -> NDArray[Any]:
+        windows, counted = self._windows(split["stimulus"])
         filters = self.weights["filter"].values.reshape(self.weights.sizes["cell"], -1)
         rate = np.full((len(counted), len(filters)), np.nan)
         rate[counted] = np.maximum(windows @ filters.T + self.weights["offset"].values, 0)
-        coords = {name: stimulus[name].variable for name in ("time", "segment")}
-        coords["cell"] = self.weights["cell"].variable
-        return xr.DataArray(rate, dims=("frame", "cell"), coords=coords)
+        return rate
 
     def parameters(self) -> xr.Dataset:
         return self.weights
@@ -164,4 +163,4 @@ class SmallModel(Model):
         return self.weights
 
     def restore(self, state: xr.Dataset) -> None:
-        self.weights = state
+        self.weights = self.field = state

@@ -61,7 +61,7 @@ class FlashResponse(Analysis):
     def run(self, model: Model, data: xr.DataTree) -> xr.Dataset:
         c, test = self.config, data["test"].to_dataset()
         frames, after = self._frames(test)
-        predicted = model.predict(test["stimulus"]).values[frames]
+        predicted = model.predict(test).values[frames]
         known = np.isfinite(predicted).all((0, 2))
         if not known.any():
             raise UserError(

@@ -72,7 +72,7 @@ class Pruning(Analysis):
 
         @cache
         def score(kept: frozenset[int]) -> xr.DataArray:
-            return _correlations(model.keep_filters(sorted(kept)).predict(test["stimulus"]), test)
+            return _correlations(model.keep_filters(sorted(kept)).predict(test), test)
 
         def curve(order: NDArray[Any]) -> xr.DataArray:
             scores = [score(frozenset(order[:n].tolist())) for n in range(filters + 1)]

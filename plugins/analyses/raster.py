@@ -34,7 +34,7 @@ class Raster(Analysis):
 
     def run(self, model: Model, data: xr.DataTree) -> xr.Dataset:
         c, test = self.config, data["test"].to_dataset()
-        predicted = model.predict(test["stimulus"])
+        predicted = model.predict(test)
         known = np.flatnonzero(predicted.notnull().all("cell"))
         shown = known[min(c.start, len(known) - 1) :][: c.frames]
         test, predicted = test.isel(frame=shown), predicted.isel(frame=shown)

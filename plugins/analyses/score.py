@@ -58,10 +58,10 @@ class Score(Analysis):
 
     def run(self, model: Model, data: xr.DataTree) -> xr.Dataset:
         test, validation = data["test"].to_dataset(), data["validation"].to_dataset()
-        predicted = model.predict(test["stimulus"])
+        predicted = model.predict(test)
         response = test["response"].astype(float).where(predicted.notnull())
         mean = mean_response(test).astype(float)
-        chosen = model.predict(validation["stimulus"])
+        chosen = model.predict(validation)
         error = (chosen - mean_response(validation).astype(float)) ** 2
         scores: dict[str, Any] = {
             "correlation": metrics.correlation(predicted, mean),

@@ -86,7 +86,7 @@ class Transfer(Analysis):
 
     def _column(self, family: dict[str, FittedModel], test: xr.Dataset) -> xr.Dataset:
         """Scores and traces of all models on the test of one cell."""
-        each = [member.model.predict(test["stimulus"]).isel(cell=0) for member in family.values()]
+        each = [member.model.predict(test).isel(cell=0) for member in family.values()]
         predicted = xr.concat([one.drop_vars("cell") for one in each], "model_of").astype(float)
         predicted = predicted.assign_coords(model_of=list(family))
         known = predicted.notnull().all("model_of").values

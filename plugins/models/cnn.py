@@ -254,7 +254,7 @@ class CNN(TorchModel):
 
     def keep_filters(self, filters: Sequence[int]) -> "CNN":
         """A copy in which the other filters of the first layer have no weight."""
-        self._check_fitted()
+        self.check_fitted()
         left_out = np.setdiff1d(np.arange(self.config.filters), filters)
         pruned = CNN(self.config, seed=self.seed)
         pruned.restore(self.state())
@@ -265,7 +265,7 @@ class CNN(TorchModel):
         return pruned
 
     def parameters(self) -> xr.Dataset:
-        self._check_fitted()
+        self.check_fitted()
         module: Any = self.module
         kernel = module.kernels().detach().numpy()
         channels = "channel" in self.field.sizes

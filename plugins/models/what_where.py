@@ -424,7 +424,7 @@ class WhatWhere(TorchModel):
         `output_weight (cell, feature, map_y, map_x)`. A place of the map is named by the first
         check of its window; `centre_y` and `centre_x` are the check in the middle of it.
         """
-        self._check_fitted()
+        self.check_fitted()
         module: Any = self.module
         c, readout = self.config, module.readout
         first, *deeper = (kernel.detach().numpy() for kernel in module.kernels())
