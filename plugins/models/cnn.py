@@ -265,7 +265,8 @@ class CNN(TorchModel):
     def activity(self, split: Shown, layer: str) -> xr.DataArray:
         self.check_layer(layer)
         split, number = self.prepare(split), list(self.layers()).index(layer) + 1
-        values = self.over_frames(partial(self.module.maps, layers=number), split)
+        module: Any = self.module
+        values = self.over_frames(partial(module.maps, layers=number), split)
         maps = self.label(values, split, ("frame", "filter", "map_y", "map_x"), name=layer)
         return maps.assign_coords(filter=np.arange(self.config.filters))
 
