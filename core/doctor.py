@@ -37,7 +37,7 @@ def _kernels() -> str:
 
     if compiled is None:
         return (
-            "not built: Numba serves instead, slower; install a C++ compiler and reinstall "
+            "not built: the slower Numba versions are used; install a C++ compiler and reinstall "
             "retinakit to have them"
         )
     if not compiled.cuda:
@@ -54,7 +54,7 @@ def _readout() -> str:
     from retinakit.layers.readout_kernels import PER_ENTRY
 
     by = "torch" if compiled is None else "kernels"
-    return f"sparse where less than {1 / PER_ENTRY[by]:.0%} of large masks is used, by {by}"
+    return f"sparse if less than {1 / PER_ENTRY[by]:.0%} of large masks is nonzero, by {by}"
 
 
 def _gpu() -> str:

@@ -1,6 +1,6 @@
-"""The compiled kernels, or None where they were not built, and the numbers that they take.
+"""The compiled kernels, or None if they were not built, and the number types that they take.
 
-Without them the Numba twins serve.
+Without them their Numba twins are used.
 """
 
 import logging
@@ -17,7 +17,7 @@ try:
 except ImportError as error:
     compiled = None
     logging.getLogger("retinakit").info(
-        "the compiled kernels are not there (%s); the Numba ones serve", error
+        "the compiled kernels are missing (%s); the slower Numba versions are used", error
     )
 
 

@@ -49,7 +49,7 @@ def true_model(population):
             readout.mask[y * readout.places[1] + x, cell] = 1.0
             readout.feature_weight[1 - int(truth["cell_type"][cell]), cell] = 1.0
     test = population["test"].to_dataset()
-    np.testing.assert_allclose(model.predict(test["stimulus"]), test["rate"], atol=1e-5)
+    np.testing.assert_allclose(model.predict(test), test["rate"], atol=1e-5)
     return model
 
 

@@ -21,45 +21,10 @@ from retinakit.testing import (
 
 BUILT_IN = "retinakit"
 
-TRAINING = {"lags": 5, "steps": 40, "batch": 200, "check_every": 10, "accelerator": "cpu"}
-
-# Options that make a plugin small or quick. One that is not here is checked with its defaults.
-QUICK: dict[str, dict[str, Any]] = {
-    "subunit_rgc": {
-        "frames": 500,
-        "validation_frames": 100,
-        "test_frames": 100,
-        "repeats": 3,
-        "cells": 2,
-        "lags": 5,
-        "threshold": 0.5,
-        "gain": 20.0,
-    },
-    "temporal_collapse": {"lags": 5, "cell": 0},
-    "ln": TRAINING,
-    "cnn": TRAINING | {"filters": 2, "kernel": 5},
-    "ols": {"lags": 3, "crop": 5},
-    "ridge": {"lags": 3, "crop": 5, "penalties": [10, 100]},
-    "lasso": {"lags": 3, "crop": 5, "penalties": [1e-3, 1e-2]},
-    "glm": TRAINING,
-    "lnp": TRAINING,
-    "what_where": TRAINING | {"filters": [3, 2], "kernels": [3, 3], "lags": 3},
-    "sta": {"lags": 5},
-    "stc": {"lags": 3, "components": 2, "draws": 2, "prior_frames": 300},
-    "stnmf": {"lags": 5, "modules": 4, "iterations": 20},
-    "score": {"draws": 20},
-    "raster": {"frames": 40, "trials": 4},
-    "pruning": {"draws": 2},
-    "transfer": {"frames": 40},
-    "features": {"samples": 200},
-    "natural_images": {"images": 6, "pixels": 4, "repeats": 2},
+# Options that suit the results which the test gives to an analysis.
+ABOUT_LOSSES: dict[str, dict[str, Any]] = {
     "sweep_curve": {"scores": ["loss"]},
-    "data_efficiency": {"frames": 40},
-    "noise_robustness": {"frames": 40},
-    "flash_response": {"trials": 3},
     "readout_table": {"score": "loss", "columns": "size", "best_by": "loss"},
-    "linear_population": {"samples": 50, "test": 20, "cells": 4, "types": [0.6, 1.0]},
-    "conv_population": {"samples": 50, "test": 20, "types": 2, "cells_per_type": 3, "size": 20},
 }
 
 
@@ -70,9 +35,9 @@ def recording() -> xr.DataTree:
 
 
 def quick(entry: Entry, **more: Any) -> Any:
-    """An instance of a plugin with options that make it quick."""
-    assert entry.spec is not None
-    return load_entry(entry)(QUICK.get(entry.spec.name, {}) | more)
+    """An instance of a plugin with the options that make it quick, and others."""
+    cls: Any = load_entry(entry)
+    return cls(cls.quick | more)
 
 
 @cache
@@ -100,11 +65,11 @@ def own_file(folder: Path) -> Path:
     return folder / "own.h5"
 
 
-def published_files(folder: Path, trials: int) -> Path:
-    """Files of the form of Liu et al.'s, with three made-up cells and fewer trials."""
+def published_files(folder: Path, trials: int, running: int) -> Path:
+    """Files of the form of Liu et al.'s, with three made-up cells and fewer, shorter trials."""
     random = np.random.default_rng(0)
     counts = {
-        name: random.poisson(0.2, (3, n, trials)) for name, n in (("spk1", 1500), ("spk2", 300))
+        name: random.poisson(0.2, (3, n, trials)) for name, n in (("spk1", running), ("spk2", 300))
     }
     savemat(folder / "cell_data_01_NC.mat", {k: v.astype(np.uint8) for k, v in counts.items()})
     with h5py.File(folder / "stim_frz.h5", "w") as file:
@@ -135,9 +100,15 @@ def test_dataset(plugin: Entry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     if plugin.spec.name == "hdf5":
         more = {"path": own_file(tmp_path)}
     if plugin.spec.name == "liu2017":
-        monkeypatch.setattr("retinakit_plugins.datasets.liu2017.TRIALS", 6)
+        trials, running = 3, 400
+        monkeypatch.setattr("retinakit_plugins.datasets.liu2017.TRIALS", trials)
+        monkeypatch.setattr("retinakit_plugins.datasets.liu2017.RUNNING", running)
         monkeypatch.setenv("RETINAKIT_CACHE", str(tmp_path / "cache"))
-        more = {"root": published_files(tmp_path, trials=6), "cell": 1, "validation_every": 3}
+        more = {
+            "root": published_files(tmp_path, trials, running),
+            "cell": 1,
+            "validation_every": 3,
+        }
     if plugin.spec.name == "antolik2016":
         more = {"root": published_v1(tmp_path), "scan": 2}
     check_dataset(quick(plugin, **more))
@@ -145,7 +116,7 @@ def test_dataset(plugin: Entry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("plugin", registered("model", distribution=BUILT_IN))
 def test_model(plugin: Entry) -> None:
-    check_model(quick(plugin), small_recording(frames=600))
+    check_model(plugin, small_recording(frames=600))
 
 
 def test_a_model_with_exact_zeros() -> None:
@@ -163,4 +134,5 @@ def test_analysis(plugin: Entry) -> None:
     if plugin.spec.name in ("cell_types", "masks"):
         names = ["what_where"]
     models = {name: fitted(name) for name in names}
-    check_analysis(quick(plugin), recording(), models, {"losses": losses()})
+    analysis = quick(plugin, **ABOUT_LOSSES.get(plugin.spec.name, {}))
+    check_analysis(analysis, recording(), models, {"losses": losses()})

@@ -34,7 +34,7 @@ def test_it_is_the_average_stimulus_weighted_by_the_predicted_rate(in_time, reco
     data = recording_of(in_time, frames=3000)
     train = data["train"].to_dataset()
     result = ModelReceptiveField({"trials": 200}).run(in_time, data)
-    rate = in_time.predict(train["stimulus"]).values[3:, 0].astype(float)
+    rate = in_time.predict(train).values[3:, 0].astype(float)
     stimulus = train["stimulus"].values.astype(float)
     for lag in range(4):
         shown = stimulus[3 - lag : len(stimulus) - lag]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from retinakit.contracts import UserError, full_history
+from retinakit.contracts import UserError, coordinates_of
 from retinakit.simulation import cells_of, simulate
 from retinakit.testing import SmallModel, small_recording
 from retinakit_plugins.analyses.flash_response import FlashResponse, _examples
@@ -153,15 +153,14 @@ class TrueCells(SmallModel):
     def __init__(self, recording, lags=LAGS):
         super().__init__()
         self.truth, self.back = recording["truth"].to_dataset(), lags
+        self.field = coordinates_of(recording["train"].to_dataset(), lags)
 
     @property
     def lags(self):
         return self.back
 
-    def predict(self, stimulus):
-        rate = simulate(cells_of(self.truth), stimulus.values).rate
-        rate[~full_history(stimulus["segment"], self.lags)] = np.nan
-        return xr.DataArray(rate, {"cell": self.truth["cell"]}, ("frame", "cell"))
+    def respond(self, split):
+        return simulate(cells_of(self.truth), split["stimulus"].values).rate
 
 
 class TestFlashResponse:

@@ -86,7 +86,7 @@ class Drawn(Analysis):
 class Rate(Drawn):
     """The mean rate that a model predicts."""
     def run(self, model, data):
-        return xr.Dataset({"rate": model.predict(data["test"]["stimulus"]).mean("frame")})
+        return xr.Dataset({"rate": model.predict(data["test"]).mean("frame")})
 
 class Models(Drawn):
     """Who is in the family."""
@@ -523,7 +523,7 @@ def test_a_saved_model_predicts_as_it_did_in_the_run(bench: Lab) -> None:
     run = bench.run(LAB)
     model = retinakit.load_model(run / "models/line.nc")
     with xr.open_datatree(run / "datasets/cells.nc", engine="h5netcdf") as recording:
-        rate = model.predict(recording["test"]["stimulus"]).mean("frame")
+        rate = model.predict(recording["test"]).mean("frame")
     np.testing.assert_array_equal(rate, result(run, "rate")["line"]["rate"])
 
 
@@ -813,8 +813,8 @@ def test_without_the_compiled_kernels_the_doctor_says_so_and_results_are_the_sam
 
     with_them, without = run(STA), run(BLOCKED + STA)
     built = importlib.util.find_spec("retinakit._kernels") is not None
-    assert with_them[0].startswith("C++" if built else "not built: Numba serves instead")
-    assert without[0].startswith("not built: Numba serves instead")
+    assert with_them[0].startswith("C++" if built else "not built: the slower Numba versions")
+    assert without[0].startswith("not built: the slower Numba versions")
     assert without[1] == with_them[1]
 
 

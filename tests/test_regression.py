@@ -24,7 +24,7 @@ def population():
 def fev(model, recording):
     model.fit(recording)
     test = recording["test"].to_dataset()
-    scores = fraction_of_explained_variance(model.predict(test["stimulus"]), test["rate"])
+    scores = fraction_of_explained_variance(model.predict(test), test["rate"])
     return float(scores.mean())
 
 
@@ -108,7 +108,7 @@ def test_scores_of_responses_of_either_sign_have_no_likelihood(population):
     score = Score({"draws": 0}).run(model, population)
     assert not {"deviance", "bits_per_spike", "spikes"} & set(score)
     validation = population["validation"].to_dataset()
-    residual = model.predict(validation["stimulus"]) - validation["response"]
+    residual = model.predict(validation) - validation["response"]
     np.testing.assert_allclose(score["mse_validation"], (residual**2).mean("frame"), rtol=1e-6)
     assert score["fev"].mean() == pytest.approx(fev(model, population))
 

@@ -144,7 +144,7 @@ class GoodOfModel(GoodAnalysis):
     """Mean prediction of each cell."""
 
     def run(self, model: Model, data: xr.DataTree) -> xr.Dataset:  # type: ignore[override]
-        rate = model.predict(data["test"].to_dataset()["stimulus"])
+        rate = model.predict(data["test"])
         return xr.Dataset({"spikes": rate.mean("frame")})
 
 
@@ -152,9 +152,7 @@ class GoodOfFamily(GoodAnalysis):
     """Mean prediction of every model."""
 
     def run(self, models: list[FittedModel]) -> xr.Dataset:  # type: ignore[override]
-        means = [
-            m.model.predict(m.data["test"].to_dataset()["stimulus"]).mean("frame") for m in models
-        ]
+        means = [m.model.predict(m.data["test"]).mean("frame") for m in models]
         names = pd.Index([m.name for m in models], name="name")
         return xr.Dataset({"spikes": xr.concat(means, names)})
 
@@ -764,6 +762,20 @@ def test_an_instance_is_checked_with_its_own_options() -> None:
 
     check_dataset(Watched({"frames": 37}, seed=3))
     assert set(frames) == {37}
+
+
+def test_a_class_is_checked_with_its_quick_options() -> None:
+    frames = []
+
+    class Watched(GoodDataset):
+        quick: ClassVar[dict[str, Any]] = {"frames": 41}
+
+        def load(self) -> xr.DataTree:
+            frames.append(self.config.frames)
+            return super().load()
+
+    check_dataset(Watched)
+    assert set(frames) == {41}
 
 
 def test_checking_an_analysis_leaves_no_figure_of_pyplot_open(recording: xr.DataTree) -> None:

@@ -141,7 +141,7 @@ def test_the_best_of_several_starts_is_kept():
     curves = model.fit(recording)
     assert curves.sizes["start"] == 3
     validation = recording["validation"].to_dataset()
-    rate = model.predict(validation["stimulus"]).values
+    rate = model.predict(validation).values
     counts = validation["response"].values
     known = np.isfinite(rate)
     loss = (rate - counts * np.log(rate + 1e-8))[known].mean()
@@ -184,7 +184,7 @@ def test_a_deep_network_of_many_filters_starts_alive():
     model = CNN(deep)
     model.fit(cell)
     test = cell["test"].to_dataset()
-    predicted = model.predict(test["stimulus"])
+    predicted = model.predict(test)
     assert float(correlation(predicted.astype(float), test["rate"]).item()) > 0.7
 
 
@@ -201,7 +201,7 @@ def test_no_weights_of_the_burn_in_are_the_best():
 
 def test_an_unfitted_model_says_so():
     with pytest.raises(UserError, match="not fitted"):
-        LN().predict(small_recording(frames=100)["test"].to_dataset()["stimulus"])
+        LN().predict(small_recording(frames=100)["test"])
 
 
 def test_a_known_rate_as_target_needs_one():
@@ -224,7 +224,7 @@ def test_two_devices_train_one_model(tmp_path):
     """Two processes on the CPU, with twice the frames in a step, get at least as far."""
     script = tmp_path / "train.py"
     script.write_text(
-        "from retinakit.testing.kit import small_recording\n"
+        "from retinakit.testing import small_recording\n"
         "from retinakit_plugins.models.ln import LN\n"
         "if __name__ == '__main__':\n"
         f"    options = {QUICK}\n"

@@ -243,7 +243,7 @@ class TestDataEfficiency:
         assert int(result["frames"]) == 800
         predicted, known = {}, {}
         for name in ("train", "validation", "test"):
-            predicted[name] = model.predict(part[name]["stimulus"])
+            predicted[name] = model.predict(part[name])
             known[name] = predicted[name].notnull().all("cell").values
         counts = part["train"]["response"].values
         np.testing.assert_array_equal(result["spikes"], counts[known["train"]].sum(0))

@@ -55,7 +55,7 @@ def test_a_row_is_a_model_and_a_column_a_recording(cells):
     for i, model in enumerate(models):
         for j, recording in enumerate(recordings):
             test = recording["test"].to_dataset()
-            predicted = model.predict(test["stimulus"]).values[:, 0]
+            predicted = model.predict(test).values[:, 0]
             at = result.isel(family=0, model_of=i, data_of=j)
             observed = {
                 "correlation_rate": test["rate"].values[:, 0],

@@ -36,7 +36,7 @@ def population(samples, **options):
 
 def fev(model, recording):
     test = recording["test"].to_dataset()
-    scores = fraction_of_explained_variance(model.predict(test["stimulus"]), test["rate"])
+    scores = fraction_of_explained_variance(model.predict(test), test["rate"])
     return float(scores.mean())
 
 

@@ -2,26 +2,62 @@
 
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, ClassVar, Final, Self
 
 import numpy as np
 import xarray as xr
+from numpy.typing import ArrayLike, NDArray
 
-from retinakit.contracts.errors import RecordingError, UserError
+from retinakit.contracts.errors import RecordingError, UserError, nearest
 from retinakit.contracts.plugin import Plugin
 from retinakit.contracts.progress import Progress, silent
-from retinakit.contracts.recording import STIMULUS_DIMS, lag_coordinate
+from retinakit.contracts.recording import (
+    RESPONSE_DIMS,
+    SPIKES_PER_BIN,
+    STIMULUS_DIMS,
+    full_history,
+    lag_coordinate,
+    same_interval,
+)
 
 ENGINE: Final = "h5netcdf"
+Shown = xr.Dataset | xr.DataTree | xr.DataArray | ArrayLike
 
 
 class Model(Plugin, ABC):
     """Predicts the expected response of each cell from the stimulus.
 
-    A subclass says `fit`, `predict`, `parameters`, and `state` and `restore` for saving. `lags` is
-    the number of frames it looks back over, the present one included.
+    A subclass says `fit`, `respond`, `parameters`, and `state` and `restore` for saving. `lags` is
+    the number of frames it looks back over, the present one included. `fit` and `restore` set
+    `field`.
+
+    A model with parts that one can look into, such as a network, also says `layers`, `activity` and
+    `without`. The analyses of filters, lesions and optimal stimuli are written against these.
     """
+
+    field: xr.Dataset
+    """What `coordinates_of` gave at the fit: lags, channels, pixels and cells."""
+
+    several: ClassVar[bool] = False
+    """Whether `fit` may be given several recordings, as a mapping from their names."""
+
+    @property
+    def recordings(self) -> tuple[str, ...]:
+        """The names of the recordings that the model was fitted to; () if it was one."""
+        return ()
+
+    def of(self, name: str) -> "Model":
+        """The fitted model of one of several recordings.
+
+        Raises:
+            UserError: if there is no recording of this name.
+        """
+        raise UserError(
+            f"the {type(self).__name__} was not fitted to a recording named '{name}'; "
+            f"{nearest(name, self.recordings)}"
+        )
 
     @property
     @abstractmethod
@@ -52,18 +88,147 @@ class Model(Plugin, ABC):
         """
 
     @abstractmethod
-    def predict(self, stimulus: xr.DataArray) -> xr.DataArray:
-        """Expected spikes per bin.
+    def respond(self, split: xr.Dataset) -> NDArray[Any]:
+        """The expected responses to a split, as numbers; `predict` checks and labels.
 
         Args:
-            stimulus: (frame, [channel,] y, x) with the coordinate `segment`, as in a recording.
+            split: `stimulus (frame, [channel,] y, x)` of the size that was fitted and the
+                coordinate `segment`, with at least one frame that has a full history. Covariates
+                and responses are there if `predict` was given them.
 
         Returns:
-            (frame, cell); NaN in frames without a full history.
+            ([repeat,] frame, cell). Values in frames without a full history are not used.
+        """
+
+    def predict(self, split: Shown) -> xr.DataArray:
+        """Expected responses, in spikes per bin or the units of the response that was fitted.
+
+        Args:
+            split: a split of a recording, its stimulus alone, or an array (frame, [channel,] y, x),
+                which is one segment.
+
+        Returns:
+            ([repeat,] frame, cell) with the cells that were fitted and the frames' coordinates
+            (`time`, `segment`, and those of trials); NaN in frames without a full history.
 
         Raises:
             RecordingError: if the stimulus is not of the form that the model was fitted to.
+            UserError: if the model is not fitted, or is of several recordings.
         """
+        split = self.prepare(split)
+        frames, cells = split.sizes["frame"], self.field.sizes["cell"]
+        rate = np.full((frames, cells), np.nan)
+        if full_history(split["segment"], self.lags).any():
+            rate = np.asarray(self.respond(split))
+        if rate.ndim not in (2, 3) or rate.shape[-2:] != (frames, cells):
+            raise UserError(
+                f"respond of the {type(self).__name__} gave an array of shape {rate.shape}; it "
+                f"must be ([repeat,] frame, cell), here ({frames}, {cells})"
+            )
+        prediction = self.label(rate, split, RESPONSE_DIMS[rate.ndim - 2], name="prediction")
+        prediction.attrs["units"] = self.field.attrs.get("response_units", SPIKES_PER_BIN)
+        return prediction.assign_coords(cell=self.field["cell"].variable)
+
+    def layers(self) -> dict[str, str]:
+        """The names of the layers one can look into, with the dimension of their units."""
+        return {}
+
+    def activity(self, split: Shown, layer: str) -> xr.DataArray:
+        """The output of the units of a layer, after its nonlinearity.
+
+        Args:
+            split: as for `predict`.
+            layer: one of `layers()`.
+
+        Returns:
+            (frame, unit dimension, ...), NaN in frames without a full history.
+
+        Raises:
+            UserError: if there is no such layer.
+        """
+        raise self._no_layer(layer)
+
+    def without(self, layer: str, units: Sequence[int]) -> Self:
+        """A copy of the fitted model in which some units of a layer are silent: their output is 0.
+
+        Args:
+            layer: one of `layers()`.
+            units: positions along the layer's dimension of units.
+
+        Raises:
+            UserError: if there is no such layer or unit.
+        """
+        raise self._no_layer(layer)
+
+    def check_layer(self, layer: str) -> None:
+        """Raises UserError unless the model is fitted and has the layer."""
+        self.check_fitted()
+        if layer not in self.layers():
+            raise self._no_layer(layer)
+
+    def check_units(self, layer: str, units: Sequence[int], size: int) -> None:
+        """Raises UserError unless the layer, of `size` units, has these units."""
+        self.check_layer(layer)
+        unknown = [unit for unit in units if not 0 <= unit < size]
+        if unknown:
+            raise UserError(
+                f"'{layer}' of the {type(self).__name__} has {size} units and there is no unit "
+                f"{unknown[0]}; count them from 0"
+            )
+
+    def _no_layer(self, layer: str) -> UserError:
+        name, layers = type(self).__name__, self.layers()
+        if not layers:
+            return UserError(
+                f"the {name} has no layers that one can look into; name a model that has, such as "
+                "a convolutional network"
+            )
+        return UserError(f"the {name} has no layer '{layer}'; {nearest(layer, layers)}")
+
+    def check_fitted(self) -> None:
+        """Raises UserError unless the model was fitted or loaded."""
+        if not hasattr(self, "field"):
+            raise UserError(f"the {type(self).__name__} is not fitted; call fit or load first")
+
+    def prepare(self, split: Shown) -> xr.Dataset:
+        """What `predict` was given as a split that suits the fitted model.
+
+        Raises:
+            RecordingError: naming the dimension that differs.
+            UserError: if the model is not fitted, or is of several recordings.
+        """
+        self.check_fitted()
+        if self.recordings:
+            raise UserError(
+                f"the {type(self).__name__} was fitted to several recordings "
+                f"({', '.join(self.recordings)}); choose one with of(name)"
+            )
+        split = _as_split(split, self.field)
+        _check_split(split, self.field)
+        return split
+
+    def label(
+        self, values: NDArray[Any], split: xr.Dataset, dims: Sequence[str], name: str | None = None
+    ) -> xr.DataArray:
+        """Values of a split's frames with the frames' coordinates.
+
+        Args:
+            values: with `frame` among the dimensions `dims`.
+            split: what `prepare` gave.
+
+        Returns:
+            The same, NaN in frames without a full history.
+        """
+        known = full_history(split["segment"], self.lags)
+        shape = [-1 if dim == "frame" else 1 for dim in dims]
+        coords = {
+            str(key): coordinate.variable
+            for key, coordinate in split.coords.items()
+            if coordinate.dims == ("frame",) or (key == "repeat" and "repeat" in dims)
+        }
+        return xr.DataArray(
+            np.where(known.reshape(shape), values, np.nan), dims=dims, coords=coords, name=name
+        )
 
     @abstractmethod
     def parameters(self) -> xr.Dataset:
@@ -118,7 +283,8 @@ class Model(Plugin, ABC):
 def coordinates_of(split: xr.Dataset, lags: int) -> xr.Dataset:
     """The coordinates that label the parameters of a model of this recording.
 
-    Kept in a model's `state`, so that a model read from disk knows its field and its cells.
+    A model keeps them as its `field` and in its `state`, so that one read from disk knows its
+    pixels and its cells. The attributes are `frame_interval` (s) and `response_units`.
     """
     stimulus = split["stimulus"]
     coords: dict[str, Any] = dict(lag_coordinate(np.arange(lags), split.attrs["frame_interval"]))
@@ -129,28 +295,67 @@ def coordinates_of(split: xr.Dataset, lags: int) -> xr.Dataset:
                 split[dim].variable if has_coordinate else (dim, np.arange(split.sizes[dim]))
             )
     coords["cell"] = split["cell"].variable
-    return xr.Dataset(coords=coords, attrs={"frame_interval": split.attrs["frame_interval"]})
+    if "covariate" in split:
+        coords["covariate"] = split["covariate"]["covariate"].variable
+    attrs = {"frame_interval": split.attrs["frame_interval"]}
+    if "response" in split:
+        attrs["response_units"] = split["response"].attrs.get("units", SPIKES_PER_BIN)
+    return xr.Dataset(coords=coords, attrs=attrs)
 
 
-def check_stimulus(stimulus: xr.DataArray, fitted: xr.Dataset) -> None:
-    """Checks that a stimulus is of the form a model was fitted to.
-
-    Args:
-        stimulus: what `predict` was given.
-        fitted: what `coordinates_of` gave at the fit.
-
-    Raises:
-        RecordingError: naming the dimension that differs.
-    """
-    if tuple(stimulus.dims) not in STIMULUS_DIMS:
+def _as_split(shown: Shown, field: xr.Dataset) -> xr.Dataset:
+    """A split of what `predict` was given, with segments, times and a frame interval."""
+    if isinstance(shown, xr.DataTree):
+        shown = shown.to_dataset()
+    if isinstance(shown, xr.Dataset):
+        if "stimulus" not in shown:
+            raise RecordingError("the split has no variable 'stimulus', which is what is shown")
+        split = shown
+    elif isinstance(shown, xr.DataArray):
+        split = shown.rename("stimulus").to_dataset()
+    else:
+        array = np.asarray(shown)
+        if array.ndim not in (3, 4) or array.dtype.kind not in "biuf":
+            raise RecordingError(
+                f"the stimulus is an array of {array.ndim} dimensions of type {array.dtype}; "
+                "give numbers (frame, [channel,] y, x)"
+            )
+        split = xr.Dataset({"stimulus": (STIMULUS_DIMS[array.ndim - 3], array)})
+    dims = tuple(map(str, split["stimulus"].dims))
+    if dims not in STIMULUS_DIMS:
         raise RecordingError(
-            f"the stimulus has dimensions ({', '.join(map(str, stimulus.dims))}); "
-            "give (frame, [channel,] y, x)"
+            f"the stimulus has dimensions ({', '.join(dims)}); give (frame, [channel,] y, x)"
         )
+    frames = split.sizes["frame"]
+    if "segment" not in split.coords:
+        split = split.assign_coords(segment=("frame", np.zeros(frames, np.int32)))
+    if "frame_interval" not in split.attrs:
+        split = split.assign_attrs(frame_interval=field.attrs["frame_interval"])
+    if "time" not in split.coords:
+        time = np.arange(frames) * split.attrs["frame_interval"]
+        split = split.assign_coords(time=("frame", time, {"units": "s"}))
+    return split
+
+
+def _check_split(split: xr.Dataset, field: xr.Dataset) -> None:
+    """Checks that a split is of the form that a model was fitted to."""
     for dim in ("channel", "y", "x"):
-        size, expected = stimulus.sizes.get(dim), fitted.sizes.get(dim)
+        size, expected = split["stimulus"].sizes.get(dim), field.sizes.get(dim)
         if size != expected:
             raise RecordingError(
                 f"the stimulus has {size or 'no'} '{dim}' and the model was fitted with "
                 f"{expected or 'none'}; crop it to the same field"
+            )
+    interval, expected = split.attrs["frame_interval"], field.attrs["frame_interval"]
+    if not same_interval(interval, expected):
+        raise RecordingError(
+            f"a frame lasts {interval:g} s (attribute 'frame_interval') and the model was fitted "
+            f"to frames of {expected:g} s; resample the stimulus"
+        )
+    if "covariate" in split and "covariate" in field.coords:
+        given, fitted = split["covariate"]["covariate"].values, field["covariate"].values
+        if not np.array_equal(given, fitted):
+            raise RecordingError(
+                f"the covariates are {', '.join(map(str, given))} (dimension 'covariate') and the "
+                f"model was fitted with {', '.join(map(str, fitted))}; give the same in this order"
             )

@@ -15,9 +15,13 @@ class Plugin:
 
     Raises:
         pydantic.ValidationError: if an option is unknown or of the wrong type.
+
+    Attributes:
+        quick: options that make the plugin small, for the checks of `retinakit.testing`.
     """
 
     Config: ClassVar[type[BaseConfig]] = BaseConfig
+    quick: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, config: BaseConfig | Mapping[str, Any] | None = None, *, seed: int = 0):
         self.config: Any = self.Config.model_validate({} if config is None else config)

@@ -245,6 +245,11 @@ def full_history(segment: ArrayLike, lags: int) -> NDArray[np.bool_]:
     return full
 
 
+def same_interval(first: float, second: float) -> bool:
+    """Whether two frame intervals (s) are the same but for how exactly they were measured."""
+    return bool(np.isclose(first, second, rtol=1e-2, atol=0))
+
+
 def segments(split: xr.Dataset | xr.DataArray) -> list[slice]:
     """The slices of `frame` that are one segment each; the whole where there are no segments."""
     if "segment" not in split.coords:

@@ -16,7 +16,7 @@ GAUSSIAN_START = 2.0
 
 
 class SeparableReadout(nn.Module, ABC):
-    """r_n = Σ_k w_kn Σ_p m_pn c_kp + b_n (eqs 2 and 3), whatever the masks m are made of.
+    """r_n = Σ_k w_kn Σ_p m_pn c_kp + b_n (eqs 2 and 3) for any parametrisation of the masks m.
 
     Args:
         cells: N.
@@ -30,8 +30,8 @@ class SeparableReadout(nn.Module, ABC):
     bias: Tensor | None
 
     support: Support | None = None
-    """Where the masks may differ from 0, if that is known: sparse masks are read faster. Whoever
-    sets it keeps it true."""
+    """Where the masks may differ from 0, if that is known: sparse masks are read faster. The code
+    that sets it must keep it correct."""
 
     whole_gradient: bool = False
     """Whether masks get a gradient outside of the support too."""
@@ -56,7 +56,7 @@ class SeparableReadout(nn.Module, ABC):
 
     @abstractmethod
     def masks(self) -> Tensor:
-        """(place, cell): the masks as they act."""
+        """(place, cell): the masks after their sign and norm are applied."""
 
     @abstractmethod
     def start_at(self, places: Tensor, peaks: Tensor) -> None:
@@ -80,7 +80,7 @@ class SeparableReadout(nn.Module, ABC):
         )
 
     def weights(self) -> Tensor:
-        """(feature, cell): the feature weights as they act."""
+        """(feature, cell): the feature weights after their sign is applied."""
         return self.feature_weight.abs() if self.positive_weight else self.feature_weight
 
     def mask_l1(self) -> Tensor:
@@ -102,13 +102,13 @@ class SeparableReadout(nn.Module, ABC):
 class FactorizedReadout(SeparableReadout):
     """The readout of Klindt et al.: each mask is free over the places of the maps.
 
-    With a single feature its weight is fixed at 1, for the mask has the scale.
+    With a single feature its weight is fixed at 1, because the mask carries the scale.
 
     Args:
         positive_mask: take the absolute values of the masks.
-        normalise: divide every mask by its Euclidean norm, so that the feature weights have the
-            scale. The penalties are of the masks and weights as they act, and an L1 norm over a
-            Euclidean one says how sparse a mask is: shrinking it does not lower the penalty.
+        normalise: divide every mask by its Euclidean norm, so that the feature weights carry the
+            scale. The L1 penalty then measures how sparse a mask is, and scaling the mask does
+            not change it.
     """
 
     def __init__(
@@ -133,10 +133,10 @@ class FactorizedReadout(SeparableReadout):
         return mask / mask.norm(dim=0) if self.normalise else mask
 
     def clear_beyond(self, distance: int, places: Tensor) -> None:
-        """Makes each mask 0 further from a place than so many rows or columns.
+        """Sets each mask to 0 outside a square around a place.
 
         Args:
-            distance: of the map.
+            distance: half the side of the square, in rows or columns of the map.
             places: (cell, 2), y and x on the map.
         """
         near = [
@@ -169,7 +169,7 @@ class FactorizedReadout(SeparableReadout):
 class GaussianReadout(SeparableReadout):
     """Each mask is a round Gaussian of sum 1 (St-Yves & Naselaris 2017).
 
-    Its centre and width are learned with all else, where they search a grid.
+    Its centre and width are learned together with the other weights; the authors searched a grid.
     """
 
     def __init__(

@@ -6,5 +6,6 @@ from .hookspecs import KINDS as KINDS
 from .hookspecs import AnalysisSpec as AnalysisSpec
 from .hookspecs import DatasetSpec as DatasetSpec
 from .hookspecs import ModelSpec as ModelSpec
+from .hookspecs import PluginSpec as PluginSpec
 from .hookspecs import hookimpl as hookimpl
 from .load import load_model as load_model

@@ -16,25 +16,26 @@ if TYPE_CHECKING:
 
 MARKERS = "os^v"
 LEVELS = ("--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
-"""Of as many curves each as there are colours."""
+"""Line styles of levels; the next one is used after all colours were used."""
 
 WIDE = 8
-"""From this ratio of the swept values on, their axis is logarithmic."""
+"""The axis is logarithmic if the largest swept value is this many times the smallest."""
 
 MANY = 16
-"""No more ticks of single values than this."""
+"""The most values that each get a tick."""
 
 ROOM = 20
-"""Characters of ticks that an axis has room for side by side."""
+"""Characters of tick labels that fit side by side; longer labels are turned."""
 
 ABSENT: Final = {"number": 0, "swept": False}
-"""What stands where curves over different values, or of different models, are joined."""
+"""Fill values for curves over different values, or of different models, that are joined."""
 
 
 def curves(
     result: xr.DataTree, name: str, over: str, spread: Sequence[str] = ("seed",)
 ) -> xr.Dataset:
-    """Curves of a variable of a combined result, one for each model and point of what else varies.
+    """Curves of a variable of a combined result: one for each model and each point of its other
+    sweeps.
 
     Args:
         result: as the pipeline combines it.
@@ -48,7 +49,19 @@ def curves(
         option has the same values throughout, and `swept (curve)` is false.
 
     Raises:
-        UserError: if no model has the variable, or none that has was swept over the option.
+        UserError: if no model has the variable, or none of those that have it was swept over the
+            option.
+
+    Example:
+        >>> import xarray as xr
+        >>> group = xr.Dataset(
+        ...     {"fev": (("frames", "seed"), [[0.1, 0.3], [0.5, 0.7]])},
+        ...     coords={"frames": [100, 200], "seed": [0, 1]},
+        ...     attrs={"sweep": "frames,seed"},
+        ... )
+        >>> found = curves(xr.DataTree.from_dict({"/cnn": group}), "fev", over="frames")
+        >>> found["mean"].values.round(3).tolist()
+        [[0.2, 0.6]]
     """
     by_model = groups(result)
     having = {model: group for model, group in by_model.items() if name in group.data_vars}
@@ -93,12 +106,12 @@ def curves(
 def chosen(
     result: xr.DataTree, options: Sequence[str], by: str, *, largest: bool = False
 ) -> xr.DataTree:
-    """A combined result at the best values of swept options, at each point of what else varies.
+    """A combined result at the best values of swept options, at each point of the other sweeps.
 
     Args:
         result: as the pipeline combines it.
         options: swept options; a model that was not swept over one has nothing to choose there.
-        by: the variable that chooses, by its mean over `cell`; one measured in validation.
+        by: the variable whose mean over `cell` chooses; use one that is measured on validation.
         largest: whether the largest is the best, rather than the smallest.
 
     Returns:
@@ -106,6 +119,17 @@ def chosen(
 
     Raises:
         UserError: if a model that was swept over one of them lacks the variable, or no model was.
+
+    Example:
+        >>> import xarray as xr
+        >>> group = xr.Dataset(
+        ...     {"loss": ("filters", [0.4, 0.1, 0.2])},
+        ...     coords={"filters": [1, 2, 3]},
+        ...     attrs={"sweep": "filters"},
+        ... )
+        >>> best = chosen(xr.DataTree.from_dict({"/cnn": group}), ["filters"], by="loss")
+        >>> int(best["cnn"]["best_filters"])
+        2
     """
     groups_of = groups(result)
     if not any(dim in sweep_dims(group) for group in groups_of.values() for dim in options):
@@ -129,7 +153,7 @@ def _chosen(
         )
     value = group[by].mean("cell") if "cell" in group[by].dims else group[by]
     stacked = (value if largest else -value).stack(point=dims)
-    # What is nowhere a number has nothing to choose; its first point is as good as any.
+    # A model whose values are all NaN gets its first point.
     place = stacked.fillna(-np.inf).argmax("point")
     best = group.stack(point=dims).isel(point=place)
     best = (
@@ -147,6 +171,11 @@ def rows(model: str, numbers: xr.Dataset) -> "pd.DataFrame":
     Args:
         model: its name, for the column `model`.
         numbers: variables over the dimensions of a sweep, or single numbers.
+
+    Example:
+        >>> import xarray as xr
+        >>> rows("ln", xr.Dataset({"fev": ("cell", [0.5, 0.25])}, {"cell": [3, 4]})).values.tolist()
+        [['ln', 3, 0.5], ['ln', 4, 0.25]]
     """
     import pandas as pd
 
@@ -166,7 +195,23 @@ def draw(axis: Any, drawn: xr.Dataset, over: str, **style: Any) -> None:
         axis: a matplotlib Axes.
         drawn: the curves, which take the colours of the axis in turn, and then another marker.
         over: the swept option along the axis.
-        style: of the lines that are no levels, such as ls=":".
+        style: of the curves, such as ls=":"; levels keep their own.
+
+    Example:
+        >>> import xarray as xr
+        >>> from matplotlib.figure import Figure
+        >>> drawn = xr.Dataset(
+        ...     {
+        ...         "mean": (("curve", "frames"), [[0.2, 0.6]]),
+        ...         "deviation": (("curve", "frames"), [[0.1, 0.1]]),
+        ...         "swept": ("curve", [True]),
+        ...     },
+        ...     coords={"frames": [100, 200], "curve": ["cnn"]},
+        ... )
+        >>> axis = Figure().subplots()
+        >>> draw(axis, drawn, over="frames")
+        >>> axis.get_legend_handles_labels()[1]
+        ['cnn']
     """
     for index, label in enumerate(drawn["curve"].values):
         curve, marker, level = drawn.isel(curve=index), *marks(index)
@@ -183,6 +228,10 @@ def marks(index: int) -> tuple[str, Any]:
     """The marker of a curve, and the line of a level, that go with the colour "C{index}".
 
     The next ones once the colours of an axis have been used up.
+
+    Example:
+        >>> marks(0)
+        ('o', '--')
     """
     from matplotlib import rcParams
 
@@ -198,6 +247,14 @@ def number_axis(axis: Any, name: str, values: NDArray[Any], scale: str | None = 
         name: of the option.
         values: its values in ascending order. Whole numbers, if there are not many, are the ticks.
         scale: "linear" or "log"; without one, log where the largest is `WIDE` times the smallest.
+
+    Example:
+        >>> import numpy as np
+        >>> from matplotlib.figure import Figure
+        >>> axis = Figure().subplots()
+        >>> number_axis(axis, "frames", np.array([10, 100, 1000]))
+        >>> axis.get_xscale()
+        'log'
     """
     if scale is None:
         scale = "log" if 0 < values[0] * WIDE <= values[-1] else "linear"

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from retinakit.contracts.errors import UserError
 
 PHOTOGRAPHS = ("astronaut", "brick", "camera", "chelsea", "coffee", "grass", "gravel", "rocket")
-"""Those of scikit-image that come with it; others would have to be downloaded."""
+"""The photographs that scikit-image ships; its other ones would have to be downloaded."""
 
 SMALLEST_LEAF = 2.0
 """Radius, in pixels."""
@@ -20,6 +20,11 @@ def photographs() -> dict[str, NDArray[np.float64]]:
 
     Raises:
         UserError: if scikit-image is not installed.
+
+    Example:
+        >>> scenes = photographs()
+        >>> scenes["camera"].shape, round(float(scenes["camera"].std()), 6)
+        ((512, 512), 1.0)
     """
     try:
         from skimage import color, data
@@ -43,6 +48,11 @@ def dead_leaves(size: int, random: np.random.Generator) -> NDArray[np.float64]:
 
     Returns:
         (y, x).
+
+    Example:
+        >>> import numpy as np
+        >>> dead_leaves(32, np.random.default_rng(0)).shape
+        (32, 32)
     """
     image = np.full((size, size), np.nan)
     _cover(image, size / 4, random)
@@ -51,7 +61,7 @@ def dead_leaves(size: int, random: np.random.Generator) -> NDArray[np.float64]:
 
 @numba.njit(cache=True)
 def _cover(image: NDArray[np.float64], largest: float, random: np.random.Generator) -> None:
-    """Lays leaves from the front to the back, until nothing shines through."""
+    """Adds leaves from the front to the back until every pixel is covered."""
     size = len(image)
     hidden = image.size
     while hidden:
@@ -76,6 +86,12 @@ def pink_noise(size: int, random: np.random.Generator) -> NDArray[np.float64]:
 
     Returns:
         (y, x).
+
+    Example:
+        >>> import numpy as np
+        >>> image = pink_noise(32, np.random.default_rng(0))
+        >>> image.shape, round(float(image.std()), 6)
+        ((32, 32), 1.0)
     """
     frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size))
     frequency[0, 0] = np.inf

@@ -1,4 +1,4 @@
-"""Simulated populations that are shown one image after another: what they have in common."""
+"""What the simulated populations that are shown images have in common."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,19 +22,28 @@ class PopulationConfig(Config):
     """How much is shown to a population."""
 
     samples: int = Field(
-        4096, ge=4, description="Images shown, those for validation among them; sweep it."
+        4096, ge=4, description="Images shown for training and validation together; sweep it."
     )
     validation: float = Field(
         0.2, gt=0, lt=1, description="Part of the samples that is for validation."
     )
     validation_most: int = Field(
-        10_000, ge=1, description="At most so many are for validation, the others for training."
+        10_000,
+        ge=1,
+        description="The most samples that are for validation; the others are for training.",
     )
     test: int = Field(10_000, ge=1, description="More images, for the test.")
 
 
 def poisson_like(rate: NDArray[Any], random: np.random.Generator) -> NDArray[np.float32]:
-    """Responses y ~ N(r, SD √|r|) to rates r (Klindt et al. 2017, eq 1)."""
+    """Responses y ~ N(r, SD √|r|) to rates r (Klindt et al. 2017, eq 1).
+
+    Example:
+        >>> import numpy as np
+        >>> noisy = poisson_like(np.full((10_000, 1), 4.0), np.random.default_rng(0))
+        >>> round(float(noisy.mean()), 1), round(float(noisy.var()), 1)
+        (4.0, 4.0)
+    """
     noise = random.standard_normal(rate.shape, np.float32)
     noisy: NDArray[np.float32] = (rate + np.sqrt(np.abs(rate)) * noise).astype(np.float32)
     return noisy
@@ -52,13 +61,13 @@ def show(
 ) -> xr.DataTree:
     """The recording of a population that is shown images, with noise as in `poisson_like`.
 
-    The samples of a shorter recording are the first of a longer one, but for its validation, which
-    is the last of them. The test is always the same.
+    A shorter recording has the first samples of a longer one, of which the last ones are its
+    validation. The test is always the same.
 
     Args:
         config: how much.
         seed: of images and noise.
-        stimulus: makes so many images (frame, [channel,] y, x) for training or for the test.
+        stimulus: makes a number of images (frame, [channel,] y, x) for training or for the test.
         rate: responds to them, (frame, cell).
         truth: what is known, with the coordinate `cell`.
         title: of the recording.
@@ -67,6 +76,20 @@ def show(
 
     Raises:
         UserError: if no sample is left for training or for validation.
+
+    Example:
+        >>> import numpy as np
+        >>> import xarray as xr
+        >>> recording = show(
+        ...     PopulationConfig(samples=40, test=10),
+        ...     seed=0,
+        ...     stimulus=lambda name, frames, random: random.random((frames, 6, 6), np.float32),
+        ...     rate=lambda images: images.mean((1, 2))[:, None],
+        ...     truth=xr.Dataset(coords={"cell": [0]}),
+        ...     title="mean luminance",
+        ... )
+        >>> {name: recording[name].sizes["frame"] for name in ("train", "validation", "test")}
+        {'train': 32, 'validation': 8, 'test': 10}
     """
     held_out = min(round(config.validation * config.samples), config.validation_most)
     if not 0 < held_out < config.samples:

@@ -21,10 +21,10 @@ Nonlinearity = Literal["identity", "rectify", "softplus", "exponential"]
 Spikes = Literal["none", "binary", "poisson"]
 
 PIECE_BYTES = 32 * 2**20
-"""How much of the stimulus a thread holds at a time, where it must be converted or read."""
+"""Bytes of the stimulus that a thread holds at once if it must be converted or read."""
 
 HIGHEST_RATE = 80.0
-"""Spikes per bin, up to which Poisson counts are drawn."""
+"""The highest rate, in spikes per bin, for which Poisson counts are drawn."""
 
 
 class Simulation(NamedTuple):
@@ -142,6 +142,12 @@ def cells_of(truth: xr.Dataset) -> SubunitCells:
 
     Raises:
         UserError: naming what the truth lacks.
+
+    Example:
+        >>> from retinakit.testing import small_recording
+        >>> cells = cells_of(small_recording()["truth"].to_dataset())
+        >>> cells.cells, cells.lags, cells.pixels
+        (2, 5, 64)
     """
     wanted = ("subunit_weight", "output_weight", "temporal", "threshold", "gain")
     missing = [name for name in wanted if name not in truth]
@@ -199,6 +205,13 @@ def simulate(
     Raises:
         UserError: if the stimulus does not have the cells' pixels, or a rate is too high for
             Poisson counts.
+
+    Example:
+        >>> import numpy as np
+        >>> cell = SubunitCells(spatial=[[1.0]], temporal=[0.5, 0.5], output=[[1.0]])
+        >>> movie = np.array([1, -1, 1, 1], np.int8)[:, None]
+        >>> simulate(cell, movie).rate[:, 0].tolist()
+        [0.5, 0.0, 0.0, 1.0]
     """
     kernel = _kernel(backend)
     bits = isinstance(stimulus, Bits)
@@ -224,7 +237,7 @@ def simulate(
     piece = max(1, PIECE_BYTES // (4 * max(pixels, 1)) // 1024) * 1024
     starts = range(0, frames, piece)
     if threads > 1:
-        # Shorter pieces where there is not one for each thread.
+        # Pieces are shorter if there would be fewer than threads.
         piece = min(piece, max(1, -(-frames // (1024 * threads))) * 1024)
         starts = range(0, frames, piece)
         with ThreadPoolExecutor(threads) as pool:

@@ -24,10 +24,16 @@ def filter_in_time(
     Args:
         stimulus: (frame, ...), of any number type.
         kernel: (lag,).
-        pieces: the segments, as `retinakit.contracts.recording.segments` gives them.
+        pieces: the segments, as `retinakit.contracts.segments` gives them.
 
     Returns:
         (frame, ...) float32.
+
+    Example:
+        >>> import numpy as np
+        >>> flashes = np.array([1.0, 0, 0, 1, 0])[:, None]
+        >>> filter_in_time(flashes, [0.5, 2.0], [slice(0, 3), slice(3, 5)])[:, 0].tolist()
+        [0.5, 2.0, 0.0, 0.5, 2.0]
     """
     flat = np.ascontiguousarray(stimulus).reshape(len(stimulus), -1)
     if flat.dtype == bool:

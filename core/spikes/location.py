@@ -10,19 +10,21 @@ from retinakit.contracts.recording import mean_response
 from retinakit.spikes.spike_triggered import sta
 
 STA_SMOOTHING = 0.7
-"""Standard deviation in checks. The authors' code of Klindt et al. (2017) has 17^¼ = 2.03, with
-which the middle of their difference of Gaussians is averaged away: the largest value is then never
-within a check of it, and with 0.7 it is in 81 % of cells at 1024 samples, in 100 % at 4096."""
+"""Standard deviation of the smoothing, in checks. With the 17^¼ = 2.03 of the authors' code of
+Klindt et al. (2017), the peak of a difference-of-Gaussians field is averaged away and never
+found within a check. With 0.7 it is found in 81 % of the cells at 1024 samples and in 100 % at
+4096."""
 
 
 CELLS_AT_ONCE = 256
-"""Cells of which the fields are held at a time."""
+"""Cells whose fields are in memory at a time."""
 
 
 def response_field(split: xr.Dataset, lags: int = 1) -> xr.DataArray:
     """Covariance of each cell's response with the stimulus: its receptive field, linearly.
 
-    A spike-triggered average without what is due to the means, for responses of any sign.
+    Unlike a spike-triggered average, it is defined for responses of any sign, and the means of
+    stimulus and response have no effect on it.
 
     Args:
         split: a split of a recording. Repeats are averaged first.
@@ -32,7 +34,12 @@ def response_field(split: xr.Dataset, lags: int = 1) -> xr.DataArray:
         (cell, lag, [channel,] y, x), in units of the response times those of the stimulus.
 
     Raises:
-        RecordingError: if no frame has so long a history.
+        RecordingError: if no segment is as long as the history.
+
+    Example:
+        >>> from retinakit.testing import small_recording
+        >>> dict(response_field(small_recording()["train"].to_dataset(), lags=3).sizes)
+        {'cell': 2, 'lag': 3, 'y': 8, 'x': 8}
     """
     response = mean_response(split).astype(float)
     # The average over responses of 1 + y - ⟨y⟩, whose sum is the number of frames, is the
@@ -62,10 +69,15 @@ def locations(
         split: a split of a recording.
         lags: how many lags; the field is the root of the sum of squares over several.
         smoothing: standard deviation of a Gaussian, in checks; 0: none.
-        margin: checks along y and x at each border that are no place to be.
+        margin: checks along y and x at each border that are not searched.
 
     Returns:
         (cell, 2): y and x, in checks from the first.
+
+    Example:
+        >>> from retinakit.testing import small_recording
+        >>> locations(small_recording()["train"].to_dataset(), lags=3).shape
+        (2, 2)
     """
     cells = range(0, split.sizes["cell"], CELLS_AT_ONCE)
     found = [

@@ -22,6 +22,14 @@ def separate(field: xr.DataArray) -> xr.Dataset:
     Returns:
         `temporal (..., lag)`, `spatial (..., y, x)`, whose product approximates the field, and
         `separability (...)`, the part of the power that it holds.
+
+    Example:
+        >>> import numpy as np
+        >>> import xarray as xr
+        >>> field = np.multiply.outer([0.6, -0.8], [[1.0, 2.0], [3.0, 4.0]])
+        >>> parts = separate(xr.DataArray(field, dims=("lag", "y", "x")))
+        >>> parts["temporal"].values.round(3).tolist(), float(parts["separability"].round(6))
+        ([0.6, -0.8], 1.0)
     """
 
     def decompose(matrix: NDArray[Any]) -> tuple[Any, ...]:
@@ -54,6 +62,12 @@ def z_score(field: xr.DataArray) -> xr.DataArray:
     """Each value's distance from the field's mean in robust standard deviations (1.4826 MAD).
 
     The receptive field covers few of the values, so median and MAD describe its background.
+
+    Example:
+        >>> import xarray as xr
+        >>> field = xr.DataArray([[0.0, 1.0, -1.0, 20.0]], dims=("y", "x"))
+        >>> z_score(field).round(2).values.tolist()
+        [[-0.34, 0.34, -1.01, 13.15]]
     """
     dims = ("lag", "y", "x") if "lag" in field.dims else ("y", "x")
     centre = field.median(dims)
@@ -65,7 +79,13 @@ def z_score(field: xr.DataArray) -> xr.DataArray:
 def gaussian(
     y: NDArray[Any], x: NDArray[Any], parameters: NDArray[Any] | list[float]
 ) -> NDArray[Any]:
-    """A 2-D Gaussian on the grid y × x; parameters are amplitude, y0, x0, sd1, sd2, angle."""
+    """A 2-D Gaussian on the grid y × x; parameters are amplitude, y0, x0, sd1, sd2, angle.
+
+    Example:
+        >>> import numpy as np
+        >>> gaussian(np.arange(3), np.arange(3), [2, 1, 1, 1, 1, 0])[1].round(3).tolist()
+        [1.213, 2.0, 1.213]
+    """
     amplitude, y0, x0, sd1, sd2, angle = parameters
     dy, dx = np.meshgrid(y - y0, x - x0, indexing="ij")
     along = np.cos(angle) * dx + np.sin(angle) * dy
@@ -89,6 +109,16 @@ def fit_ellipse(spatial: xr.DataArray) -> xr.Dataset:
     Returns:
         `amplitude`, `centre_y`, `centre_x`, `sd_major`, `sd_minor` (in the units of y and x),
         `angle` (radians from x towards y) over the leading dimensions; NaN where no Gaussian fits.
+
+    Example:
+        >>> import numpy as np
+        >>> import xarray as xr
+        >>> place = np.arange(20.0)
+        >>> image = gaussian(place, place, [1, 9, 11, 3, 2, 0.5])
+        >>> image = xr.DataArray(image, {"y": place, "x": place}, ("y", "x"))
+        >>> ellipse = fit_ellipse(image)
+        >>> [round(float(ellipse[name]), 2) for name in ELLIPSE]
+        [1.0, 9.0, 11.0, 3.0, 2.0, 0.5]
     """
     y, x = (np.asarray(spatial[dim], float) for dim in ("y", "x"))
 
@@ -152,6 +182,13 @@ def field_distance(first: xr.Dataset, second: xr.Dataset) -> xr.DataArray:
 
     Args:
         first, second: what `fit_ellipse` gives, of the same units and matching dimensions.
+
+    Example:
+        >>> import xarray as xr
+        >>> here = xr.Dataset(dict(zip(ELLIPSE, (1, 0, 0, 2, 2, 0))))
+        >>> there = here.assign(centre_x=100)
+        >>> [round(float(field_distance(here, other)), 6) for other in (here, there)]
+        [0.0, 1.0]
     """
     a, b = _covariance(first), _covariance(second)
     total = {name: a[name] + b[name] for name in a}
@@ -189,6 +226,12 @@ def morans_i(image: xr.DataArray) -> xr.DataArray:
 
     Args:
         image: (..., y, x).
+
+    Example:
+        >>> import xarray as xr
+        >>> checks = xr.DataArray([[1, -1], [-1, 1]], dims=("y", "x"))
+        >>> float(morans_i(checks))
+        -1.0
     """
     b = image - image.mean(("y", "x"))
     height, width = image.sizes["y"], image.sizes["x"]
@@ -219,6 +262,13 @@ def morans_i_z(image: xr.DataArray) -> xr.DataArray:
 
     Raises:
         UserError: if it is less than 2 checks high or wide.
+
+    Example:
+        >>> import numpy as np
+        >>> import xarray as xr
+        >>> ramp = xr.DataArray(np.add.outer(np.arange(8.0), np.arange(8.0)), dims=("y", "x"))
+        >>> bool(morans_i_z(ramp) > 5)
+        True
     """
     sides = [np.arange(image.sizes[dim]) for dim in ("y", "x")]
     if min(map(len, sides)) < 2:

@@ -1,4 +1,4 @@
-"""How large a spike-triggered average is when the spikes have nothing to do with the stimulus."""
+"""The size of a spike-triggered average of spikes that are unrelated to the stimulus."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from retinakit.contracts.recording import full_history, mean_response
 from retinakit.spikes.spike_triggered import sta
 
 VARIANCE_VALUES = 2**25
-"""How much of the stimulus its variance is taken from."""
+"""Values of the stimulus from which its variance is estimated."""
 
 
 def analytic_deviation(splits: Sequence[xr.Dataset], reach: int) -> xr.DataArray:
@@ -18,11 +18,17 @@ def analytic_deviation(splits: Sequence[xr.Dataset], reach: int) -> xr.DataArray
     σ √(Σ r²) / Σ r, with σ the standard deviation of the stimulus and r the counted responses.
 
     Args:
-        splits: of a recording, as given to `retinakit.spikes.spike_triggered.sta`.
+        splits: of a recording, as given to `retinakit.spikes.sta`.
         reach: frames of history of the average, its own frame included.
 
     Returns:
         (cell,), in the units of the stimulus.
+
+    Example:
+        >>> from retinakit.testing import small_recording
+        >>> train = small_recording()["train"].to_dataset()
+        >>> analytic_deviation([train], reach=5).dims
+        ('cell',)
     """
     stimulus = splits[0]["stimulus"]
     few = max(1, VARIANCE_VALUES // int(np.prod(stimulus.shape[1:])))
@@ -42,16 +48,24 @@ def shuffled_deviation(
 ) -> xr.DataArray:
     """Standard deviation of the average when the spikes are shifted against the stimulus.
 
-    Each draw shifts the responses of a split around its end by a random number of frames, at least
-    the history, which keeps everything about the spike train but its relation to the stimulus.
+    Each draw rotates the responses of a split in time by a random number of frames, at least the
+    history. This keeps the statistics of the spike train and removes its relation to the stimulus.
 
     Args:
-        splits, lags, first_lag: as given to `retinakit.spikes.spike_triggered.sta`.
+        splits, lags, first_lag: as given to `retinakit.spikes.sta`.
         draws: how many shifts.
         seed: of the shifts.
 
     Returns:
         (cell,), in the units of the stimulus; over all draws, lags and places.
+
+    Example:
+        >>> from retinakit.testing import small_recording
+        >>> train = small_recording()["train"].to_dataset()
+        >>> shuffled = shuffled_deviation([train], lags=5, first_lag=0, draws=20, seed=0)
+        >>> ratio = shuffled / analytic_deviation([train], reach=5)  # the stimulus is white
+        >>> bool((abs(ratio - 1) < 0.2).all())
+        True
     """
     random = np.random.default_rng(seed)
     reach = first_lag + lags

@@ -44,19 +44,29 @@ def sta(
         algorithm: "bits" counts the bits of a two-valued stimulus under counts, "int8" sums an
             8-bit stimulus under counts, "float" any stimulus over the frames with a response;
             "toeplitz" and "fft" are matrix products over all frames, in single precision. "auto"
-            takes the one that is expected to be the fastest, and an exact one where there is one.
-        threads: of the first three (of each worker, on dask); the products follow the settings of
-            NumPy's BLAS.
+            takes the fastest by a measured cost, among the exact ones where there are any.
+        threads: for "bits", "int8" and "float" (in each worker, on dask); the matrix products
+            follow the settings of NumPy's BLAS.
         progress: is told the frames done.
 
     Returns:
-        `sta (cell, lag, [channel,] y, x)` with the coordinate `lag_time`, NaN for a cell of which
-        nothing was counted, and `spikes (cell)`: the spikes that were counted. The attributes say
-        which `algorithm` was used, and why.
+        `sta (cell, lag, [channel,] y, x)` with the coordinate `lag_time`, NaN for a cell without
+        a counted response, and `spikes (cell)`, the sum of the counted responses. The attributes
+        `algorithm` and `algorithm_why` say which algorithm was used, and why.
 
     Raises:
-        RecordingError: if no frame has so long a history.
+        RecordingError: if no segment is as long as the history.
         UserError: if the named algorithm cannot serve the stimulus or the response.
+
+    Example:
+        >>> from retinakit.testing import small_recording
+        >>> train = small_recording()["train"].to_dataset()
+        >>> average = sta(train, lags=5)
+        >>> dict(average["sta"].sizes)
+        {'cell': 2, 'lag': 5, 'y': 8, 'x': 8}
+        >>> bool((average["spikes"] == train["response"][4:1000].sum("frame")
+        ...     + train["response"][1004:].sum("frame")).all())
+        True
     """
     splits = [splits] if isinstance(splits, xr.Dataset) else list(splits)
     reach = first_lag + lags
@@ -109,12 +119,12 @@ def spike_triggered_ensemble(
 ) -> xr.Dataset:
     """The stimuli before each response of one cell.
 
-    The ensemble is held in memory, and a block of the stimulus at a time.
+    The whole ensemble is held in memory; the stimulus is read in blocks.
 
     Args:
         split: a split of a recording. Repeats are averaged first.
         lags, first_lag: as in `sta`.
-        cell: its name; may be left out where there is one.
+        cell: its name; may be left out if the split has one cell.
         progress: is told the frames done.
 
     Returns:
@@ -124,6 +134,13 @@ def spike_triggered_ensemble(
     Raises:
         RecordingError: if no segment is as long as the history.
         UserError: if there are several cells and none is named.
+
+    Example:
+        >>> from retinakit.testing import small_recording
+        >>> train = small_recording()["train"].to_dataset()
+        >>> found = spike_triggered_ensemble(train, lags=5, cell=0)
+        >>> found["ensemble"].dims
+        ('event', 'lag', 'y', 'x')
     """
     response = _of_one_cell(split, first_lag + lags, cell)
     frames, weight = response.events()
@@ -168,8 +185,9 @@ def stc(
     Args:
         split: a split of a recording. Repeats are averaged first.
         lags, first_lag: as in `sta`.
-        cell: its name; may be left out where there is one.
-        prior: whether the covariance of all stimuli that could have been answered is subtracted.
+        cell: its name; may be left out if the split has one cell.
+        prior: whether the covariance of the stimuli of all frames with a full history is
+            subtracted.
         project_out: whether the direction of the average is removed from every stimulus.
         algorithm: "bits" counts the bits that two checks of a two-valued stimulus share before
             spikes, exactly; "product" multiplies any stimulus, in single precision within blocks.
@@ -178,14 +196,20 @@ def stc(
         progress: is told the events done.
 
     Returns:
-        `stc (feature, feature_2)`, features being lag by [channel by] y by x in this order, with
-        `sta (lag, [channel,] y, x)` and `spikes`. NaN where nothing was counted. The attribute
-        `algorithm` says which were used, for the response and for the prior if they differ.
+        `stc (feature, feature_2)`, where a feature is a lag, [channel,] y and x in this order, with
+        `sta (lag, [channel,] y, x)` and `spikes`. NaN without a counted response. The attribute
+        `algorithm` names the algorithm, or both if response and prior used different ones.
 
     Raises:
         RecordingError: if no segment is as long as the history.
         UserError: if there are several cells and none is named, if a response is negative, if the
             covariance is larger than the memory, or if the named algorithm cannot serve.
+
+    Example:
+        >>> from retinakit.testing import small_recording
+        >>> train = small_recording(size=4)["train"].to_dataset()
+        >>> dict(stc(train, lags=3, cell=0, prior=True)["stc"].sizes)
+        {'feature': 48, 'feature_2': 48}
     """
     response = _of_one_cell(split, first_lag + lags, cell)
     stimulus = split["stimulus"]
@@ -194,7 +218,9 @@ def stc(
     require_memory(features)
     frames, weight = response.events()
     if (weight < 0).any():
-        raise UserError("a covariance needs responses that are not negative; subtract their least")
+        raise UserError(
+            "a covariance needs responses that are not negative; subtract their minimum"
+        )
     answered = Windows(stimulus, frames, weight, lag, threads, progress)
     covariance, mean, used = weighted_covariance(answered, algorithm)
     if prior:

@@ -1,5 +1,20 @@
 """The conformance kit: checks that a dataset, a model or an analysis keeps its contract.
 
+For the tests of retinakit and of anybody's plugins:
+
+    import pytest
+    from retinakit.testing import check_model, registered
+
+    @pytest.mark.parametrize("plugin", registered("model", distribution="my-plugins"))
+    def test_model(plugin):
+        check_model(plugin)
+
+`check_model`, `check_dataset` and `check_analysis` take a class or an entry of the registry, which
+is checked with the small options of its `quick`, or an instance with options of its own. Each runs
+every check of its kind and fails with one AssertionError that lists the checks that failed, by
+name, with what was found. A check that is known to fail is named in `expected_failures` with the
+reason; it is then an error if it passes.
+
 The public names, listed in `__init__.pyi`, are imported when they are first used.
 """
 

@@ -1,6 +1,7 @@
 """The base of torch models: a subclass says what to build and what to penalise."""
 
 from abc import abstractmethod
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -15,9 +16,8 @@ from torch import Tensor, nn
 
 from retinakit.contracts.config import Config
 from retinakit.contracts.errors import UserError
-from retinakit.contracts.model import Model, check_stimulus, coordinates_of
+from retinakit.contracts.model import Model, coordinates_of
 from retinakit.contracts.progress import Progress, silent
-from retinakit.contracts.recording import SPIKES_PER_BIN, full_history
 from retinakit.training.exact_zeros import ExactZeros
 from retinakit.training.loop import Fit, Frames, Schedule, train
 
@@ -68,6 +68,13 @@ class TorchModel(Model):
     """
 
     Config: ClassVar[type[Config]] = TorchConfig
+    quick: ClassVar[dict[str, Any]] = {
+        "lags": 5,
+        "steps": 40,
+        "batch": 200,
+        "check_every": 10,
+        "accelerator": "cpu",
+    }
 
     starts_together: ClassVar[bool] = False
     """Whether several starts may be trained as one vectorised module (`torch.vmap`), which is
@@ -176,34 +183,31 @@ class TorchModel(Model):
         combined = combined.assign_coords(start=np.arange(config.starts))
         return combined, {k: v.cpu().numpy() for k, v in best_state.items()}
 
-    def predict(self, stimulus: xr.DataArray) -> xr.DataArray:
-        self._check_fitted()
-        check_stimulus(stimulus, self.field)
-        frames, lags = stimulus.sizes["frame"], self.lags
-        rate = np.full((frames, self.field.sizes["cell"]), np.nan, dtype=np.float32)
+    def respond(self, split: xr.Dataset) -> NDArray[Any]:
+        return self.over_frames(self.module, split)
+
+    def over_frames(self, function: Callable[[Tensor], Tensor], split: xr.Dataset) -> NDArray[Any]:
+        """What a function of frames gives for each frame of a split, in blocks of frames.
+
+        Args:
+            function: from frames (n + lags - 1, [channel,] y, x), oldest first, to (n, ...), such
+                as the module.
+            split: with at least `lags` frames.
+
+        Returns:
+            (frame, ...), NaN in the first `lags` - 1 frames.
+        """
+        stimulus, lags, found = split["stimulus"], self.lags, []
         with torch.no_grad():
-            for end in range(lags, frames + PREDICTION_BLOCK, PREDICTION_BLOCK):
-                first, last = end - lags, min(end - 1 + PREDICTION_BLOCK, frames)
-                if last - first < lags:
-                    break
+            for first in range(0, len(stimulus) - lags + 1, PREDICTION_BLOCK):
+                last = first + PREDICTION_BLOCK + lags - 1
                 block = np.ascontiguousarray(stimulus[first:last].values, dtype=np.float32)
-                rate[first + lags - 1 : last] = self.module(torch.from_numpy(block)).numpy()
-        coords = {"cell": self.field["cell"].variable}
-        for name in ("frame", "time", "segment"):
-            if name in stimulus.coords:
-                coords[name] = stimulus[name].variable
-        if "segment" in stimulus.coords:
-            rate[~full_history(stimulus["segment"], lags)] = np.nan
-        return xr.DataArray(
-            rate,
-            dims=("frame", "cell"),
-            coords=coords,
-            name="prediction",
-            attrs={"units": SPIKES_PER_BIN},
-        )
+                found.append(function(torch.from_numpy(block)).numpy())
+        early = np.full((lags - 1, *found[0].shape[1:]), np.nan, np.float32)
+        return np.concatenate([early, *found])
 
     def state(self) -> xr.Dataset:
-        self._check_fitted()
+        self.check_fitted()
         arrays = {
             f"module.{name}": ([f"{name}_{i}" for i in range(value.ndim)], value.numpy())
             for name, value in self.module.state_dict().items()
@@ -224,7 +228,7 @@ class TorchModel(Model):
         self.module.load_state_dict({k: torch.from_numpy(v.copy()) for k, v in weights.items()})
         self.module.eval()
 
-    def _check_fitted(self) -> None:
+    def check_fitted(self) -> None:
         if not hasattr(self, "module"):
             raise UserError(f"the {type(self).__name__} is not fitted; call fit or load first")
 

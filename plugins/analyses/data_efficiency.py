@@ -52,13 +52,14 @@ class DataEfficiency(Analysis):
     """
 
     Config = DataEfficiencyConfig
+    quick: ClassVar[dict[str, Any]] = {"frames": 40}
     axis: ClassVar[dict[str, Any]] = {"xlabel": "part of the training frames", "xscale": "log"}
 
     def run(self, model: Model, data: xr.DataTree) -> xr.Dataset:
         train, validation, test = (
             data[name].to_dataset() for name in ("train", "validation", "test")
         )
-        fitted, predicted = model.predict(train["stimulus"]), model.predict(test["stimulus"])
+        fitted, predicted = model.predict(train), model.predict(test)
         response = mean_response(test).astype(float)
         counted = train["response"].astype(float).where(fitted.notnull())
         result = xr.Dataset(
@@ -66,7 +67,7 @@ class DataEfficiency(Analysis):
                 "correlation": metrics.correlation(predicted, response),
                 "train_loss": metrics.poisson_loss(fitted, counted),
                 "validation_loss": metrics.poisson_loss(
-                    model.predict(validation["stimulus"]), validation["response"].astype(float)
+                    model.predict(validation), validation["response"].astype(float)
                 ),
                 "frames": train.sizes["frame"],
                 "spikes": counted.sum([dim for dim in counted.dims if dim != "cell"]),

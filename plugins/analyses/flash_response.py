@@ -1,6 +1,6 @@
 """Spikes of the cell and of the model to flashed images (Yan et al. 2020, Fig 10)."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -56,11 +56,12 @@ class FlashResponse(Analysis):
     """
 
     Config = FlashResponseConfig
+    quick: ClassVar[dict[str, Any]] = {"trials": 3}
 
     def run(self, model: Model, data: xr.DataTree) -> xr.Dataset:
         c, test = self.config, data["test"].to_dataset()
         frames, after = self._frames(test)
-        predicted = model.predict(test["stimulus"]).values[frames]
+        predicted = model.predict(test).values[frames]
         known = np.isfinite(predicted).all((0, 2))
         if not known.any():
             raise UserError(

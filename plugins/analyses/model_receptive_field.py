@@ -42,7 +42,7 @@ class ModelReceptiveField(Analysis):
         if "channel" in train["stimulus"].dims:
             raise UserError("the stimulus has channels; model_receptive_field takes one without")
         # A frame without a prediction has no spikes, and so no part in the average.
-        rate = model.predict(train["stimulus"]).fillna(0).transpose("frame", "cell").values
+        rate = model.predict(train).fillna(0).transpose("frame", "cell").values
         random = np.random.default_rng(self.seed)
         drawn = random.poisson(rate, (self.config.trials, *rate.shape)).astype(np.uint16)
         modelled = train.assign(response=(("repeat", "frame", "cell"), drawn))

@@ -1,6 +1,6 @@
 """Spikes of the cell and spikes drawn from the model, and their rates (Yan et al. 2020, Fig 4c)."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import xarray as xr
@@ -30,10 +30,11 @@ class Raster(Analysis):
     """
 
     Config = RasterConfig
+    quick: ClassVar[dict[str, Any]] = {"frames": 40, "trials": 4}
 
     def run(self, model: Model, data: xr.DataTree) -> xr.Dataset:
         c, test = self.config, data["test"].to_dataset()
-        predicted = model.predict(test["stimulus"])
+        predicted = model.predict(test)
         known = np.flatnonzero(predicted.notnull().all("cell"))
         shown = known[min(c.start, len(known) - 1) :][: c.frames]
         test, predicted = test.isel(frame=shown), predicted.isel(frame=shown)

@@ -1,6 +1,6 @@
 """How well a model predicts the test frames, against the truth and the noise ceiling."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -54,13 +54,14 @@ class Score(Analysis):
     """
 
     Config = ScoreConfig
+    quick: ClassVar[dict[str, Any]] = {"draws": 20}
 
     def run(self, model: Model, data: xr.DataTree) -> xr.Dataset:
         test, validation = data["test"].to_dataset(), data["validation"].to_dataset()
-        predicted = model.predict(test["stimulus"])
+        predicted = model.predict(test)
         response = test["response"].astype(float).where(predicted.notnull())
         mean = mean_response(test).astype(float)
-        chosen = model.predict(validation["stimulus"])
+        chosen = model.predict(validation)
         error = (chosen - mean_response(validation).astype(float)) ** 2
         scores: dict[str, Any] = {
             "correlation": metrics.correlation(predicted, mean),

@@ -1,6 +1,6 @@
 """The spike-triggered average of each cell: space, time, significance, outline."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -51,6 +51,7 @@ class STA(Analysis):
     """
 
     Config = STAConfig
+    quick: ClassVar[dict[str, Any]] = {"lags": 5}
 
     def run(self, data: xr.DataTree, progress: Progress = silent) -> xr.Dataset:
         c = self.config

@@ -1,7 +1,7 @@
 """Spike-triggered covariance: the directions in which a cell's stimuli vary more or less."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -55,6 +55,7 @@ class STC(Analysis):
     """
 
     Config = STCConfig
+    quick: ClassVar[dict[str, Any]] = {"lags": 3, "components": 2, "draws": 2, "prior_frames": 300}
 
     def run(self, data: xr.DataTree, progress: Progress = silent) -> xr.Dataset:
         train = data["train"].to_dataset()

@@ -1,6 +1,6 @@
 """Spike-triggered non-negative matrix factorization (Liu et al. 2017): subunits without a model."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -56,6 +56,7 @@ class STNMF(Analysis):
     """
 
     Config = STNMFConfig
+    quick: ClassVar[dict[str, Any]] = {"lags": 5, "modules": 4, "iterations": 20}
 
     def run(self, data: xr.DataTree) -> xr.Dataset:
         train = data["train"].to_dataset()

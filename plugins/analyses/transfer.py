@@ -1,6 +1,6 @@
 """Each cell's model on every other cell's recording (Yan et al. 2020, Figs 7, 8 and 9d-g)."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -50,6 +50,7 @@ class Transfer(Analysis):
     """
 
     Config = TransferConfig
+    quick: ClassVar[dict[str, Any]] = {"frames": 40}
 
     def run(self, models: list[FittedModel]) -> xr.Dataset:
         families = _families(models)
@@ -85,7 +86,7 @@ class Transfer(Analysis):
 
     def _column(self, family: dict[str, FittedModel], test: xr.Dataset) -> xr.Dataset:
         """Scores and traces of all models on the test of one cell."""
-        each = [member.model.predict(test["stimulus"]).isel(cell=0) for member in family.values()]
+        each = [member.model.predict(test).isel(cell=0) for member in family.values()]
         predicted = xr.concat([one.drop_vars("cell") for one in each], "model_of").astype(float)
         predicted = predicted.assign_coords(model_of=list(family))
         known = predicted.notnull().all("model_of").values

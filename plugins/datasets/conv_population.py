@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -88,6 +88,13 @@ class ConvPopulation(Dataset):
     """
 
     Config = ConvPopulationConfig
+    quick: ClassVar[dict[str, Any]] = {
+        "samples": 50,
+        "test": 20,
+        "types": 2,
+        "cells_per_type": 3,
+        "size": 20,
+    }
 
     def files(self) -> list[Path]:
         c = self.config

@@ -1,6 +1,6 @@
 """A population of linear neurons at many places (Klindt et al. 2017, section 4)."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import xarray as xr
@@ -58,6 +58,7 @@ class LinearPopulation(Dataset):
     """
 
     Config = LinearPopulationConfig
+    quick: ClassVar[dict[str, Any]] = {"samples": 50, "test": 20, "cells": 4, "types": [0.6, 1.0]}
     volatile = True
 
     def load(self) -> xr.DataTree:

@@ -1,5 +1,7 @@
 """Flashed natural images as the test of simulated cells (Yan et al. 2020, III-E and Fig 10)."""
 
+from typing import Any, ClassVar
+
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
@@ -42,6 +44,7 @@ class NaturalImages(Dataset):
     """
 
     Config = NaturalImagesConfig
+    quick: ClassVar[dict[str, Any]] = {"images": 6, "pixels": 4, "repeats": 2}
     volatile = True
 
     def load(self, data: xr.DataTree) -> xr.DataTree:

@@ -1,7 +1,7 @@
 """Simulated retinal ganglion cells made of subunits (Yan et al. 2020, II-A; Zheng et al. 2021)."""
 
 import math
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import xarray as xr
@@ -111,6 +111,16 @@ class SubunitRGC(Dataset):
     """
 
     Config = SubunitRGCConfig
+    quick: ClassVar[dict[str, Any]] = {
+        "frames": 500,
+        "validation_frames": 100,
+        "test_frames": 100,
+        "repeats": 3,
+        "cells": 2,
+        "lags": 5,
+        "threshold": 0.5,
+        "gain": 20.0,
+    }
 
     def load(self) -> xr.DataTree:
         c = self.config

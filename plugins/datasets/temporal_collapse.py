@@ -1,6 +1,6 @@
 """A dataset whose stimulus is filtered in time beforehand (Yan et al. 2020, II-C, Version I)."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import xarray as xr
@@ -38,6 +38,7 @@ class TemporalCollapse(Dataset):
     """
 
     Config = TemporalCollapseConfig
+    quick: ClassVar[dict[str, Any]] = {"lags": 5, "cell": 0}
     volatile = True
 
     def load(self, data: xr.DataTree) -> xr.DataTree:

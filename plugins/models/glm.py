@@ -82,7 +82,7 @@ class GLM(TorchModel):
         return self.config.ridge * (module.filter**2).sum((1, 2)).mean()
 
     def parameters(self) -> xr.Dataset:
-        self._check_fitted()
+        self.check_fitted()
         module: Any = self.module
         space = [d for d in ("channel", "y", "x") if d in self.field.sizes]
         kernel = module.filter.detach().unflatten(2, [self.field.sizes[d] for d in space])

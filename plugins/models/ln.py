@@ -133,7 +133,7 @@ class LN(TorchModel):
         return (c.smoothness * rough + c.sparsity * maps.abs().sum()) / cells
 
     def parameters(self) -> xr.Dataset:
-        self._check_fitted()
+        self.check_fitted()
         module: Any = self.module
         field = self.field
         space = [d for d in ("channel", "y", "x") if d in field.sizes]

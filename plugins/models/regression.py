@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import xarray as xr
@@ -11,12 +11,10 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from retinakit.contracts import (
-    SPIKES_PER_BIN,
     Config,
     Model,
     Progress,
     UserError,
-    check_stimulus,
     coordinates_of,
     full_history,
     mean_response,
@@ -125,7 +123,7 @@ class Regression(Model):
             weights, offset[cell] = tried[cell][best[cell]]
             kernel[cell][crop] = weights.reshape(kernel[cell][crop].shape)
         dims = ("cell", "lag", *train["stimulus"].dims[1:])
-        self.parts = field.assign(
+        self.parts = self.field = field.assign(
             kernel=(dims, kernel),
             offset=("cell", offset),
             penalty=("cell", penalties[best]),
@@ -154,45 +152,31 @@ class Regression(Model):
             middle = np.stack([truth["location_y"].values, truth["location_x"].values], 1)
         return np.clip(middle - side // 2, 0, field - side), side
 
-    def predict(self, stimulus: xr.DataArray) -> xr.DataArray:
-        parameters = self.parameters()
-        check_stimulus(stimulus, parameters)
-        frames, cells = stimulus.sizes["frame"], parameters.sizes["cell"]
-        kernel = parameters["kernel"].values.reshape(cells, self.lags, -1)
+    def respond(self, split: xr.Dataset) -> NDArray[np.float32]:
+        stimulus, cells = split["stimulus"], self.parts.sizes["cell"]
+        frames = stimulus.sizes["frame"]
+        kernel = self.parts["kernel"].values.reshape(cells, self.lags, -1)
         rate = np.full((frames, cells), np.nan, np.float32)
         for first in range(self.lags - 1, frames, BLOCK):
             last = min(first + BLOCK, frames)
             block = np.asarray(stimulus[first - self.lags + 1 : last].values, np.float32)
             block = block.reshape(len(block), -1)
             length = last - first
-            rate[first:last] = parameters["offset"].values
+            rate[first:last] = self.parts["offset"].values
             for lag in range(self.lags):
                 start = self.lags - 1 - lag
                 rate[first:last] += block[start : start + length] @ kernel[:, lag].T
-        coords = {"cell": parameters["cell"].variable}
-        for name in ("frame", "time", "segment"):
-            if name in stimulus.coords:
-                coords[name] = stimulus[name].variable
-        if "segment" in stimulus.coords:
-            rate[~full_history(stimulus["segment"], self.lags)] = np.nan
-        return xr.DataArray(
-            rate,
-            dims=("frame", "cell"),
-            coords=coords,
-            name="prediction",
-            attrs={"units": SPIKES_PER_BIN},
-        )
+        return rate
 
     def parameters(self) -> xr.Dataset:
-        if not hasattr(self, "parts"):
-            raise UserError(f"the {type(self).__name__} is not fitted; call fit or load first")
+        self.check_fitted()
         return self.parts
 
     def state(self) -> xr.Dataset:
         return self.parameters()
 
     def restore(self, state: xr.Dataset) -> None:
-        self.parts = state
+        self.parts = self.field = state
 
 
 class _Windows:
@@ -229,6 +213,7 @@ class OLS(Regression):
     """
 
     Config = RegressionConfig
+    quick: ClassVar[dict[str, Any]] = {"lags": 3, "crop": 5}
 
     def estimators(self) -> Iterator[tuple[float, Any]]:
         from sklearn.linear_model import LinearRegression
@@ -240,6 +225,7 @@ class Ridge(Regression):
     """Least squares with a penalty on the squared weights (Klindt et al. 2017, 4.2)."""
 
     Config = RidgeConfig
+    quick: ClassVar[dict[str, Any]] = {"lags": 3, "crop": 5, "penalties": [10, 100]}
 
     def estimators(self) -> Iterator[tuple[float, Any]]:
         from sklearn.linear_model import Ridge
@@ -252,6 +238,7 @@ class Lasso(Regression):
     """Least squares with a penalty on the absolute weights (Klindt et al. 2017, 4.2)."""
 
     Config = LassoConfig
+    quick: ClassVar[dict[str, Any]] = {"lags": 3, "crop": 5, "penalties": [1e-3, 1e-2]}
 
     def estimators(self) -> Iterator[tuple[float, Any]]:
         from sklearn.linear_model import Lasso

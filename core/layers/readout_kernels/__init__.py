@@ -21,12 +21,12 @@ Algorithm = Literal["auto", "dense", "sparse"]
 
 PER_POSITION = {"kernels": 25, "torch": 330, "gpu": 100}
 PER_ENTRY = {"kernels": 2.5, "torch": 36, "gpu": 20}
-"""What a sparse readout costs for each position, and for each entry of the support, in the time
-that the products take for an entry of the masks. Measured on AVX2, forward and backward; those of
-a GPU are from arithmetic, with products in TF32."""
+"""The cost of a sparse readout for each position and for each entry of the support, in units of the
+time that the matrix products take for an entry of the masks. Measured on AVX2, forward and
+backward; the values for a GPU are estimated from its arithmetic rates, with products in TF32."""
 
 LANES = 8
-"""Samples of the batch that the kernels take at once."""
+"""Samples of the batch that the kernels handle at once."""
 
 
 def factorized_readout(
@@ -44,8 +44,8 @@ def factorized_readout(
 
         out[b, n] = bias[n] + Σ_k feature_weight[k, n] · Σ_p features[b, k, p] · mask[p, n]
 
-    Every step has a gradient, in both algorithms. Neither holds an array of (batch, channel,
-    neuron). Compiled kernels serve float32 on the CPU, and float32 and bfloat16 on a GPU;
+    Both algorithms are differentiable, and neither holds an array of (batch, channel, neuron).
+    Compiled kernels serve float32 on the CPU, and float32 and bfloat16 on a GPU;
     elsewhere, torch does the sparse algorithm too. Features and weights of another precision are
     multiplied in that of the masks on the CPU, and in that of the features on a GPU. The result
     does not depend on the number of threads.
@@ -61,16 +61,24 @@ def factorized_readout(
             and get a gradient of 0, in both algorithms; `Support.of` makes it once for many
             steps. Without it, all entries are used by "dense", and "sparse" takes the nonzero
             ones at each call, which costs more than the readout itself.
-        whole_gradient: whether entries outside of the support get their gradient too: what the
-            loss would do if they left 0. It takes a product of matrices, whatever the support.
+        whole_gradient: whether entries outside of the support get their gradient too, which says
+            how the loss would change if they left 0. It costs a product of dense matrices.
         sparse_gradient: whether the sparse algorithm gives the masks a sparse gradient, which saves
-            the time to fill and the memory of all the zeros in it. `ProximalAdam` takes it.
+            the time and the memory of its zeros. `ProximalAdam` accepts it.
 
     Returns:
         (batch, neuron), of the features' type.
 
     Raises:
         UserError: if the shapes do not fit together, or for an unknown algorithm.
+
+    Example:
+        >>> import torch
+        >>> features = torch.ones(3, 2, 4)  # (batch, channel, position)
+        >>> mask = torch.tensor([[1.0], [0], [0], [2]])  # (position, neuron)
+        >>> weight = torch.tensor([[1.0], [0.5]])  # (channel, neuron)
+        >>> factorized_readout(features, mask, weight)[:, 0].tolist()
+        [4.5, 4.5, 4.5]
     """
     _check(features, mask, feature_weight, bias, support)
     if algorithm == "auto":
@@ -101,9 +109,9 @@ def choose(
     """The faster algorithm, by a rule that was measured.
 
     Args:
-        features: (batch, channel, position), of which shape, type and device count.
+        features: (batch, channel, position); only shape, type and device matter.
         mask: (position, neuron).
-        support: without one, the answer is "dense": looking for one costs too much.
+        support: without one the answer is "dense", because finding the support costs too much.
     """
     if support is None:
         return "dense"

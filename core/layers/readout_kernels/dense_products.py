@@ -1,9 +1,9 @@
 """The readout as matrix products, in a bounded workspace.
 
-The features under each mask, (batch, channel, neuron), would be the largest array by far. Where
-they fit the workspace they are kept for the gradients. Where not, they are made for a piece of the
-batch at a time, and not again: on a CPU, the gradients of masks and weights come from the features
-times the gradient of the output, a channel at a time.
+The features under each mask, (batch, channel, neuron), would be the largest array by far. If they
+fit the workspace they are kept for the gradients. If not, they are computed for a piece of the
+batch at a time and not a second time: on a CPU, the gradients of masks and weights are computed
+from the product of the features and the gradient of the output, one channel at a time.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 WORKSPACE = 16 * 2**20
-"""Bytes of features under masks at a time."""
+"""Bytes of features under masks in memory at once."""
 
 BLOCK = 288, 512
-"""Positions and neurons of which the products of a channel's features with the gradient are held at
-a time: as many as the L2 cache has room for, or nearly."""
+"""Positions and neurons of the block in which a channel's features are multiplied with the
+gradient; it nearly fills the L2 cache."""
 
 
 def dense_readout(features: Tensor, mask: Tensor, weight: Tensor) -> Tensor:

@@ -15,13 +15,13 @@ _STRUCTURE = (
     "Tensor position_start, Tensor slot, Tensor start, Tensor position, Tensor by_slot, "
     "Tensor neuron, Tensor block_place, Tensor block_start, Tensor block_position"
 )
-"""`Support.structure`, tensor by tensor: torch takes longer over a list of them."""
+"""`Support.structure` as single tensors, because torch handles a list of tensors more slowly."""
 
 _INPUTS = f"Tensor features, Tensor values, Tensor weight, {_STRUCTURE}"
 
 
 def _serving(features: Tensor) -> ModuleType:
-    """What does it on the device and in the type of these features."""
+    """The implementation for the device and the type of these features."""
     for module in (compiled_sparse, cuda_sparse):
         if module.serves(features):
             return module

@@ -11,11 +11,11 @@ from retinakit.contracts.errors import UserError
 from retinakit.layers.readout_kernels.take import take
 
 BLOCK = 16
-"""Slots that share features on a GPU, as in the kernels."""
+"""Slots in a block on a GPU, whose features are shared; the same number as in the kernels."""
 
 
 class Slots(NamedTuple):
-    """The attributes of `Support` that are not flattened masks, and what the slots hold.
+    """The arrays that the kernels take: the structure of a support, and its values and weights.
 
     Attributes:
         values: (entry,) of the masks.
@@ -54,7 +54,7 @@ class Slots(NamedTuple):
         return self.values.index_select(0, self.by_slot)
 
     def by_entry(self, numbers: Tensor) -> Tensor:
-        """The other way round: what is in that order in the order of the values."""
+        """The inverse: from the order of `position` to the order of the values."""
         return torch.empty_like(numbers).index_copy_(0, self.by_slot, numbers)
 
     def weight_by_slot(self) -> Tensor:
@@ -62,7 +62,7 @@ class Slots(NamedTuple):
         return self.weight.index_select(1, self.neuron).T.contiguous()
 
     def by_neuron(self, weight: Tensor) -> Tensor:
-        """The other way round: (channel, neuron) of (slot, channel)."""
+        """The inverse: (channel, neuron) from (slot, channel)."""
         return torch.empty_like(self.weight).index_copy_(1, self.neuron, weight.T)
 
 
@@ -73,25 +73,26 @@ class Support:
     Build it with `Support.of` and keep it as long as these entries stay the same: building takes
     as long as some steps of training.
 
-    Neurons are gone through in the order of the mean positions of their masks, so that those that
-    follow each other read the same features. "Slot" is a neuron's place in this order.
+    Neurons are sorted by the mean positions of their masks, so that neighbours read the same
+    features. A "slot" is a neuron's place in this order.
 
-    Entries are in the order of positions and then slots, which is nearly that of the masks in
-    memory: in the order of slots, each would be far from the next.
+    Entries are sorted by position and then by slot, which is nearly their order in the memory of
+    the masks; sorted by slot, consecutive entries would lie far apart.
 
     Attributes:
         inside: (position, neuron) bool.
-        entry: (entry,) int64, where in the flattened masks.
+        entry: (entry,) int64, index into the flattened masks.
         indices: (2, entry) int64, their positions and neurons.
         position_start: (position + 1,) int64, where the entries of each position begin.
         slot: (entry,) int32.
-        start: (neuron + 1,) int64, where those of a slot begin in the next two.
+        start: (neuron + 1,) int64, where the entries of each slot begin in `position` and
+            `by_slot`.
         position: (entry,) int32, by slot and then position.
-        by_slot: (entry,) int64, the entry that each of these is.
-        neuron: (neuron,) int64, of each slot.
-        blocks: on a GPU, what `BLOCK` slots share: (entry,) int32, in the order of `position`, the
-            place among the positions of the block; (block + 1,) int64, where the positions of each
-            block begin in the next; int32, the positions that any slot of a block has. Empty on
+        by_slot: (entry,) int64, the number of each entry of `position`.
+        neuron: (neuron,) int64, the neuron of each slot.
+        blocks: on a GPU, for blocks of `BLOCK` slots: (entry,) int32, the place of each entry of
+            `position` among the positions of its block; (block + 1,) int64, where the positions
+            of each block begin; int32, the positions that the slots of each block use. Empty on
             the CPU.
     """
 
@@ -111,7 +112,7 @@ class Support:
         """The support of masks.
 
         Args:
-            mask: (position, neuron), numbers, of which the nonzero ones are taken, or bool.
+            mask: (position, neuron), bool, or numbers of which the nonzero ones are used.
 
         Raises:
             UserError: if it has another number of dimensions.
@@ -203,14 +204,14 @@ class _Values(torch.autograd.Function):
 
 
 def _mean_positions(inside: Tensor) -> Tensor:
-    """Of each column, and the number of rows for one that is empty."""
+    """The mean row of each column; the number of rows for an empty column."""
     position, column = inside.nonzero(as_tuple=True)
     mean = torch.full(inside.shape[1:], float(len(inside)), device=inside.device).double()
     return mean.scatter_reduce_(0, column, position.double(), "mean", include_self=False)
 
 
 def _starts(row: Tensor, rows: int) -> Tensor:
-    """Where each row begins once the entries, of which `row` tells the row, are sorted by it."""
+    """Where each row begins after the entries are sorted by `row`."""
     start = torch.zeros(rows + 1, dtype=torch.int64, device=row.device)
     torch.cumsum(torch.bincount(row, minlength=rows), 0, out=start[1:])
     return start

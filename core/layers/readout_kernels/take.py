@@ -7,11 +7,11 @@ from retinakit.kernels import compiled
 
 
 def take(values: Tensor, index: Tensor) -> Tensor:
-    """values[index], without a gradient, by a kernel that fetches ahead where there is one.
+    """values[index] without a gradient, by a kernel that prefetches if it was compiled.
 
     Args:
         values: of any shape, flattened here.
-        index: (entry,) int64, none of it beyond the values: this is not checked.
+        index: (entry,) int64; bounds are not checked.
     """
     values = values.contiguous()
     served = compiled is not None and values.device.type == "cpu" and values.dtype == torch.float32

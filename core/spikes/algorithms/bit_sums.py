@@ -32,7 +32,8 @@ def add_bits(values: NDArray[Any], block: Block, first_lag: int, sums: Any, thre
 def two_levels(values: NDArray[Any]) -> tuple[Any, Any] | None:
     """The lower and the higher value of a stimulus that has two, going by its first frames.
 
-    A stimulus of one value has it twice. Of bool they are 0 and 1, of a ±1 one -1 and 1.
+    A stimulus of a single value gives it twice. A bool stimulus gives 0 and 1, a ±1 stimulus -1
+    and 1.
     """
     few = values[:16]
     if len(few) and few.min() == few.max():

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from retinakit.spikes.algorithms.common_numba import parallel, require_history
 from retinakit.spikes.algorithms.vectors_numba import WORDS, add, load, store
 
-_FRAMES = 4096  # a block of one tile stays in the L2 cache
-_RUNS = 16  # that are added together
+_FRAMES = 4096  # frames in a block, of which one tile fits the L2 cache
+_RUNS = 16  # runs of words that are added at once
 
 Words = NDArray[np.uint64]
 njit = numba.njit(cache=True, nogil=True)
@@ -42,7 +42,7 @@ def bit_sums(
     bits = _pack(values, low, high, threads)
     if bits is None:
         return False
-    if counts.sum() <= 2 * len(counts):  # it is less work to count a frame as often as it says
+    if counts.sum() <= 2 * len(counts):  # to add a frame as often as its count says is less work
         lists = [counts]
     else:  # a count is the sum of its binary digits
         lists = [counts >> power & 1 for power in range(int(counts.max()).bit_length())]
@@ -169,8 +169,9 @@ def _add_cells(
 def _add_runs(words: Words, at: NDArray[np.int64], groups: int, planes: Words) -> None:
     """Adds the bits of 16 runs of words to bit-sliced numbers (Harley & Seal).
 
-    The numbers are the sums of planes (plane, word): four of the bits 0 to 3, and from there on two
-    a bit, of which the second counts where the number of `groups` of 16 so far has that bit.
+    The numbers are the sums of planes (plane, word): one plane for each of the bits 0 to 3, and two
+    for each higher bit. The second of the two counts only where that bit is set in the number of
+    `groups` of 16 added so far.
     """
     flat, size = planes.reshape(-1), planes.shape[1]
     for w in range(0, size, WORDS):

@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 
 from retinakit.spikes.algorithms.common_numba import parallel, require_history
 
-_PIXELS = 64  # of one frame at a time
-_BLOCK_BYTES = 2**18  # of such lines; the L2 cache holds them
-_LARGEST_TERMS = 128  # 128 · 255 fits 16 bits: no overflow before they are added to the sums
+_PIXELS = 64  # pixels of a line, which is the part of a frame that is handled at once
+_BLOCK_BYTES = 2**18  # bytes of a block of lines, which fits the L2 cache
+_LARGEST_TERMS = 128  # terms summed in 16 bits: 128 · 255 does not overflow
 
 njit = numba.njit(cache=True, nogil=True)
 
@@ -64,7 +64,7 @@ def _add_lines(
     available, pixels = stimulus.shape
     cells, lags, _ = sums.shape
     history, step = first_lag + lags - 1, _BLOCK_BYTES // (_PIXELS * stimulus.itemsize)
-    # Of the last line some pixels may be unused; what is there is summed and not taken.
+    # The last line may reach beyond the pixels; its surplus is summed and not used.
     lines = np.empty((step + history) * _PIXELS, stimulus.dtype)
     for first in range(_PIXELS * begin, _PIXELS * end, _PIXELS):
         used = min(_PIXELS, pixels - first)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from retinakit.kernels import compiled
 from retinakit.spikes.algorithms import gram_numba
 
-_FEW = 2048  # spikes, which cost as much as going once over the matrix
+_FEW = 2048  # so many spikes cost as much as one pass over the matrix
 
 bit_gram: Callable[..., bool] = (gram_numba if compiled is None else compiled).bit_gram
 
@@ -36,7 +36,8 @@ def add_gram(
         False, and nothing is added, if a value is neither low nor high.
     """
     twice = frames[:0]
-    # A count is a sum of powers of two. A power that few frames have is two of the next lower.
+    # A count is a sum of powers of two. A power that occurs in few frames is split into two of
+    # the next lower power.
     for power in reversed(range(int(counts.max(initial=0)).bit_length())):
         chosen = np.concatenate([frames[(counts >> power & 1).astype(bool)], twice])
         few = power > 0 and len(chosen) < _FEW

@@ -6,8 +6,8 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-_SPIKES = 16384  # of a row at a time
-_NEAR_ROWS = 8  # stay in the L1 cache
+_SPIKES = 16384  # spikes of a row that are handled at once
+_NEAR_ROWS = 8  # rows that fit the L1 cache
 
 
 def bit_gram(

@@ -9,8 +9,8 @@ from scipy import fft
 
 from retinakit.spikes.algorithms.response import Block
 
-_ROWS = 4096  # frames of a Toeplitz matrix
-_PIXELS = 1024  # whose spectra are held at a time
+_ROWS = 4096  # frames in a Toeplitz matrix
+_PIXELS = 1024  # pixels whose spectra are in memory at once
 
 
 def add_toeplitz(
@@ -35,7 +35,8 @@ def add_toeplitz(
 
 
 def add_fft(values: NDArray[Any], block: Block, first_lag: int, sums: Any, threads: int) -> bool:
-    """Adds a block's sums by overlapping Fourier transforms and one product a frequency.
+    """Adds a block's sums by Fourier transforms of overlapping windows and one product for each
+    frequency.
 
     Windows of N frames overlap by the history; the response is 0 in the overlap, so that the
     circular correlation is the linear one. False if the stimulus holds NaN.

@@ -34,7 +34,7 @@ def stimulus_sums(
     """Σ_t r[t, c] · s[t - l, p], (cell, lag, [channel,] y, x), and the algorithms with reasons.
 
     Args:
-        stimulus, lags, first_lag, algorithm, threads: as in `retinakit.spikes.spike_triggered.sta`.
+        stimulus, lags, first_lag, algorithm, threads: as in `retinakit.spikes.sta`.
         progress: is told the frames done.
     """
     shape = stimulus.shape[1:]
@@ -73,7 +73,7 @@ class _Job:
         return self.first_lag + self.task.lags - 1
 
     def nothing(self) -> NDArray[Any]:
-        """The sums of no response, (cell, lag, pixel)."""
+        """Sums of 0, (cell, lag, pixel)."""
         shape = (self.task.cells, self.task.lags, self.task.pixels)
         return np.zeros(shape, np.int64 if self.exact else np.float64)
 
@@ -98,7 +98,7 @@ class _Job:
     def sums(
         self, before: NDArray[Any], frames: NDArray[Any], block: Block
     ) -> tuple[NDArray[Any], Used]:
-        """The sums of a block alone, of which the history is given by itself."""
+        """The sums of a block alone; `before` is its history."""
         total = self.nothing()
         return total, self.add(np.concatenate([before, frames]), block, total)
 
@@ -133,7 +133,7 @@ def _here(
 def _on_dask(
     job: _Job, stimulus: xr.DataArray, parts: Parts, progress: Callable[[int], None]
 ) -> tuple[NDArray[Any], Used]:
-    """Workers read the blocks and add up their sums in pairs; one sum of a round comes here."""
+    """Workers read the blocks and add their sums in pairs; each round returns one sum."""
     import dask
 
     total, used = job.nothing(), Used()
@@ -161,7 +161,7 @@ def _on_dask(
 
 
 def _last(before: NDArray[Any], frames: NDArray[Any], history: int) -> NDArray[Any]:
-    """The last frames, if need be with some of those before; a copy, so that no block is held."""
+    """The last frames, with earlier ones if a block is too short. A copy, which frees the block."""
     joined = np.concatenate([before, frames[max(0, len(frames) - history) :]])
     return joined[max(0, len(joined) - history) :].copy()
 

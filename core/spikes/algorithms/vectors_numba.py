@@ -1,7 +1,7 @@
 """Lines of 8 words as one value in Numba code.
 
-LLVM keeps them in the widest registers there are. Of loops over words it would make the same only
-if it knew that the arrays do not overlap, and Numba cannot tell it.
+LLVM keeps such a value in the widest registers. It would vectorise plain loops over words only if
+it knew that the arrays do not overlap, which Numba cannot express.
 """
 
 from typing import Any
@@ -38,7 +38,7 @@ def _pointer(context: Any, builder: Any, kind: Any, words: Any, at: Any) -> Any:
 
 @intrinsic
 def load(typing: Any, words: Any, at: Any) -> Any:
-    """The line words[at : at + 8], of which no bound is checked."""
+    """The line words[at : at + 8]; bounds are not checked."""
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.load(_pointer(context, builder, signature.args[0], *args), align=8)
@@ -48,7 +48,7 @@ def load(typing: Any, words: Any, at: Any) -> Any:
 
 @intrinsic
 def store(typing: Any, words: Any, at: Any, line: Any) -> Any:
-    """words[at : at + 8] = line, of which no bound is checked."""
+    """words[at : at + 8] = line; bounds are not checked."""
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         words, at, line = args

@@ -17,9 +17,9 @@ from retinakit.spikes.algorithms.bit_sums import two_levels
 from retinakit.spikes.algorithms.gram import add_gram
 
 ALGORITHMS = ("bits", "product")
-_BYTES = 128 * 2**20  # of windows, and of the stimulus, held at a time
-_EXACT = 2**53  # up to which whole numbers are exact in double precision
-_ROWS = 64  # of a covariance are worked on at a time, and stay in the cache
+_BYTES = 128 * 2**20  # bytes of windows, and of the stimulus, in memory at once
+_EXACT = 2**53  # whole numbers are exact in double precision up to this
+_ROWS = 64  # rows of a covariance that are worked on at once and fit the cache
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """A dataset: linear-nonlinear Poisson cells under white noise."""
 
+from typing import Any, ClassVar
+
 import numpy as np
 import xarray as xr
 from pydantic import Field
@@ -23,6 +25,8 @@ class ExampleCell(Dataset):
     """Cells with a random spatial filter, a decaying temporal one, and a rectifier."""
 
     Config = ExampleCellConfig
+    # The checks of retinakit.testing run with these options: small ones, to take seconds.
+    quick: ClassVar[dict[str, Any]] = {"frames": 500, "size": 4}
 
     def load(self) -> xr.DataTree:
         c = self.config

@@ -18,7 +18,7 @@ class ExampleRates(Analysis):
         result = xr.Dataset(
             {
                 "recorded": mean_response(test).mean("frame"),
-                "predicted": model.predict(test["stimulus"]).mean("frame"),
+                "predicted": model.predict(test).mean("frame"),
             }
         )
         for variable in result.data_vars.values():

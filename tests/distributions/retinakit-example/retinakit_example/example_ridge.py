@@ -1,6 +1,7 @@
 """A model that is not a torch module: ridge regression in closed form."""
 
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import xarray as xr
@@ -11,7 +12,6 @@ from scipy.linalg import solve
 from retinakit import Config, Model
 from retinakit.contracts import (
     Progress,
-    check_stimulus,
     coordinates_of,
     full_history,
     mean_response,
@@ -30,6 +30,8 @@ class ExampleRidge(Model):
     """rate = offset + filter · stimulus, with the filter that minimises |error|² + penalty |f|²."""
 
     Config = ExampleRidgeConfig
+    # The checks of retinakit.testing run with these options: small ones, to take seconds.
+    quick: ClassVar[dict[str, Any]] = {"lags": 2}
 
     weights: xr.Dataset
 
@@ -62,11 +64,11 @@ class ExampleRidge(Model):
             offset[cell] = y.mean() - x.mean(0) @ filters[cell]
             progress(cell + 1, len(filters), "ridge")
         shape = (len(filters), self.lags, field.sizes["y"], field.sizes["x"])
-        self.weights = field.assign(
+        self.weights = self.field = field.assign(
             filter=(("cell", "lag", "y", "x"), filters.reshape(shape)), offset=("cell", offset)
         )
         validation = recording["validation"].to_dataset()
-        error = self.predict(validation["stimulus"]) - mean_response(validation)
+        error = self.predict(validation) - mean_response(validation)
         loss = float((error**2).mean())
         return xr.Dataset({"validation_loss": ("check", [loss])}, coords={"check": [0]})
 
@@ -78,16 +80,12 @@ class ExampleRidge(Model):
         frames = np.flatnonzero(counted)[:, None] - np.arange(self.lags)
         return values[frames].reshape(len(frames), self.lags * pixels), counted
 
-    def predict(self, stimulus: xr.DataArray) -> xr.DataArray:
-        check_stimulus(stimulus, self.weights)
-        windows, counted = self._windows(stimulus)
-        cells = self.weights.sizes["cell"]
-        rate = np.full((len(counted), cells), np.nan)
-        filters = self.weights["filter"].values.reshape(cells, -1)
+    def respond(self, split: xr.Dataset) -> NDArray[np.float64]:
+        windows, counted = self._windows(split["stimulus"])
+        filters = self.weights["filter"].values.reshape(self.weights.sizes["cell"], -1)
+        rate = np.full((len(counted), len(filters)), np.nan)
         rate[counted] = windows @ filters.T + self.weights["offset"].values
-        coords = {name: stimulus[name].variable for name in ("time", "segment")}
-        coords["cell"] = self.weights["cell"].variable
-        return xr.DataArray(rate, dims=("frame", "cell"), coords=coords)
+        return rate
 
     def parameters(self) -> xr.Dataset:
         return self.weights
@@ -96,4 +94,4 @@ class ExampleRidge(Model):
         return self.weights
 
     def restore(self, state: xr.Dataset) -> None:
-        self.weights = state
+        self.weights = self.field = state

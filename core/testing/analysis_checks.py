@@ -1,0 +1,260 @@
+"""Checks of analyses. The name of a check is that of its function."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import xarray as xr
+
+from retinakit.contracts.analysis import Analysis, FittedModel
+from retinakit.contracts.errors import UserError
+from retinakit.contracts.model import Model
+from retinakit.contracts.progress import silent
+from retinakit.registry.find import Entry
+from retinakit.testing.case import Case, demand, instance_of, run_checks
+from retinakit.testing.comparisons import difference_of, labelled, through_netcdf, tree_of
+from retinakit.testing.plugin_checks import PLUGIN_CHECKS
+from retinakit.testing.small_inputs import SmallModel, small_recording
+
+RUN_PARAMETERS = ("data", "model", "recordings", "models", "results", "progress")
+"""What the `run` of an analysis may ask for."""
+
+
+def check_analysis(
+    analysis: Analysis | type[Analysis] | Entry,
+    recording: xr.DataTree | None = None,
+    models: Mapping[str, Model] | None = None,
+    results: Mapping[str, xr.DataTree] | None = None,
+    *,
+    expected_failures: Mapping[str, str] | None = None,
+) -> None:
+    """Checks that an analysis keeps its contract.
+
+    Args:
+        analysis: a class, an instance with options, or an entry of the registry.
+        recording: what to analyse; `small_recording()` by default.
+        models: models fitted on it, by name; two `SmallModel`s by default.
+        results: results of other analyses, by name, for an analysis that asks for them.
+        expected_failures: reasons by the name of the check.
+
+    Raises:
+        AssertionError: naming the plugin, the checks that failed and what was found.
+        UserError: if the analysis asks for results and none are given.
+    """
+    recording = small_recording() if recording is None else recording
+    case = AnalysisCase(instance_of(analysis), recording, models, results)
+    if "results" in case.wanted and results is None:
+        raise UserError(f"{case.name} asks for results; give check_analysis some")
+    run_checks(ANALYSIS_CHECKS, case, expected_failures)
+
+
+class _Source:
+    """Reads what a `FittedModel` is asked for."""
+
+    def __init__(self, recording: xr.DataTree, model: Model | None):
+        self._recording, self._model = recording, model
+
+    def recording(self) -> xr.DataTree:
+        return self._recording
+
+    def model(self) -> Model:
+        assert self._model is not None, "this is a recording, there is no model"
+        return self._model
+
+
+@dataclass
+class AnalysisCase(Case):
+    """An analysis under test, and what it may ask for."""
+
+    recording: xr.DataTree
+    given_models: Mapping[str, Model] | None
+    results: Mapping[str, xr.DataTree] | None
+
+    @cached_property
+    def wanted(self) -> list[str]:
+        """The parameters of `run` that must be given."""
+        return [
+            name
+            for name, parameter in inspect.signature(self.plugin.run).parameters.items()
+            if parameter.default is parameter.empty or name in RUN_PARAMETERS
+        ]
+
+    @property
+    def mapped(self) -> bool:
+        """Whether it sees one member of a family at a time, and is mapped over a sweep."""
+        return bool({"data", "model"} & set(self.wanted))
+
+    @cached_property
+    def models(self) -> Mapping[str, Model]:
+        if self.given_models is not None:
+            return self.given_models
+        models = {"first": SmallModel(), "second": SmallModel(seed=1)}
+        for model in models.values():
+            model.fit(self.recording)
+        return models
+
+    def run(self) -> dict[str, xr.Dataset]:
+        """What `run` gives, by the name of what it is about; one about a whole family has ''."""
+        known: dict[str, Any] = {
+            "data": self.recording,
+            "recordings": [FittedModel("recording", {}, _Source(self.recording, None))],
+            "results": self.results,
+            "progress": silent,
+        }
+        if "models" in self.wanted:
+            known["models"] = [
+                FittedModel(name, {}, _Source(self.recording, model))
+                for name, model in self.models.items()
+            ]
+        inputs = {name: known[name] for name in self.wanted if name in known}
+        if "model" in self.wanted:
+            results = {
+                name: self.fresh().run(model=model, **inputs) for name, model in self.models.items()
+            }
+        else:
+            results = {"recording" if self.mapped else "": self.fresh().run(**inputs)}
+        for result in results.values():
+            demand(
+                isinstance(result, xr.Dataset),
+                f"run() gave a {type(result).__name__}, not an xarray.Dataset",
+            )
+        return results
+
+    def inputs(self) -> dict[str, xr.DataTree]:
+        """A copy of what `run` is given, by what it is."""
+        found = {"the recording": self.recording.copy(deep=True)}
+        for name, model in self.models.items() if {"model", "models"} & set(self.wanted) else ():
+            found[f"model '{name}'"] = tree_of(model.state().copy(deep=True))
+        for name, result in (self.results or {}).items():
+            found[f"result '{name}'"] = result.copy(deep=True)
+        return found
+
+    @cached_property
+    def inputs_before(self) -> dict[str, xr.DataTree]:
+        """The inputs as they were before the first run."""
+        return self.inputs()
+
+    @cached_property
+    def result(self) -> dict[str, xr.Dataset]:
+        _ = self.inputs_before  # copied now
+        return self.run()
+
+    @cached_property
+    def combined(self) -> xr.DataTree:
+        """The result as the pipeline combines it and reads it from disk."""
+        return self._combined([()])
+
+    @cached_property
+    def swept(self) -> xr.DataTree:
+        """The same after a sweep of an option over two values."""
+        return self._combined([(("swept", 1),), (("swept", 2),)])
+
+    def _combined(self, points: Sequence[tuple[tuple[str, Any], ...]]) -> xr.DataTree:
+        from retinakit.pipeline.combine import combine
+
+        groups = {
+            f"/{about}": combine([(coords, result) for coords in points])
+            for about, result in self.result.items()
+        }
+        return through_netcdf(xr.DataTree.from_dict(groups))
+
+
+def run_parameters(case: AnalysisCase) -> None:
+    """`run` asks for what a pipeline can give."""
+    unknown = [name for name in case.wanted if name not in RUN_PARAMETERS]
+    demand(
+        not unknown,
+        f"run() asks for {', '.join(unknown)}; it can be given {', '.join(RUN_PARAMETERS)}",
+    )
+
+
+def result_labelled(case: AnalysisCase) -> None:
+    """The result is a Dataset whose dimensions say what they are."""
+    for result in case.result.values():
+        labelled(result, "the result")
+
+
+def analysis_determinism(case: AnalysisCase) -> None:
+    """Two runs with one seed give the same."""
+    again = case.run()
+    for about, result in case.result.items():
+        difference = difference_of(tree_of(result), tree_of(again[about]))
+        demand(difference is None, f"a second run with the same seed differs: {difference}")
+
+
+def inputs_unchanged(case: AnalysisCase) -> None:
+    """`run` leaves the recordings, the models and the results it is given as they were."""
+    demand(case.result, "run() gave nothing")
+    for name, after in case.inputs().items():
+        difference = difference_of(case.inputs_before[name], after)
+        demand(difference is None, f"run() changed {name}: {difference}")
+
+
+def result_stored(case: AnalysisCase) -> None:
+    """NetCDF keeps everything."""
+    for result in case.result.values():
+        difference = difference_of(tree_of(result), through_netcdf(tree_of(result)))
+        demand(difference is None, f"before and after NetCDF: {difference}")
+
+
+def plotted_from_disk(case: AnalysisCase) -> None:
+    """`plot` draws from the result as read from disk alone, with another instance."""
+    _draw(case.fresh(), case.combined)
+
+
+def plotted_after_sweep(case: AnalysisCase) -> None:
+    """`plot` draws a result that has a sweep's dimension in front."""
+    if case.mapped:
+        _draw(case.fresh(), case.swept)
+
+
+def _draw(analysis: Analysis, result: xr.DataTree) -> None:
+    from matplotlib.figure import Figure
+
+    figure: Any = analysis.plot(result)
+    demand(
+        isinstance(figure, Figure),
+        f"plot() gave a {type(figure).__name__}, not a matplotlib.figure.Figure",
+    )
+    figure.draw_without_rendering()
+    figure.clear()
+    # A figure made by pyplot would stay in its list.
+    import matplotlib.pyplot
+
+    matplotlib.pyplot.close(figure)
+
+
+def caption_given(case: AnalysisCase) -> None:
+    """The caption is a sentence."""
+    caption: Any = case.fresh().caption(case.combined)
+    demand(
+        isinstance(caption, str) and caption.strip(), f"caption() gave {caption!r}, not a sentence"
+    )
+
+
+def table_given(case: AnalysisCase) -> None:
+    """The table is a pandas.DataFrame or None, after a sweep too."""
+    import pandas as pd
+
+    for result in (case.combined, case.swept) if case.mapped else (case.combined,):
+        table: Any = case.fresh().table(result)
+        demand(
+            table is None or isinstance(table, pd.DataFrame),
+            f"table() gave a {type(table).__name__}, not a pandas.DataFrame or None",
+        )
+
+
+ANALYSIS_CHECKS: tuple[Callable[[Any], None], ...] = (
+    *PLUGIN_CHECKS,
+    run_parameters,
+    result_labelled,
+    analysis_determinism,
+    inputs_unchanged,
+    result_stored,
+    plotted_from_disk,
+    plotted_after_sweep,
+    caption_given,
+    table_given,
+)

@@ -1,0 +1,119 @@
+"""Demands on arrays and trees that checks of several kinds share."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from retinakit.contracts.model import ENGINE
+from retinakit.testing.case import demand, temporary_path
+
+
+def difference_of(a: xr.DataTree, b: xr.DataTree) -> str | None:
+    """Where two trees differ in groups, variables, dimensions, types, values or attributes."""
+    first, second = ({node.path: node for node in tree.subtree} for tree in (a, b))
+    if first.keys() != second.keys():
+        return f"group {sorted(first.keys() ^ second.keys())[0]} is in only one"
+    for path, node in first.items():
+        one, other = node.to_dataset(inherit=False), second[path].to_dataset(inherit=False)
+        if set(one.variables) != set(other.variables):
+            names = sorted(map(str, set(one.variables) ^ set(other.variables)))
+            return f"{path}: variable '{names[0]}' is in only one"
+        for name, variable in one.variables.items():
+            twin, where = other.variables[name], f"{path}: '{name}'"
+            if variable.dims != twin.dims:
+                return f"{where} has dimensions {variable.dims} and {twin.dims}"
+            if _type(variable.dtype) != _type(twin.dtype):
+                return f"{where} is of type {variable.dtype} and {twin.dtype}"
+            if not equal(variable.values, twin.values):
+                return f"{where} has different values"
+            if not _equal_attributes(variable.attrs, twin.attrs):
+                return f"{where} has attributes {variable.attrs} and {twin.attrs}"
+        if not _equal_attributes(one.attrs, other.attrs):
+            return f"{path} has attributes {one.attrs} and {other.attrs}"
+    return None
+
+
+def _type(dtype: Any) -> str:
+    # Text comes back from NetCDF as another type of text.
+    return "text" if dtype.kind in "OSUT" else str(np.dtype(dtype).newbyteorder("="))
+
+
+def equal(a: NDArray[Any], b: NDArray[Any]) -> bool:
+    return bool(np.array_equal(a, b, equal_nan=a.dtype.kind in "fc" and b.dtype.kind in "fc"))
+
+
+def _equal_attributes(a: Mapping[Any, Any], b: Mapping[Any, Any]) -> bool:
+    return a.keys() == b.keys() and all(
+        equal(np.atleast_1d(np.asarray(a[name])), np.atleast_1d(np.asarray(b[name]))) for name in a
+    )
+
+
+def tree_of(dataset: xr.Dataset) -> xr.DataTree:
+    return xr.DataTree(dataset=dataset)
+
+
+def same_values(a: xr.DataArray, b: xr.DataArray, what: str, *, exact: bool = False) -> None:
+    """Demands that predictions are the same, NaN included; with `what` differed otherwise.
+
+    Without `exact`, rounding is allowed, as that of a convolution by Fourier transform.
+    """
+    one, other = np.asarray(a, float), np.asarray(b, float)
+    demand(one.shape == other.shape, f"{what}: shape {one.shape} became {other.shape}")
+    if one.size == 0:
+        return
+    scale = 0.0 if exact else 1e-5 * float(np.nanmax(np.abs(one), initial=0))
+    wrong = ~np.isclose(one, other, rtol=0, atol=scale, equal_nan=True)
+    if wrong.any():
+        frame, cell = (int(index[0]) for index in np.nonzero(wrong))
+        raise AssertionError(
+            f"{what}, in {np.count_nonzero(wrong)} of {wrong.size} predictions; the first is "
+            f"frame {frame} of cell number {cell}: {one[frame, cell]:.6g} became "
+            f"{other[frame, cell]:.6g}"
+        )
+
+
+def labelled(dataset: xr.Dataset, what: str) -> None:
+    """Demands a Dataset of non-empty variables whose dimensions say what they are.
+
+    A variable may not have the name of one of its dimensions unless it is their coordinate: xarray
+    would take `filter (filter, lag, y, x)` for a coordinate, of which a combination over a sweep
+    keeps only the first, and in the file it has another name.
+    """
+    demand(
+        isinstance(dataset, xr.Dataset),
+        f"{what} gave a {type(dataset).__name__}, not an xarray.Dataset",
+    )
+    for name, variable in dataset.variables.items():
+        demand(
+            name not in variable.dims or variable.ndim == 1,
+            f"'{name}' in {what} has the name of one of its dimensions {variable.dims}; give the "
+            "variable or the dimension another name",
+        )
+    demand(dataset.data_vars, f"{what} holds no variable")
+    for name in dataset.data_vars:
+        variable = dataset.variables[name]
+        demand(variable.size, f"variable '{name}' of {what} is empty: {dict(variable.sizes)}")
+        described = str(variable.attrs.get("description", ""))
+        for dim in variable.dims:
+            demand(
+                dim in dataset.coords or re.search(rf"\b{re.escape(str(dim))}\b", described),
+                f"dimension '{dim}' of '{name}' in {what} has no coordinate; add one, or say what "
+                f"'{dim}' is in the variable's attribute 'description'",
+            )
+    if "lag" in dataset.dims:
+        demand(
+            "lag_time" in dataset.coords and dataset["lag_time"].dims == ("lag",),
+            f"{what} has the dimension 'lag' without the coordinate 'lag_time' (s) along it; "
+            "see retinakit.contracts.recording.lag_coordinate",
+        )
+
+
+def through_netcdf(tree: xr.DataTree) -> xr.DataTree:
+    with temporary_path("tree.nc") as path:
+        tree.to_netcdf(path, engine="h5netcdf")
+        with xr.open_datatree(path, engine=ENGINE) as opened:
+            return opened.load()
