@@ -52,7 +52,7 @@ def silenced_units(case: ModelCase) -> None:
         before = model.activity(case.shown, layer)
         case.same_prediction(
             model.without(layer, []),
-            f"without no unit of layer '{layer}', the model predicts otherwise",
+            f"without no unit of layer '{layer}', predictions differ",
         )
         for units in ([0], [*range(before.sizes[dim])]):
             silenced = model.without(layer, units)

@@ -26,7 +26,6 @@ def small_recording(
     lags: int = 5,
     repeats: int = 5,
     truth: bool = True,
-    covariates: bool = False,
     seed: int = 0,
 ) -> xr.DataTree:
     """A recording of simulated cells under white noise, small enough for tests.
@@ -40,8 +39,6 @@ def small_recording(
         lags: length of the temporal filter in frames.
         repeats: of `test`.
         truth: include the group `truth`, which `retinakit.simulation.cells_of` understands.
-        covariates: include the pupil's diameter, which multiplies the rates, and the running
-            speed, which does nothing. There is no `truth` then.
         seed: of cells, stimulus and spikes.
 
     Returns:
@@ -70,13 +67,9 @@ def small_recording(
             for cell in range(cells):
                 filtered = [np.convolve(one, temporal[cell])[: len(one)] for one in drive[cell]]
                 rate[here, cell] = 0.5 * np.maximum(filtered, 0).sum(0)
-        time = np.arange(length) * frame_interval
-        pupil, running = 1 + 0.5 * np.sin(time), 10 * np.abs(np.cos(0.7 * time))
-        if covariates:
-            rate *= pupil[:, None]
         counts = random.poisson(rate if shown is None else np.stack([rate] * shown))
         place = np.arange(size) * check
-        made = make_split(
+        return make_split(
             stimulus,
             counts.astype(np.int16),
             frame_interval=frame_interval,
@@ -85,18 +78,13 @@ def small_recording(
             y=place,
             x=place,
         )
-        if covariates:
-            values = np.stack([pupil, running], 1)
-            names = {"covariate": ["pupil", "running"], "units": ("covariate", ["mm", "cm/s"])}
-            made = made.assign(covariate=(("frame", "covariate"), values)).assign_coords(names)
-        return made
 
     groups = {
         "train": split(frames, 2),
         "validation": split(frames // 4, 1),
         "test": split(frames // 4, 1, repeats),
     }
-    if truth and not covariates:
+    if truth:
         first = groups["train"]
         groups["truth"] = xr.Dataset(
             {
