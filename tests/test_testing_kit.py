@@ -790,8 +790,10 @@ def test_a_broken_dataset_fails_just_the_checks_of_what_it_breaks(
 
 
 @pytest.mark.parametrize("model", BROKEN_MODELS)
-def test_a_broken_model_fails_just_the_checks_of_what_it_breaks(model: Any, inputs: Inputs) -> None:
-    assert failures(check_model, model, inputs(model)) == model.breaks
+def test_a_broken_model_fails_just_the_checks_of_what_it_breaks(
+    model: Any, recording: xr.DataTree
+) -> None:
+    assert failures(check_model, model, recording) == model.breaks
 
 
 @pytest.mark.parametrize("analysis", BROKEN_ANALYSES)
