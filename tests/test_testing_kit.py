@@ -178,7 +178,7 @@ class NotAConfig(GoodDataset):
 
 class NotThroughJson(GoodDataset):
     class Config(GoodConfig):
-        half: float = Field(float("nan"), description="JSON has no NaN, it becomes null.")
+        sizes: Any = Field((1, 2), description="JSON has no tuple, it becomes a list.")
 
     breaks: ClassVar[list[str]] = ["config_round_trip"]
 
