@@ -79,12 +79,64 @@ def refusal(tmp_path: Path, command: Callable[..., Any]) -> Callable[..., str]:
             "datasets:\n  cell: {plugin: subunit_rgc}\n  cell: {plugin: hdf5}\n",
             "p.yaml:3:3: the key 'cell' is given twice",
         ),
+        ("seed: 1\n1: 2\n", "p.yaml:2:1: a key is text, and 1 is not; put it in quotes"),
+        ("? [a]\n: 1\n", "p.yaml:1:3: a key is text, not a list or a mapping"),
+        (
+            "description: 2001-99-99\n",
+            "p.yaml:1:14: 2001-99-99 is a date; put it in quotes if it is text",
+        ),
+        ('name: "\\ud800"\n', "p.yaml:1:7: there is an unprintable character (U+D800)"),
+        (
+            'name: "\\UFFFFFFFF"\n',
+            "p.yaml:1:10: not valid YAML: Python int too large to convert to C int",
+        ),
+        ("seed: !!int x\n", "p.yaml:1:7: 'x' cannot be read as integer"),
+        ("seed: !lab 3\n", "p.yaml:1:7: the tag !lab has no meaning here; leave it out"),
+        (
+            "datasets: {cell: &c {<<: *c}}\n",
+            "p.yaml:1:22: << merges a mapping into itself",
+        ),
+        ("datasets: {<<: 3}\n", "p.yaml:1:12: << merges a mapping, or a list of mappings"),
+        ("datasets: *none\n", "p.yaml:1:11: not valid YAML: found undefined alias 'none'"),
+        (
+            "models: &m {ln: *m}\n",
+            "p.yaml:1:9: the alias *m stands within what it repeats",
+        ),
+        ("seed: " + 60 * "[" + "\n", "p.yaml:1:56: not valid YAML: nested more than 50 deep"),
     ],
 )
 def test_a_file_that_is_no_pipeline_is_refused_where_it_goes_wrong(
     refusal: Callable[..., str], text: str, sentence: str
 ) -> None:
     assert refusal(text) == sentence
+
+
+def test_aliases_that_stand_for_billions_of_values_are_refused_at_once(
+    refusal: Callable[..., str],
+) -> None:
+    rows = ["profiles:", "  r0: {x: &r0 [x, x, x, x, x, x, x, x, x]}"]
+    for row in range(1, 10):
+        rows.append(f"  r{row}: {{x: &r{row} [{', '.join(9 * [f'*r{row - 1}'])}]}}")
+    sentence = refusal("\n".join(rows))
+    assert sentence.startswith("p.yaml:")
+    assert sentence.endswith(
+        "the aliases of this file repeat more than 20,000 values; write out what is meant"
+    )
+
+
+def test_a_merged_mapping_gives_way_to_what_stands_beside_it(
+    refusal: Callable[..., str],
+) -> None:
+    text = """
+datasets:
+  a: &a {plugin: subunit_rgc, with: {frames: 400}}
+  b: &b {<<: *a, seed: -1}
+  c: {seed: 2, <<: [{plugin: hdf5}, *b]}
+"""
+    assert refusal(text) == "p.yaml:3:18: datasets.b.seed: it must be at least 0 (got -1)"
+    assert refusal(text.replace("-1", "1")).startswith(
+        "p.yaml:2:38: datasets.c.with.frames: there is no such option"
+    )
 
 
 def test_a_pipeline_file_that_is_not_there_is_named(command: Callable[..., Any]) -> None:
@@ -150,6 +202,20 @@ def test_an_unknown_key_is_refused_with_the_nearest_at_every_level(
             "p.yaml:2:38: datasets.cell.with.spikes: it must be 'binary' or 'poisson' (got 'many')",
         ),
         (
+            "seed: 4294967296\n",
+            "p.yaml:1:1: seed: it must be less than 4294967296 (got 4294967296)",
+        ),
+        (
+            "datasets:\n  cell: {plugin: subunit_rgc, with: {threshold: -.inf}}\n",
+            "p.yaml:2:38: datasets.cell.with.threshold: it must be a number that is neither "
+            "infinite nor NaN (got -inf)",
+        ),
+        (
+            "datasets:\n  a: {plugin: hdf5, with: {path: ~nobody_here/x.h5}}\n",
+            "p.yaml:2:28: datasets.a.with.path: the path leads nowhere: Could not determine home "
+            "directory. (got '~nobody_here/x.h5')",
+        ),
+        (
             SMALL + "analyses:\n  score: {plugin: score, models: ln}\n",
             "p.yaml:6:26: analyses.score.models: it must be a list (got 'ln'); write [ln]",
         ),
@@ -171,6 +237,16 @@ def test_a_name_that_leads_out_of_the_folder_of_runs_is_refused(
 ) -> None:
     sentence = refusal(f"name: {name}\n{SMALL}")
     assert sentence.startswith("p.yaml:1:1: name: it names a folder, so it is not empty")
+
+
+def test_a_name_that_no_file_can_have_is_refused(refusal: Callable[..., str]) -> None:
+    long = 51 * "é"
+    assert refusal(f"name: {long}\n{SMALL}") == (
+        "p.yaml:1:1: name: the name is longer than 100 bytes"
+    )
+    assert refusal(f"datasets:\n  {long}: {{plugin: subunit_rgc}}\n") == (
+        f"p.yaml:2:3: datasets.{long}: the name is longer than 100 bytes"
+    )
 
 
 # Plugins and references.
@@ -272,7 +348,8 @@ def test_steps_that_refer_in_a_circle_are_refused(
         ),
         (
             "sweep: {seed: [0, x]}",
-            'p.yaml:7:23: models.ln.sweep.seed.1: it must be an integer (got "x")',
+            "p.yaml:7:23: models.ln.sweep.seed.1: it must be an integer from 0 to 2^32 - 1 "
+            '(got "x")',
         ),
         (
             "with: {rank: 1}\n    sweep: {rank: [1, 2]}",
@@ -307,6 +384,11 @@ def test_a_sweep_that_cannot_be_made_is_refused(
             "datasets.cell.with.frames.train: 200",
             "p.yaml:5:11: profiles.quick.datasets.cell.with.frames.train: "
             "'datasets.cell.with.frames' is no mapping; set it as a whole",
+        ),
+        (
+            "models.ln.plugin: ln",
+            "p.yaml:5:11: profiles.quick.models.ln.plugin: the file has no models; "
+            "write them under models:, not in a profile",
         ),
         ("seeds: 3", "p.yaml:5:11: seeds: there is no such option; did you mean 'seed'?"),
         (

@@ -65,11 +65,11 @@ def own_file(folder: Path) -> Path:
     return folder / "own.h5"
 
 
-def published_files(folder: Path, trials: int) -> Path:
-    """Files of the form of Liu et al.'s, with three made-up cells and fewer trials."""
+def published_files(folder: Path, trials: int, running: int) -> Path:
+    """Files of the form of Liu et al.'s, with three made-up cells and fewer, shorter trials."""
     random = np.random.default_rng(0)
     counts = {
-        name: random.poisson(0.2, (3, n, trials)) for name, n in (("spk1", 1500), ("spk2", 300))
+        name: random.poisson(0.2, (3, n, trials)) for name, n in (("spk1", running), ("spk2", 300))
     }
     savemat(folder / "cell_data_01_NC.mat", {k: v.astype(np.uint8) for k, v in counts.items()})
     with h5py.File(folder / "stim_frz.h5", "w") as file:
@@ -100,9 +100,15 @@ def test_dataset(plugin: Entry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     if plugin.spec.name == "hdf5":
         more = {"path": own_file(tmp_path)}
     if plugin.spec.name == "liu2017":
-        monkeypatch.setattr("retinakit_plugins.datasets.liu2017.TRIALS", 6)
+        trials, running = 3, 400
+        monkeypatch.setattr("retinakit_plugins.datasets.liu2017.TRIALS", trials)
+        monkeypatch.setattr("retinakit_plugins.datasets.liu2017.RUNNING", running)
         monkeypatch.setenv("RETINAKIT_CACHE", str(tmp_path / "cache"))
-        more = {"root": published_files(tmp_path, trials=6), "cell": 1, "validation_every": 3}
+        more = {
+            "root": published_files(tmp_path, trials, running),
+            "cell": 1,
+            "validation_every": 3,
+        }
     if plugin.spec.name == "antolik2016":
         more = {"root": published_v1(tmp_path), "scan": 2}
     check_dataset(quick(plugin, **more))

@@ -7,7 +7,7 @@ import xarray as xr
 
 from retinakit.contracts import UserError
 from retinakit.pipeline.combine import combine
-from retinakit_plugins.analyses.features import KINDS, Features, Network
+from retinakit_plugins.analyses.features import KINDS, Features
 from retinakit_plugins.models.ln import LN
 
 # For a Gaussian stimulus, E[relu(w s) s] / E[relu(w s)] = √(π / 2) w / |w|.
@@ -42,29 +42,6 @@ def placed(kernel, y, x, field=(8, 8)):
     image = np.zeros(field)
     image[y : y + kernel.shape[-2], x : x + kernel.shape[-1]] = kernel[0]
     return image
-
-
-@pytest.mark.parametrize(
-    ("layers", "padding", "stride", "lags"),
-    [(1, "same", 1, 1), (1, "same", 2, 3), (2, "same", 1, 2), (3, "valid", 2, 1)],
-)
-def test_the_maps_are_those_of_the_model(network, layers, padding, stride, lags):
-    kernels = np.random.default_rng(0).standard_normal((2, lags, 4, 4))
-    sizes = {"layers": layers, "deeper_padding": padding, "stride": stride}
-    sizes["deeper_kernel"] = 3 if padding == "same" else 2
-    torch.manual_seed(0)
-    model = network(kernels, field=(14, 11), bias=0.3, **sizes)
-    with torch.no_grad():
-        for deeper in model.module.deeper:
-            deeper[:] = torch.randn(deeper.shape)
-        model.module.dense[:] = torch.randn(model.module.dense.shape) / 100
-    frames = np.random.default_rng(1).standard_normal((10 + lags - 1, 14, 11)).astype(np.float32)
-    expected = model.predict(xr.DataArray(frames, dims=("frame", "y", "x"))).values[lags - 1 :, 0]
-    layered = Network(model.parameters(), (14, 11))
-    history = np.stack([frames[lags - 1 - lag : len(frames) - lag] for lag in range(lags)], 1)
-    maps = layered.maps(torch.from_numpy(history), layers)
-    drive = torch.einsum("nkyx,kyx->n", maps, layered.output[0]).numpy()
-    np.testing.assert_allclose(np.log1p(np.exp(drive)), expected, rtol=1e-4)
 
 
 def test_the_feature_of_a_filter_is_the_filter(shown):
@@ -142,7 +119,7 @@ def test_a_deeper_feature_is_the_sum_of_what_its_filter_combines(network, record
     with torch.no_grad():
         model.module.deeper[0][:, :, 0, 0] = torch.tensor([[1.0, 1.0], [0.0, 1.0]])
     data = recording_of(model, frames=100)
-    result = Features({"layer": 2, "samples": 20_000}).run(model, data)
+    result = Features({"layer": "layer2", "samples": 20_000}).run(model, data)
     first, second = (placed(kernel, 0, 0) for kernel in kernels)
     np.testing.assert_allclose(result["feature"][0] / LENGTH, (first + second) / 2, atol=0.05)
     np.testing.assert_allclose(result["feature"][1] / LENGTH, second, atol=0.05)
@@ -163,15 +140,12 @@ def test_the_table_counts_the_filters_of_each_kind(shown):
 
 
 def test_features_of_maps_that_are_not_there_are_refused(shown, network, recording_of):
-    with pytest.raises(UserError, match="the model has no convolution layer 2; choose a lower"):
-        shown([blob()], {"layer": 2})
-    with pytest.raises(UserError, match=r"is of the last convolution layer, which is 2; choose"):
+    with pytest.raises(UserError, match="the CNN has no layer 'layer2'; did you mean 'layer1'"):
+        shown([blob()], {"layer": "layer2"})
+    with pytest.raises(UserError, match=r"the last layer is 'layer2'; choose that, or another"):
         shown([blob()], {"position": "dense-weighted"}, layers=2)
     data = recording_of(network(np.array([blob()])))
     linear = LN({"lags": 1, "steps": 2, "check_every": 1})
     linear.fit(data)
-    with pytest.raises(UserError, match=r"^a LN has no convolution filters, so it has no feature"):
+    with pytest.raises(UserError, match=r"^a LN has no layers, so it has no feature maps"):
         Features({}).run(linear, data)
-    small = network(np.array([blob()]), field=(9, 9))
-    with pytest.raises(UserError, match="maps of a field of 8 x 8 checks do not have the size"):
-        Features({}).run(small, data)

@@ -2,12 +2,15 @@
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 
 from retinakit.contracts import RecordingError, UserError, coordinates_of, full_history, make_split
 from retinakit.testing import SmallModel, small_recording
+from retinakit_plugins.models.cnn import CNN
 from retinakit_plugins.models.ln import LN
 from retinakit_plugins.models.regression import OLS
+from retinakit_plugins.models.what_where import WhatWhere
 
 
 @pytest.fixture(scope="module")
@@ -120,3 +123,94 @@ def test_a_model_of_one_recording_has_no_others(model):
     assert model.recordings == ()
     with pytest.raises(UserError, match="not fitted to a recording named 'left'"):
         model.of("left")
+
+
+LAYERED = [
+    CNN({"lags": 2, "filters": 3, "kernel": 3, "layers": 2, "deeper_padding": "valid"}),
+    CNN({"lags": 2, "filters": 3, "kernel": 3, "rank": 1, "stride": 2}),
+    WhatWhere(
+        {
+            **{"lags": 2, "filters": [3, 4], "kernels": [3, 2], "normalisation": "batch"},
+            **{"activation": "softplus", "offset": True},
+        }
+    ),
+]
+
+
+@pytest.fixture(params=LAYERED, ids=["cnn", "separable cnn", "what_where"])
+def layered(request):
+    """A network with random weights, and a split of the size that it takes."""
+    split = make_split(
+        np.random.default_rng(0).standard_normal((40, 9, 8)),
+        np.ones((40, 2)),
+        frame_interval=0.02,
+        segment=np.repeat([0, 1], 20),
+    )
+    model = type(request.param)(request.param.config)
+    model.field = coordinates_of(split, 2)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model.module = model.build(model.field).eval()
+        for weights in model.module.parameters():
+            weights.data = torch.randn(weights.shape) / 3
+    return model, split
+
+
+def test_an_activity_has_the_frames_and_the_units(layered):
+    model, split = layered
+    known = full_history(split["segment"], 2)
+    for layer, unit in model.layers().items():
+        activity = model.activity(split, layer)
+        assert activity.dims[:2] == ("frame", unit)
+        assert np.isnan(activity[~known]).all() and (activity[known] >= 0).all()
+        xr.testing.assert_equal(activity["segment"], split["segment"])
+        piece = model.activity(split["stimulus"][10:30].values, layer)
+        np.testing.assert_allclose(piece[1:10], activity[11:20], rtol=1e-5, atol=1e-6)
+
+
+def test_the_prediction_is_read_from_the_last_layer(layered):
+    model, split = layered
+    activity = model.activity(split, list(model.layers())[-1])[1:20]
+    parameters = model.parameters()
+    if "output_weight" in parameters:
+        drive = np.einsum("tkyx,ckyx->tc", activity, parameters["output_weight"])
+        drive = parameters["output_b"].values * (drive + parameters["output_bias"].values)
+        expected = parameters["output_a"].values * np.logaddexp(0, drive)
+    else:
+        mask, weight = parameters["mask"], parameters["feature_weight"]
+        drive = np.einsum("tkyx,cyx,ck->tc", activity, mask, weight)
+        expected = np.logaddexp(0, drive + parameters["output_bias"].values)
+    np.testing.assert_allclose(model.predict(split)[1:20], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_silent_units_are_0_and_the_others_of_their_layer_as_before(layered, tmp_path):
+    model, split = layered
+    before = {layer: model.activity(split, layer) for layer in model.layers()}
+    for layer, unit in model.layers().items():
+        silenced = model.without(layer, [0, 2])
+        silenced.save(tmp_path / layer)
+        for one in (silenced, type(model).load(tmp_path / layer)):
+            after = one.activity(split, layer)
+            assert (after.isel({unit: [0, 2]}).dropna("frame") == 0).all()
+            xr.testing.assert_equal(after.isel({unit: 1}), before[layer].isel({unit: 1}))
+            assert not np.allclose(one.predict(split)[1:20], model.predict(split)[1:20])
+        xr.testing.assert_identical(model.activity(split, layer), before[layer])
+        xr.testing.assert_identical(model.without(layer, []).predict(split), model.predict(split))
+
+
+def test_all_units_silent_leave_a_constant_prediction(layered):
+    model, split = layered
+    layer, unit = list(model.layers().items())[-1]
+    units = range(model.activity(split, layer).sizes[unit])
+    predicted = model.without(layer, units).predict(split).dropna("frame")
+    np.testing.assert_array_equal(predicted, predicted[[0] * len(predicted)])
+
+
+def test_a_layer_or_unit_that_is_not_there_is_refused(layered):
+    model, split = layered
+    with pytest.raises(UserError, match=r"has no layer 'layer7'; did you mean .*'layer1'"):
+        model.activity(split, "layer7")
+    with pytest.raises(UserError, match="has 3 units and there is no unit 5; count them from 0"):
+        model.without("layer1", [1, 5])
+    with pytest.raises(UserError, match="not fitted"):
+        type(model)(model.config).without("layer1", [0])

@@ -59,7 +59,7 @@ def test_all_filters_are_the_full_model_and_none_explain_nothing(redundant, reco
 
 
 @pytest.mark.parametrize("layers", [1, 2])
-def test_a_filter_that_is_not_kept_contributes_nothing(network, layers):
+def test_a_silent_filter_contributes_nothing(network, layers):
     kernels = blobs_and_noise(2, 1)
     torch.manual_seed(0)
     model = network(kernels, bias=0.5, layers=layers)
@@ -67,7 +67,7 @@ def test_a_filter_that_is_not_kept_contributes_nothing(network, layers):
         np.random.default_rng(0).standard_normal((50, 8, 8)), dims=("frame", "y", "x")
     )
     before = model.predict(stimulus)
-    pruned = model.keep_filters([0, 2])
+    pruned = model.without("layer1", [1])
     # The same with a network of only the kept filters.
     small = network(kernels[[0, 2]], bias=0.5, layers=layers)
     with torch.no_grad():
@@ -94,7 +94,7 @@ def test_a_filter_that_is_not_kept_contributes_nothing(network, layers):
 def test_filters_that_are_sums_of_products_are_left_out_alike(redundant, recording_of):
     model = CNN({"lags": 3, "filters": 3, "rank": 2, "steps": 2, "check_every": 1})
     model.fit(recording_of(redundant[0]))
-    before, after = (m.parameters()["kernel"] for m in (model, model.keep_filters([1])))
+    before, after = (m.parameters()["kernel"] for m in (model, model.without("layer1", [0, 2])))
     xr.testing.assert_equal(after.sel(filter=1), before.sel(filter=1))
     assert (after.sel(filter=[0, 2]) == 0).all() and (before != 0).all()
 
@@ -153,7 +153,7 @@ def test_a_model_whose_filters_cannot_be_left_out_is_refused(recording_of, redun
     data = recording_of(redundant[0])
     model = LN({"lags": 2, "steps": 2, "check_every": 1})
     model.fit(data)
-    with pytest.raises(UserError, match="a LN cannot be pruned, because it has no"):
+    with pytest.raises(UserError, match="a LN cannot be pruned, because it has no layers"):
         Pruning({}).run(model, data)
 
 
@@ -172,4 +172,4 @@ def test_a_map_of_one_row_has_no_neighbours_to_test():
 
 def test_an_unfitted_network_cannot_be_pruned():
     with pytest.raises(UserError, match="the CNN is not fitted"):
-        CNN({}).keep_filters([0])
+        CNN({}).without("layer1", [0])

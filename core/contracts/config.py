@@ -7,15 +7,23 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo
 
 
 class Config(BaseModel):
-    """Base of every plugin's options. Each field has a default and a description."""
+    """Base of every plugin's options. Each field has a default and a description.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    No number is infinite or NaN, also in a list or a mapping of numbers.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
+    )
 
 
 def _from_pipeline_folder(path: Path, info: ValidationInfo) -> Path:
     folder = (info.context or {}).get("folder")
-    path = path.expanduser()
-    return (Path(folder) / path).resolve() if folder else path
+    try:
+        path = path.expanduser()
+        return (Path(folder) / path).resolve() if folder else path
+    except (OSError, RuntimeError) as error:  # an unknown ~user, links in a circle
+        raise ValueError(f"the path leads nowhere: {error}") from None
 
 
 InputPath = Annotated[Path, AfterValidator(_from_pipeline_folder)]

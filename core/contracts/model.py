@@ -166,6 +166,16 @@ class Model(Plugin, ABC):
         if layer not in self.layers():
             raise self._no_layer(layer)
 
+    def check_units(self, layer: str, units: Sequence[int], size: int) -> None:
+        """Raises UserError unless the layer, of `size` units, has these units."""
+        self.check_layer(layer)
+        unknown = [unit for unit in units if not 0 <= unit < size]
+        if unknown:
+            raise UserError(
+                f"'{layer}' of the {type(self).__name__} has {size} units and there is no unit "
+                f"{unknown[0]}; count them from 0"
+            )
+
     def _no_layer(self, layer: str) -> UserError:
         name, layers = type(self).__name__, self.layers()
         if not layers:

@@ -1,20 +1,17 @@
 """Reads a pipeline file, and says of every mistake in it where it stands."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from ruamel.yaml.constructor import DuplicateKeyError
-from ruamel.yaml.error import MarkedYAMLError
-from ruamel.yaml.reader import ReaderError
 
 from retinakit.contracts.config import Config
 from retinakit.contracts.errors import UserError, nearest
+from retinakit.pipeline.yaml_positions import Location, Positions, read_yaml
 
-Location = tuple[str | int, ...]
+LONGEST_NAME = 100
+"""Bytes of the name of a pipeline or a step, which become names of files with more behind them."""
 
 
 class StepDocument(Config):
@@ -22,7 +19,9 @@ class StepDocument(Config):
 
     plugin: str = Field("", description="Name of the plugin, or distribution:name.")
     with_: dict[str, Any] = Field({}, alias="with", description="Options of the plugin.")
-    seed: int | None = Field(None, description="The step's own seed; the pipeline's by default.")
+    seed: int | None = Field(
+        None, ge=0, lt=2**32, description="The step's own seed; the pipeline's by default."
+    )
     sweep: dict[str, list[Any]] = Field(
         {}, description="Options (or seed) to vary; each becomes a dimension of the results."
     )
@@ -53,7 +52,9 @@ class PipelineDocument(Config):
 
     name: str = Field("pipeline", description="Name of the run's folder and of the report.")
     description: str = Field("", description="A few sentences for the report.")
-    seed: int = Field(0, description="The seed of every step that has none of its own.")
+    seed: int = Field(
+        0, ge=0, lt=2**32, description="The seed of every step that has none of its own."
+    )
     datasets: dict[str, DatasetDocument] = Field({}, description="Steps that make recordings.")
     models: dict[str, ModelDocument] = Field({}, description="Steps that fit models.")
     analyses: dict[str, AnalysisDocument] = Field({}, description="Steps that analyse.")
@@ -70,9 +71,10 @@ SECTIONS = {"dataset": "datasets", "model": "models", "analysis": "analyses"}
 class Source:
     """A pipeline file with the positions of everything in it."""
 
-    def __init__(self, path: Path, content: Any):
+    def __init__(self, path: Path, content: dict[str, Any], positions: Positions):
         self.path = path
         self.content = content
+        self._positions = positions
         self._moved: dict[Location, Location] = {}  # where what a profile sets stands
 
     @classmethod
@@ -82,39 +84,18 @@ class Source:
         Raises:
             UserError: if it cannot be read or is not YAML.
         """
-        try:
-            text = path.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            raise UserError(f"{path}: there is no such file") from None
-        except UnicodeDecodeError:
-            raise UserError(f"{path}: cannot be read; save it as text in UTF-8") from None
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-        try:
-            content = YAML(typ="rt").load(text)
-        except DuplicateKeyError as error:
-            key = str(error.problem).split('"')[1]
-            raise UserError(f"{_mark(path, error)}: the key '{key}' is given twice") from None
-        except MarkedYAMLError as error:
-            problem = " ".join(str(error.problem or error.context).split())
-            raise UserError(f"{_mark(path, error)}: not valid YAML: {problem}") from None
-        except ReaderError as error:
-            before = text[: error.position]
-            line, column = before.count("\n") + 1, error.position - before.rfind("\n")
-            raise UserError(
-                f"{path}:{line}:{column}: not valid YAML: there is an unprintable character"
-            ) from None
-        if not isinstance(content, CommentedMap):
+        content, positions = read_yaml(path)
+        if not isinstance(content, dict):
             raise UserError(f"{path}:1:1: a pipeline is a mapping with datasets, models, analyses")
-        return cls(path, content)
+        return cls(path, content, positions)
 
     def at(self, location: Location) -> Any:
         """What stands at a location, or None."""
-        node = self.content
+        node: Any = self.content
         for part in location:
-            if not isinstance(node, CommentedMap | CommentedSeq):
+            if not _holds(node, part):
                 return None
-            node = node[part] if isinstance(node, CommentedSeq) or part in node else None
+            node = node[part]
         return node
 
     def apply(self, profile: str) -> None:
@@ -134,14 +115,12 @@ class Source:
             node = self.content
             for depth, part in enumerate(parents):
                 if part not in node and depth < 2:  # a section and a step must be there
-                    what = ("section", "step")[depth]
-                    steps = SECTIONS.values() if depth == 0 else node
-                    raise self.error(stands, f"there is no {what} '{part}'; {nearest(part, steps)}")
-                child = node.get(part, CommentedMap())
-                if not isinstance(child, CommentedMap):
+                    raise self.error(stands, _nowhere(depth, part, node))
+                child = node.get(part, {})
+                if not isinstance(child, dict):
                     whole = ".".join(location[: depth + 1])
                     raise self.error(stands, f"'{whole}' is no mapping; set it as a whole")
-                node[part] = child.copy()  # another step may have the same one, by an alias
+                node[part] = dict(child)  # another profile may have set the same one
                 node = node[part]
             node[last] = value
             self._moved[location] = stands
@@ -152,15 +131,9 @@ class Source:
             if location[:end] in self._moved:
                 location = self._moved[location[:end]] + location[end:]
                 break
-        node, line, column = self.content, 0, 0
-        for part in location:
-            if isinstance(node, CommentedMap) and part in node:
-                line, column = node.lc.key(part)
-            elif isinstance(node, CommentedSeq) and isinstance(part, int) and part < len(node):
-                line, column = node.lc.item(part)
-            else:
-                break
-            node = node[part]
+        while location and location not in self._positions:
+            location = location[:-1]
+        line, column = self._positions.get(location, (0, 0))
         return f"{self.path}:{line + 1}:{column + 1}"
 
     def error(self, location: Location, message: str) -> UserError:
@@ -168,27 +141,21 @@ class Source:
         path = ".".join(map(str, location))
         return UserError(f"{self.position(location)}: {path + ': ' if path else ''}{message}")
 
-    def plain(self) -> dict[str, Any]:
-        """The content as plain dictionaries, lists and scalars."""
-        plain: dict[str, Any] = _plain(self.content)
-        return plain
+
+def _holds(node: Any, part: str | int) -> bool:
+    """Whether a mapping has a key, or a list an index."""
+    if isinstance(node, list):
+        return isinstance(part, int) and part < len(node)
+    return isinstance(node, dict) and part in node
 
 
-def _mark(path: Path, error: MarkedYAMLError) -> str:
-    """`file:line:column` of what YAML complains of."""
-    mark = error.problem_mark or error.context_mark
-    return f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
-
-
-def _plain(node: Any) -> Any:
-    if isinstance(node, Mapping):
-        return {str(key): _plain(value) for key, value in node.items()}
-    if isinstance(node, Sequence) and not isinstance(node, str):
-        return [_plain(value) for value in node]
-    for kind in (bool, int, float, str):
-        if isinstance(node, kind):
-            return kind(node)
-    return node
+def _nowhere(depth: int, part: str, known: Mapping[str, Any]) -> str:
+    """What is wrong with the section or the step that a profile's path begins with."""
+    if depth == 1:
+        return f"there is no step '{part}'; {nearest(part, known)}"
+    if part in SECTIONS.values():
+        return f"the file has no {part}; write them under {part}:, not in a profile"
+    return f"there is no section '{part}'; {nearest(part, SECTIONS.values())}"
 
 
 def read_pipeline(path: Path, profile: str | None = None) -> tuple[Source, PipelineDocument]:
@@ -211,7 +178,7 @@ def read_pipeline(path: Path, profile: str | None = None) -> tuple[Source, Pipel
 
 def _checked(source: Source) -> PipelineDocument:
     try:
-        return PipelineDocument.model_validate(source.plain())
+        return PipelineDocument.model_validate(source.content)
     except ValidationError as error:
         raise validation_error(source, (), error, PipelineDocument) from None
 
@@ -264,8 +231,11 @@ def validation_error(
         message = f"it must be {limits['expected']}"
     elif bound := next((name for name in comparison if name in limits), None):
         message = f"it must be {comparison[bound]} {limits[bound]}"
+    elif kind == "finite_number":
+        message = "it must be a number that is neither infinite nor NaN"
     else:
-        message = first["msg"][0].lower() + first["msg"][1:]
+        message = first["msg"].removeprefix("Value error, ")
+        message = message[0].lower() + message[1:]
     remedy = f"; write [{first['input']}]" if kind == "list_type" and _is_name(first) else ""
     return source.error(location, f"{message} (got {got}){remedy}")
 
@@ -276,12 +246,10 @@ def _is_name(error: Any) -> bool:
 
 def _in_document(source: Source, prefix: Location, location: Location) -> Location:
     """A location of pydantic's without what is in no document, the branches of unions."""
-    node = source.at(prefix)
+    node: Any = source.at(prefix)
     found: list[str | int] = []
     for part in location:
-        if (isinstance(node, CommentedMap) and part in node) or (
-            isinstance(node, CommentedSeq) and isinstance(part, int) and part < len(node)
-        ):
+        if _holds(node, part):
             node = node[part]
             found.append(part)
     return tuple(found)

@@ -22,6 +22,7 @@ from retinakit.contracts.dataset import Dataset
 from retinakit.contracts.errors import UserError, nearest
 from retinakit.contracts.plugin import Plugin
 from retinakit.pipeline.document import (
+    LONGEST_NAME,
     SECTIONS,
     Location,
     PipelineDocument,
@@ -138,6 +139,8 @@ def build(source: Source, document: PipelineDocument, registry: Registry) -> Gra
                 raise source.error(
                     (section, name), "a step's name is made of letters, digits, '-' and '_'"
                 )
+            if len(name.encode()) > LONGEST_NAME:
+                raise source.error((section, name), f"the name is longer than {LONGEST_NAME} bytes")
             documents[name] = (kind, step)
     if Path(document.name).name != document.name or document.name[:1] in ("", "."):
         raise source.error(
@@ -145,6 +148,8 @@ def build(source: Source, document: PipelineDocument, registry: Registry) -> Gra
             "it names a folder, so it is not empty, has no '/' and begins with no '.' "
             f"(got {document.name!r})",
         )
+    if len(document.name.encode()) > LONGEST_NAME:
+        raise source.error(("name",), f"the name is longer than {LONGEST_NAME} bytes")
     if not documents:
         raise source.error((), "there is nothing to do; add datasets, models and analyses")
 
@@ -259,9 +264,11 @@ class _Builder:
                     raise self.source.error(
                         (*place, "sweep", option, index), f"the value {text} is already in the list"
                     )
-                if option == "seed" and type(values[index]) is not int:
+                seed = values[index] if option == "seed" else 0
+                if type(seed) is not int or not 0 <= seed < 2**32:
                     raise self.source.error(
-                        (*place, "sweep", option, index), f"it must be an integer (got {text})"
+                        (*place, "sweep", option, index),
+                        f"it must be an integer from 0 to 2^32 - 1 (got {text})",
                     )
             if option in step.document.with_:
                 raise self.source.error(
@@ -357,7 +364,11 @@ class _Builder:
         resolved = config.model_dump_json()
         identified = json.loads(resolved)
         contents = []
-        for path in plugin.files() if isinstance(plugin, Dataset) else ():
+        try:
+            paths = plugin.files() if isinstance(plugin, Dataset) else []
+        except UserError as error:
+            raise self.source.error(place, str(error)) from None
+        for path in paths:
             option = next((n for n, value in identified.items() if value == str(path)), None)
             try:
                 contents.append((path.name, content_hash(path)))

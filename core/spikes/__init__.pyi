@@ -2,7 +2,6 @@ from .location import CELLS_AT_ONCE as CELLS_AT_ONCE
 from .location import STA_SMOOTHING as STA_SMOOTHING
 from .location import locations as locations
 from .location import response_field as response_field
-from .model_filters import Prunable as Prunable
 from .model_filters import space_and_time as space_and_time
 from .receptive_field import ELLIPSE as ELLIPSE
 from .receptive_field import field_distance as field_distance

@@ -1,25 +1,10 @@
-"""The filters of a fitted model: in space and time, and a model without some of them."""
-
-from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+"""The filters of a fitted model, in space and in time."""
 
 import xarray as xr
 
 from retinakit.contracts.errors import UserError
 from retinakit.contracts.model import Model
 from retinakit.spikes.receptive_field import separate
-
-
-@runtime_checkable
-class Prunable(Protocol):
-    """A model whose filters can be left out one by one, without another fit."""
-
-    def keep_filters(self, filters: Sequence[int]) -> Model:
-        """A copy of the fitted model in which the other filters contribute nothing.
-
-        Args:
-            filters: positions along the dimension `filter` of the parameter `kernel`.
-        """
 
 
 def space_and_time(model: Model) -> xr.Dataset:

@@ -4,7 +4,6 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from io import BytesIO
 from typing import Any
 
 import xarray as xr
@@ -123,8 +122,23 @@ class AnalysisCase(Case):
             )
         return results
 
+    def inputs(self) -> dict[str, xr.DataTree]:
+        """A copy of what `run` is given, by what it is."""
+        found = {"the recording": self.recording.copy(deep=True)}
+        for name, model in self.models.items() if {"model", "models"} & set(self.wanted) else ():
+            found[f"model '{name}'"] = tree_of(model.state().copy(deep=True))
+        for name, result in (self.results or {}).items():
+            found[f"result '{name}'"] = result.copy(deep=True)
+        return found
+
+    @cached_property
+    def inputs_before(self) -> dict[str, xr.DataTree]:
+        """The inputs as they were before the first run."""
+        return self.inputs()
+
     @cached_property
     def result(self) -> dict[str, xr.Dataset]:
+        _ = self.inputs_before  # copied now
         return self.run()
 
     @cached_property
@@ -172,19 +186,9 @@ def analysis_determinism(case: AnalysisCase) -> None:
 
 def inputs_unchanged(case: AnalysisCase) -> None:
     """`run` leaves the recordings, the models and the results it is given as they were."""
-
-    def inputs() -> dict[str, xr.DataTree]:
-        found = {"the recording": case.recording.copy(deep=True)}
-        for name, model in case.models.items() if {"model", "models"} & set(case.wanted) else ():
-            found[f"model '{name}'"] = tree_of(model.state().copy(deep=True))
-        for name, result in (case.results or {}).items():
-            found[f"result '{name}'"] = result.copy(deep=True)
-        return found
-
-    before = inputs()
-    case.run()
-    for name, after in inputs().items():
-        difference = difference_of(before[name], after)
+    demand(case.result, "run() gave nothing")
+    for name, after in case.inputs().items():
+        difference = difference_of(case.inputs_before[name], after)
         demand(difference is None, f"run() changed {name}: {difference}")
 
 
@@ -214,7 +218,7 @@ def _draw(analysis: Analysis, result: xr.DataTree) -> None:
         isinstance(figure, Figure),
         f"plot() gave a {type(figure).__name__}, not a matplotlib.figure.Figure",
     )
-    figure.savefig(BytesIO(), format="png")
+    figure.draw_without_rendering()
     figure.clear()
     # A figure made by pyplot would stay in its list.
     import matplotlib.pyplot

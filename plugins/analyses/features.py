@@ -5,13 +5,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
-import torch
 import xarray as xr
-from numpy.typing import NDArray
 from pydantic import Field
 from scipy.stats import norm
-from torch import Tensor
-from torch.nn.functional import conv2d
 
 from retinakit.contracts import (
     Analysis,
@@ -20,7 +16,6 @@ from retinakit.contracts import (
     UserError,
     cases,
     groups,
-    lag_coordinate,
     points,
 )
 from retinakit.spikes import morans_i, morans_i_z, separate, space_and_time
@@ -28,21 +23,23 @@ from retinakit.spikes import morans_i, morans_i_z, separate, space_and_time
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-BLOCK = 250
-"""Noise stimuli that are shown at a time."""
+BLOCK = 500
+"""Frames of noise that are shown at a time."""
 
 
 class FeaturesConfig(Config):
     """Which maps are looked at, and how their features are classed."""
 
-    layer: int = Field(1, ge=1, description="The convolution layer, counted from 1.")
+    layer: str | None = Field(
+        None, description="The layer by its name, such as layer2; by default the model's first."
+    )
     position: Literal["centre", "mean", "dense-weighted"] = Field(
         "centre",
         description="What stands for a map: its middle; the mean of all positions, as in Yan et "
         "al.'s code, which blurs a feature by the size of the map; or the mean weighted by the "
         "absolute output weights (of the last layer), which shows it where it acts.",
     )
-    samples: int = Field(10_000, ge=1, description="Stimuli of independent normal numbers.")
+    samples: int = Field(10_000, ge=1, description="Frames of independent normal numbers.")
     mixed: float = Field(
         0.5,
         gt=0,
@@ -62,12 +59,12 @@ class FeaturesConfig(Config):
 class Features(Analysis):
     """The average stimulus of each filter, weighted by its response to noise.
 
-    F = Σ a s / Σ a over stimuli s of independent N(0, 1) values, where a ≥ 0 is the activation of
-    the filter's map after its ReLU. A feature in space and time is taken apart by singular value
-    decomposition. Polarity is that of light at the peak of the time course (for Version I of the
-    filter that collapsed the stimulus), so that red is ON and blue is OFF. A feature is noise if
-    its Moran's I is not significant, ON or OFF by its larger peak, and mixed if the other peak is
-    comparable.
+    F = Σ a s / Σ a over the histories s of a movie of independent N(0, 1) values, where a ≥ 0 is
+    the activity of the filter's map above 0, at each frame. A feature in space and time is taken
+    apart by singular value decomposition. Polarity is that of light at the peak of the time course
+    (for Version I of the filter that collapsed the stimulus), so that red is ON and blue is OFF. A
+    feature is noise if its Moran's I is not significant, ON or OFF by its larger peak, and mixed if
+    the other peak is comparable.
 
     The result has `feature (filter, y, x)` and, of several lags, `feature_temporal (filter, lag)`;
     `filter_image (filter, kernel_y, kernel_x)` and `filter_temporal` of the first layer; `morans_i`
@@ -80,22 +77,16 @@ class Features(Analysis):
     quick: ClassVar[dict[str, Any]] = {"samples": 200}
 
     def run(self, model: Model, data: xr.DataTree) -> xr.Dataset:
-        c, parameters = self.config, model.parameters()
-        if "kernel_y" not in parameters.dims:
+        c, layers = self.config, model.layers()
+        if not layers:
             raise UserError(
-                f"a {type(model).__name__} has no convolution filters, so it has no feature maps; "
-                "name models that have some, such as cnn"
+                f"a {type(model).__name__} has no layers, so it has no feature maps; name models "
+                "that have some, such as cnn"
             )
-        if f"kernel_{c.layer}" not in parameters and c.layer > 1:
-            raise UserError(f"the model has no convolution layer {c.layer}; choose a lower layer")
+        layer = c.layer or next(iter(layers))
+        model.check_layer(layer)
         filters = space_and_time(model)  # refuses channels
-        test = data["test"].to_dataset()
-        field = (test.sizes["y"], test.sizes["x"])
-        values, activation = self._average(parameters, field)
-        lags = np.arange(values.shape[1])
-        coords: dict[str, Any] = lag_coordinate(lags, test.attrs["frame_interval"])
-        coords |= {dim: test[dim].variable for dim in ("y", "x") if dim in test.coords}
-        average = xr.DataArray(values, coords, ("filter", "lag", "y", "x"))
+        average, activation = self._average(model, layer)
         if average.sizes["lag"] == 1:
             sign = _polarity(data)
             result = xr.Dataset({"feature": sign * average.isel(lag=0, drop=True)})
@@ -104,7 +95,7 @@ class Features(Analysis):
             sign = _sign_at_peak(parts["temporal"])
             feature = (sign * parts["spatial"]).where(average.notnull().all(("lag", "y", "x")))
             result = xr.Dataset({"feature": feature, "feature_temporal": sign * parts["temporal"]})
-        if c.layer == 1:
+        if layer == next(iter(layers)):
             own = _sign_at_peak(filters["temporal"]) if "temporal" in filters else _polarity(data)
             image = own * filters["spatial"]
             result["filter_image"] = image.rename(y="kernel_y", x="kernel_x")
@@ -121,54 +112,60 @@ class Features(Analysis):
             morans_i=morans_i(feature),
             z=z,
             peak_ratio=ratio,
-            activation=("filter", activation),
+            activation=activation,
             kind=kind.where(structured, KINDS["noise"]),
         )
         result["kind"].attrs = {
             "flag_values": list(KINDS.values()),
             "flag_meanings": " ".join(KINDS),
         }
-        return result.assign_coords(filter=np.arange(len(activation)))
+        return result
 
-    def _average(
-        self, parameters: xr.Dataset, field: tuple[int, int]
-    ) -> tuple[NDArray[Any], NDArray[Any]]:
-        """The weighted average (filter, lag, y, x), and the mean activation (filter)."""
-        c = self.config
-        network = Network(parameters, field)
-        generator = torch.Generator().manual_seed(self.seed)
+    def _average(self, model: Model, layer: str) -> tuple[xr.DataArray, xr.DataArray]:
+        """The weighted average (filter, lag, y, x), and the mean activity above 0 (filter)."""
+        c, lags, unit = self.config, model.lags, model.layers()[layer]
+        coords = model.field.drop_vars("cell").coords
+        size = (model.field.sizes["y"], model.field.sizes["x"])
+        random = np.random.default_rng(self.seed)
         total: Any = 0
         responses: Any = 0
-        with torch.no_grad():
-            for first in range(0, c.samples, BLOCK):
-                shape = (min(BLOCK, c.samples - first), network.lags, *field)
-                stimuli = torch.randn(shape, generator=generator)
-                maps = network.maps(stimuli, c.layer)
-                activation = torch.einsum("nkyx,kyx->nk", maps, self._weight(network, maps))
-                total = total + (activation.T @ stimuli.flatten(1)).double()
-                responses = responses + activation.double().sum(0)
-        average = total / torch.where(responses > 0, responses, np.nan)[:, None]
+        weight = None
+        for first in range(0, c.samples, BLOCK):
+            frames = min(BLOCK, c.samples - first)
+            movie = random.standard_normal((frames + lags - 1, *size), np.float32)
+            maps = model.activity(movie, layer)[lags - 1 :].transpose("frame", unit, ...).clip(0)
+            weight = self._weight(model, layer, maps) if weight is None else weight
+            active = (maps * weight).sum(weight.dims[1:]).values.astype(float)
+            histories = [
+                movie[lags - 1 - lag :][:frames].reshape(frames, -1) for lag in range(lags)
+            ]
+            total = total + np.stack([active.T @ history for history in histories], 1)
+            responses = responses + active.sum(0)
+        average = total / np.where(responses > 0, responses, np.nan)[:, None, None]
+        filters = {"filter": np.arange(len(responses))}
+        dims = ("filter", "lag", "y", "x")
         return (
-            average.view(-1, network.lags, *field).numpy(),
-            (responses / c.samples).numpy(),
+            xr.DataArray(average.reshape(-1, lags, *size), {**coords, **filters}, dims),
+            xr.DataArray(responses / c.samples, filters, ("filter",)),
         )
 
-    def _weight(self, network: "Network", maps: Tensor) -> Tensor:
-        """How much each position of a map counts, (filter, map_y, map_x)."""
-        c = self.config
-        weight = torch.zeros(maps.shape[1:])
-        if c.position == "mean":
-            return weight + 1 / weight[0].numel()
-        if c.position == "centre":
-            weight[:, (weight.shape[1] - 1) // 2, (weight.shape[2] - 1) // 2] = 1
+    def _weight(self, model: Model, layer: str, maps: xr.DataArray) -> xr.DataArray:
+        """How much each position of a map counts, (unit, map_y, map_x)."""
+        places = maps.dims[2:]
+        weight = xr.zeros_like(maps[0]).drop_vars(["time", "segment"])
+        if self.config.position == "mean":
+            return weight + 1 / weight[0].size
+        if self.config.position == "centre":
+            weight[{dim: (weight.sizes[dim] - 1) // 2 for dim in places}] = 1
             return weight
-        if c.layer != len(network.layers):
+        layers, parameters = list(model.layers()), model.parameters()
+        if layer != layers[-1] or "output_weight" not in parameters:
             raise UserError(
-                "position 'dense-weighted' is of the last convolution layer, which is "
-                f"{len(network.layers)}; choose that layer, or another position"
+                f"position 'dense-weighted' is of the layer that has an output_weight, '{layer}' "
+                f"has none and the last layer is '{layers[-1]}'; choose that, or another position"
             )
-        weight = network.output.abs().sum(0)
-        return weight / weight.sum((1, 2), keepdim=True)
+        output = abs(parameters["output_weight"]).sum("cell").values
+        return weight + output / output.sum((1, 2), keepdims=True)
 
     def plot(self, result: xr.DataTree) -> "Figure":
         from matplotlib.figure import Figure
@@ -208,10 +205,11 @@ class Features(Analysis):
             "mean": "over all positions of its map",
             "dense-weighted": "over the positions of its map, by their absolute output weight",
         }[c.position]
+        layer = c.layer or "the first layer"
         timed = any("feature_temporal" in group for group in groups(result).values())
         return (
-            f"Filters and what they respond to {shown}: the average of {c.samples:,} stimuli of "
-            f"noise, weighted by the activation in layer {c.layer}. Red is ON and blue is OFF, "
+            f"Filters and what they respond to {shown}: the average over {c.samples:,} frames of "
+            f"noise, weighted by the activity in {layer}. Red is ON and blue is OFF, "
             "each image in its own scale; with Moran's I, the largest first. Noise: it is not "
             f"significant (p ≥ {c.significance:g}); mixed: the smaller peak is {c.mixed:g} of the "
             "larger or more; silent: never active."
@@ -238,55 +236,6 @@ ROWS = {
     "feature_temporal": "in time",
 }
 CASES, COLUMNS = 6, 8
-
-
-class Network:
-    """The convolution layers of a model, from its parameters.
-
-    Args:
-        parameters: `kernel (filter, lag, kernel_y, kernel_x)`, `kernel_bias (filter)`, those of
-            deeper layers, `kernel_2 (filter, filter_in, deeper_y, deeper_x)`, `kernel_bias_2` and
-            so on, and `output_weight (cell, filter, map_y, map_x)`, whose coordinates count the
-            checks of the field.
-        field: height and width of the field, in checks.
-
-    Raises:
-        UserError: if the maps do not come to the size of the output weights.
-    """
-
-    def __init__(self, parameters: xr.Dataset, field: tuple[int, int]):
-        def tensor(name: str, *dims: str) -> Tensor:
-            return torch.from_numpy(parameters[name].transpose(*dims).values.astype(np.float32))
-
-        kernel = tensor("kernel", "filter", "lag", "kernel_y", "kernel_x")
-        self.lags = kernel.shape[1]
-        self.layers = [(kernel, tensor("kernel_bias", "filter"))]
-        while (deeper := f"kernel_{len(self.layers) + 1}") in parameters:
-            weights = tensor(deeper, "filter", "filter_in", "deeper_y", "deeper_x")
-            bias = tensor(f"kernel_bias_{len(self.layers) + 1}", "filter")
-            self.layers.append((weights, bias))
-        self.output = tensor("output_weight", "cell", "filter", "map_y", "map_x")
-        steps = [np.diff(parameters[name]) for name in ("map_y", "map_x")]
-        self.stride = int(next((step[0] for step in steps if len(step)), 1))
-        lost = sum(weights.shape[-1] - 1 for weights, _ in self.layers[1:])
-        first = [
-            (side - own) // self.stride + 1
-            for side, own in zip(field, kernel.shape[2:], strict=True)
-        ]
-        last = list(self.output.shape[2:])
-        if last not in (first, [side - lost for side in first]):
-            raise UserError(
-                f"maps of a field of {field[0]} x {field[1]} checks do not have the size of the "
-                "model's output weights; name the recording that it was fitted on, or one as large"
-            )
-        self.padding = "same" if last == first else "valid"
-
-    def maps(self, stimuli: Tensor, layer: int) -> Tensor:
-        """Activations (n, filter, map_y, map_x) of stimuli (n, lag, y, x), lag 0 the newest."""
-        maps = conv2d(stimuli, *self.layers[0], stride=self.stride).relu()
-        for weights, bias in self.layers[1:layer]:
-            maps = conv2d(maps, weights, bias, padding=self.padding).relu()
-        return maps
 
 
 def _sign_at_peak(temporal: xr.DataArray) -> xr.DataArray:

@@ -12,7 +12,7 @@ from scipy.stats import norm
 
 from retinakit.contracts import Analysis, Config, Model, UserError, groups, mean_response, points
 from retinakit.scores import correlation
-from retinakit.spikes import Prunable, morans_i, morans_i_z, space_and_time
+from retinakit.spikes import morans_i, morans_i_z, space_and_time
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,10 +40,10 @@ class PruningConfig(Config):
 class Pruning(Analysis):
     """What a model still predicts with its most structured filters, or as many random ones.
 
-    Filters are ranked by Moran's I, the spatial autocorrelation, of a filter in space and time by
-    that of the spatial part of its singular value decomposition. The first ones are kept and
-    nothing is fitted again. Each of the random `draws` is an order of all filters, of which as
-    many are kept.
+    The filters are those of the model's first layer. They are ranked by Moran's I, the spatial
+    autocorrelation, of a filter in space and time by that of the spatial part of its singular value
+    decomposition. The first ones are kept, the others are silent, and nothing is fitted again. Each
+    of the random `draws` is an order of all filters, of which as many are kept.
 
     The result has `correlation (against, kept, cell)` between the prediction with so many filters
     and the mean response of the test, and the true rate where it is known; `correlation_random
@@ -55,11 +55,12 @@ class Pruning(Analysis):
     quick: ClassVar[dict[str, Any]] = {"draws": 2}
 
     def run(self, model: Model, data: xr.DataTree) -> xr.Dataset:
-        if not isinstance(model, Prunable):
+        if not model.layers():
             raise UserError(
-                f"a {type(model).__name__} cannot be pruned, because it has no method "
-                "keep_filters; name models whose filters can be left out, such as cnn"
+                f"a {type(model).__name__} cannot be pruned, because it has no layers; name models "
+                "whose filters can be left out, such as cnn"
             )
+        layer = next(iter(model.layers()))
         spatial = space_and_time(model)["spatial"]
         autocorrelation, z = morans_i(spatial), morans_i_z(spatial)
         # A filter of zeros has no autocorrelation, and comes last.
@@ -72,7 +73,8 @@ class Pruning(Analysis):
 
         @cache
         def score(kept: frozenset[int]) -> xr.DataArray:
-            return _correlations(model.keep_filters(sorted(kept)).predict(test), test)
+            left_out = sorted(set(range(filters)) - kept)
+            return _correlations(model.without(layer, left_out).predict(test), test)
 
         def curve(order: NDArray[Any]) -> xr.DataArray:
             scores = [score(frozenset(order[:n].tolist())) for n in range(filters + 1)]

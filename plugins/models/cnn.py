@@ -1,7 +1,8 @@
 """The convolutional network of Yan et al. (2020), II-C: Versions I and II, one to three layers."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from functools import partial
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, softplus
 
-from retinakit.contracts import UserError
+from retinakit.contracts import Shown, UserError
 from retinakit.layers import correlate, correlate_in_time, filter_over_lags, laplacian
 from retinakit.spikes import sta
 from retinakit.training import TorchConfig, TorchModel
@@ -109,6 +110,13 @@ class CNNModule(nn.Module):
         self.log_b = nn.Parameter(torch.full((cells,), b).log(), requires_grad=learned)
 
     def forward(self, frames: Tensor) -> Tensor:
+        hidden = self.maps(frames)
+        x = hidden.flatten(1) @ self.dense_weight().flatten(1).T + self.dense_bias
+        self.activity = x
+        return self.log_a.exp() * softplus(self.log_b.exp() * x)
+
+    def maps(self, frames: Tensor, layers: int | None = None) -> Tensor:
+        """The output (n, filter, map_y, map_x) of a layer, counted from 1; by default the last."""
         if frames.ndim == 3:
             frames = frames[:, None]
         if self.separable:
@@ -118,11 +126,10 @@ class CNNModule(nn.Module):
         else:
             drive = correlate_in_time(frames, self.kernel, self.stride)
         hidden = self._rectify(drive + self.bias[:, None, None])
-        for kernel, bias in zip(self.deeper, self.deeper_bias, strict=True):
+        deeper = list(zip(self.deeper, self.deeper_bias, strict=True))
+        for kernel, bias in deeper[: None if layers is None else layers - 1]:
             hidden = self._rectify(conv2d(hidden, kernel, bias, padding=self.padding))
-        x = hidden.flatten(1) @ self.dense_weight().flatten(1).T + self.dense_bias
-        self.activity = x
-        return self.log_a.exp() * softplus(self.log_b.exp() * x)
+        return hidden
 
     def kernels(self) -> Tensor:
         """(lag, filter, channel, kernel_y, kernel_x): the filters of the first layer."""
@@ -252,17 +259,31 @@ class CNN(TorchModel):
                 total = total + weight * term()
         return total
 
-    def keep_filters(self, filters: Sequence[int]) -> "CNN":
-        """A copy in which the other filters of the first layer have no weight."""
-        self.check_fitted()
-        left_out = np.setdiff1d(np.arange(self.config.filters), filters)
-        pruned = CNN(self.config, seed=self.seed)
-        pruned.restore(self.state())
-        module: Any = pruned.module
+    def layers(self) -> dict[str, str]:
+        return {f"layer{number}": "filter" for number in range(1, self.config.layers + 1)}
+
+    def activity(self, split: Shown, layer: str) -> xr.DataArray:
+        self.check_layer(layer)
+        split, number = self.prepare(split), list(self.layers()).index(layer) + 1
+        module: Any = self.module
+        values = self.over_frames(partial(module.maps, layers=number), split)
+        maps = self.label(values, split, ("frame", "filter", "map_y", "map_x"), name=layer)
+        return maps.assign_coords(filter=np.arange(self.config.filters))
+
+    def without(self, layer: str, units: Sequence[int]) -> Self:
+        self.check_units(layer, units, self.config.filters)
+        silenced = type(self)(self.config, seed=self.seed)
+        silenced.restore(self.state())
+        module: Any = silenced.module
+        number, left_out = list(self.layers()).index(layer), list(units)
         with torch.no_grad():  # without kernel and bias, a filter's map is 0 in any layer
-            (module.space if module.separable else module.kernel)[:, left_out] = 0
-            module.bias[left_out] = 0
-        return pruned
+            if number:
+                module.deeper[number - 1][left_out] = 0
+                module.deeper_bias[number - 1][left_out] = 0
+            else:
+                (module.space if module.separable else module.kernel)[:, left_out] = 0
+                module.bias[left_out] = 0
+        return silenced
 
     def parameters(self) -> xr.Dataset:
         self.check_fitted()

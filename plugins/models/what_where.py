@@ -1,7 +1,8 @@
 """A network for a whole population that separates what a cell reads from where (Klindt 2017)."""
 
-from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, dropout, softplus
 
-from retinakit.contracts import UserError, mean_response
+from retinakit.contracts import Shown, UserError, mean_response
 from retinakit.layers import (
     FactorizedReadout,
     GaussianReadout,
@@ -194,6 +195,8 @@ class WhatWhereModule(nn.Module):
                 self.offset.append(nn.Parameter(torch.zeros(filters)))
             if config.normalisation == "batch":
                 self.norm.append(_BatchNorm(filters, config.batch_decay))
+            # 0 for the filters that `without` silenced. Only an evaluated network has such.
+            self.register_buffer(f"kept_{layer}", torch.ones(filters, 1, 1))
             incoming = filters
         self.readout: SeparableReadout | FullReadout
         signs = {"positive_weight": config.positive_weight, "bias": config.bias}
@@ -214,8 +217,6 @@ class WhatWhereModule(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         """Frames (n + lags - 1, [channel,] y, x) to expected responses (n, cell)."""
-        if frames.ndim == 3:
-            frames = frames[:, None]
         if self.training:
             return self._respond(frames)
         # The maps of all frames together could fill the memory.
@@ -228,11 +229,16 @@ class WhatWhereModule(nn.Module):
         self.activity = FUNCTIONS[self.config.output](self.readout(features))
         return self.activity
 
-    def features(self, frames: Tensor) -> Tensor:
-        """Frames (n + lags - 1, channel, y, x) to the last layer's maps (n, K, height, width)."""
+    def features(self, frames: Tensor, layers: int | None = None) -> Tensor:
+        """The maps (n, filter, height, width) of a layer, counted from 1; by default the last.
+
+        Args:
+            frames: (n + lags - 1, [channel,] y, x).
+            layers: how many layers to apply.
+        """
         c, last = self.config, len(self.kernel) - 1
-        hidden = frames
-        for layer, kernel in enumerate(self.kernels()):
+        hidden = frames if frames.ndim == 4 else frames[:, None]
+        for layer, kernel in enumerate(self.kernels()[:layers]):
             if layer:
                 hidden = conv2d(hidden, kernel, padding=c.padding)
             elif c.lags == 1:
@@ -245,6 +251,8 @@ class WhatWhereModule(nn.Module):
                 hidden = hidden + self.offset[layer][:, None, None]
             name = c.last_activation if layer == last and c.last_activation else c.activation
             hidden = FUNCTIONS[name](hidden)
+            if not self.training:
+                hidden = hidden * self.get_buffer(f"kept_{layer}")
         return hidden
 
     def kernels(self) -> list[Tensor]:
@@ -416,6 +424,25 @@ class WhatWhere(TorchModel):
             readout = self.module.readout
             assert isinstance(readout, FactorizedReadout)
             readout.support = Support.of(readout.mask)
+
+    def layers(self) -> dict[str, str]:
+        return {f"layer{number}": "filter" for number in range(1, len(self.config.filters) + 1)}
+
+    def activity(self, split: Shown, layer: str) -> xr.DataArray:
+        self.check_layer(layer)
+        split, number = self.prepare(split), list(self.layers()).index(layer) + 1
+        module: Any = self.module
+        values = self.over_frames(partial(module.features, layers=number), split)
+        maps = self.label(values, split, ("frame", "filter", "map_y", "map_x"), name=layer)
+        return maps.assign_coords(filter=np.arange(values.shape[1]))
+
+    def without(self, layer: str, units: Sequence[int]) -> Self:
+        number = list(self.layers()).index(layer) if layer in self.layers() else 0
+        self.check_units(layer, units, self.config.filters[number])
+        silenced = type(self)(self.config, seed=self.seed)
+        silenced.restore(self.state())
+        silenced.module.get_buffer(f"kept_{number}")[list(units)] = 0
+        return silenced
 
     def parameters(self) -> xr.Dataset:
         """`kernel`, those of later layers as `kernel_2`, ..., and what each cell reads.
