@@ -52,7 +52,9 @@ class Batches:
         if self.order == "shuffled":
             return [len(frames.drawable()) for frames in self.training]
         runs = [
-            sum(frames.pieces(self.size), []) if self.stateful else frames.runs(self.size)
+            [run for pieces in frames.pieces(self.size) for run in pieces]
+            if self.stateful
+            else frames.runs(self.size)
             for frames in self.training
         ]
         return [sum(end - start for start, end in of_one) for of_one in runs]

@@ -35,9 +35,9 @@ class Best:
     @classmethod
     def of(cls, starts: Starts, parts: int, apart: bool) -> "Best":
         """The state of a fit that begins."""
-        shape = (starts.count, parts)
-        counts = (torch.zeros(shape, dtype=torch.int64) for _ in range(3))
-        return cls(torch.full(shape, torch.inf), *counts, starts.states(), apart)
+        none = torch.zeros((starts.count, parts), dtype=torch.int64)
+        loss = torch.full(none.shape, torch.inf, dtype=torch.float64)
+        return cls(loss, none, none, none, starts.states(), apart)
 
     def see(self, losses: Tensor, step: int, starts: Starts, schedule: Schedule) -> None:
         """Keeps the weights that are the best so far.
@@ -77,7 +77,7 @@ class Best:
 
     def scale(self, schedule: Schedule) -> Tensor:
         """(start, part): factors of the learning rate, 0 for parts that have ended."""
-        factor = schedule.drop_factor**self.dropped.double()
+        factor = schedule.drop_factor ** self.dropped.double()
         return torch.where(self.dropped <= schedule.drops, factor, 0.0)
 
     def ended(self, schedule: Schedule) -> bool:

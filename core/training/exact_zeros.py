@@ -66,11 +66,11 @@ class ExactZeros(Hooks):
 
     def restored(self, losses: Losses, best_step: int, ending: bool) -> bool:
         self.readout.support = None  # it was that of other masks
-        if ending and self.failed != best_step:
-            if self.certificate(losses).outside > self.TOLERANCE:
-                self.failed = best_step
-                self.refresh(losses, batches=None)  # lets in what the certificate found
-                return False
+        asked = ending and self.failed != best_step
+        if asked and self.certificate(losses).outside > self.TOLERANCE:
+            self.failed = best_step
+            self.refresh(losses, batches=None)  # lets in what the certificate found
+            return False
         self.refresh(losses)
         return ending
 

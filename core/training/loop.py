@@ -271,5 +271,3 @@ def _content(
     if fabric.device.type == "cuda":
         content["random_on_device"] = torch.cuda.get_rng_state(fabric.device)
     return content
-
-
