@@ -154,7 +154,6 @@ def test_starts_side_by_side_learn_what_each_learns_alone():
     split = [
         [Frames(recording[name].to_dataset(), "response", 5, CPU)]
         for name in ("train", "validation")
-        for name in ("train", "validation")
     ]
     options = QUICK | {"filters": 2, "kernel": 5, "noise": 0.0, "activity_l1": 1e-3}
     model = CNN(options | {"dense_l1": 1e-3})

@@ -16,9 +16,6 @@ from retinakit.contracts.recording import full_history, mean_response, segments
 Run = tuple[int, int]
 """The first frame of a batch, and the one after its last."""
 
-INPUTS = ("stimulus", "covariate")
-"""What a module may be given, in this order."""
-
 
 @dataclass(frozen=True)
 class Batch:
@@ -49,7 +46,7 @@ class Frames:
         target: "response" (its mean over repeats) or "rate".
         lags: frames of history of a prediction, its own frame included.
         device: where batches are needed.
-        inputs: "stimulus", and "covariate" for a module that takes covariates.
+        inputs: "stimulus", and "covariates" for a module that takes covariates.
 
     Attributes:
         known: (frame, cell), false where unknown or without a full history.
@@ -86,7 +83,7 @@ class Frames:
         self.segments = segments(split)
         self._stimulus = torch.from_numpy(_compact(split["stimulus"].values)).to(device)
         self._covariate: Tensor | None = None
-        if "covariate" in inputs:
+        if "covariates" in inputs:
             self._covariate = _covariates(split).to(device)
 
     def __len__(self) -> int:
@@ -144,9 +141,9 @@ def _compact(stimulus: NDArray[Any]) -> NDArray[Any]:
 
 def _covariates(split: xr.Dataset) -> Tensor:
     """(frame, covariate) float32."""
-    if "covariate" not in split:
+    if "covariates" not in split:
         raise RecordingError(
-            "the model takes covariates and the recording has none; add 'covariate' (frame, "
+            "the model takes covariates and the recording has none; add 'covariates' (frame, "
             "covariate) to every split"
         )
-    return torch.from_numpy(np.asarray(split["covariate"], dtype=np.float32))
+    return torch.from_numpy(np.asarray(split["covariates"], dtype=np.float32))

@@ -174,11 +174,11 @@ def train(
             _drop(fit.best, stalled, starts, schedule, hooks, losses)
         progress(fit.step, schedule.steps, f"validation loss {_lowest(fit.best):.5g}")
         now = time.monotonic()
-        if (
-            checkpoint is not None
-            and fabric.is_global_zero
-            and cost_of_saving <= CHECKPOINT_SHARE * (now - saved_at)
-        ):
+        regular = fit.step % schedule.check_every == 0
+        last = fit.step + schedule.check_every > schedule.steps or fit.best.ended(schedule)
+        cheap = cost_of_saving <= CHECKPOINT_SHARE * (now - saved_at)
+        # The last regular validation is kept, for a fit of more steps to go on from.
+        if checkpoint is not None and fabric.is_global_zero and regular and (cheap or last):
             content = _content(fabric, starts, optimizer, hooks, fit, _detached(state))
             checkpoints.write(checkpoint, content | {"digest": digest})
             saved_at = time.monotonic()

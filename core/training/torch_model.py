@@ -101,7 +101,7 @@ class TorchModel(Model):
     is then fitted as if it were alone: it has its own best weights and learning rate."""
 
     inputs: ClassVar[tuple[str, ...]] = ("stimulus",)
-    """What the module is given: ("stimulus", "covariate") for one that takes covariates."""
+    """What the module is given: ("stimulus", "covariates") for one that takes covariates."""
 
     stateful: ClassVar[bool] = False
     """Whether the module has a state that is carried through a segment. It is then called with the
@@ -400,9 +400,9 @@ class TorchModel(Model):
 
     def _read(self, split: xr.Dataset, frames: slice) -> list[Tensor]:
         """What the module is given of some frames."""
-        if "covariate" in self.inputs and "covariate" not in split:
+        if "covariates" in self.inputs and "covariates" not in split:
             raise RecordingError(
-                f"the {type(self).__name__} takes covariates and the split has no 'covariate'; "
+                f"the {type(self).__name__} takes covariates and the split has no 'covariates'; "
                 "predict from a split that has it"
             )
         return [
@@ -418,7 +418,9 @@ class TorchModel(Model):
                 state = part.state()
                 names = {n: f"{index}.{n}" for n in {*state.variables, *state.dims}}
                 attrs = {f"{index}.{key}": value for key, value in state.attrs.items()}
-                states.append(state.rename(names).assign_attrs(attrs))
+                state = state.rename(names)
+                state.attrs = attrs
+                states.append(state)
             merged = xr.merge(states, combine_attrs="no_conflicts")
             return merged.assign_attrs(recordings=json.dumps(self.recordings))
         arrays = {
