@@ -2,7 +2,7 @@
 
 import copy
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -43,6 +43,16 @@ from retinakit.testing import (
 @pytest.fixture(scope="module")
 def recording() -> xr.DataTree:
     return small_recording(frames=400)
+
+
+Inputs = Callable[[type[Model]], xr.DataTree]
+
+
+@pytest.fixture(scope="module")
+def inputs(recording: xr.DataTree) -> Inputs:
+    """The recording that suits a model: one with covariates for a model that needs them."""
+    covariates = small_recording(frames=400, covariates=True)
+    return lambda model: covariates if issubclass(model, WithPupil) else recording
 
 
 def failures(check: Any, *args: Any, **kwargs: Any) -> list[str]:
@@ -178,7 +188,7 @@ class NotAConfig(GoodDataset):
 
 class NotThroughJson(GoodDataset):
     class Config(GoodConfig):
-        half: float = Field(float("nan"), description="JSON has no NaN, it becomes null.")
+        sizes: Any = Field((1, 2), description="JSON has no tuple, it becomes a list.")
 
     breaks: ClassVar[list[str]] = ["config_round_trip"]
 
@@ -551,6 +561,33 @@ class SharesBetweenCells(GoodModel):
     breaks: ClassVar[list[str]] = ["cells_independent"]
 
 
+class WithPupil(GoodModel):
+    """Rates that the pupil's diameter multiplies."""
+
+    inputs: ClassVar[tuple[str, ...]] = ("stimulus", "covariates")
+
+    def respond(self, split: xr.Dataset) -> NDArray[Any]:
+        if "covariates" not in split:
+            raise UserError("the split has no 'covariates'; give the whole split")
+        return super().respond(split) * split["covariates"].values[:, :1]
+
+
+class TakesStimulusAlone(WithPupil):
+    def respond(self, split: xr.Dataset) -> NDArray[Any]:
+        return super().respond(split) if "covariates" in split else GoodModel.respond(self, split)
+
+    breaks: ClassVar[list[str]] = ["forms_of_stimulus"]
+
+
+class IgnoresCovariates(WithPupil):
+    def respond(self, split: xr.Dataset) -> NDArray[Any]:
+        if "covariates" in split:
+            split = split.assign(covariates=xr.ones_like(split["covariates"]))
+        return super().respond(split)
+
+    breaks: ClassVar[list[str]] = ["covariates_used"]
+
+
 class Layered(GoodModel):
     """The filters of the cells as a layer."""
 
@@ -768,9 +805,9 @@ def test_a_dataset_that_keeps_the_contract_passes(
     check_dataset(dataset, recording)
 
 
-@pytest.mark.parametrize("model", [SmallModel, GoodModel, Layered])
-def test_a_model_that_keeps_the_contract_passes(model: type[Model], recording: xr.DataTree) -> None:
-    check_model(model, recording)
+@pytest.mark.parametrize("model", [SmallModel, GoodModel, WithPupil, Layered])
+def test_a_model_that_keeps_the_contract_passes(model: type[Model], inputs: Inputs) -> None:
+    check_model(model, inputs(model))
 
 
 @pytest.mark.parametrize("analysis", [GoodAnalysis, GoodOfModel, GoodOfFamily, GoodOfResults])
@@ -790,10 +827,8 @@ def test_a_broken_dataset_fails_just_the_checks_of_what_it_breaks(
 
 
 @pytest.mark.parametrize("model", BROKEN_MODELS)
-def test_a_broken_model_fails_just_the_checks_of_what_it_breaks(
-    model: Any, recording: xr.DataTree
-) -> None:
-    assert failures(check_model, model, recording) == model.breaks
+def test_a_broken_model_fails_just_the_checks_of_what_it_breaks(model: Any, inputs: Inputs) -> None:
+    assert failures(check_model, model, inputs(model)) == model.breaks
 
 
 @pytest.mark.parametrize("analysis", BROKEN_ANALYSES)
@@ -914,6 +949,14 @@ def test_the_truth_of_the_small_recording_gives_its_rate() -> None:
         filtered = np.einsum("csl,cl->cs", drive, truth["temporal"].values[:, lags])
         expected[t] = 0.5 * np.maximum(filtered, 0).sum(1)
     np.testing.assert_allclose(test["rate"], expected, atol=1e-12)
+
+
+def test_the_pupil_of_the_small_recording_multiplies_its_rate() -> None:
+    plain, modulated = (
+        small_recording(covariates=wanted)["train"].to_dataset() for wanted in (False, True)
+    )
+    pupil = modulated["covariates"].sel(covariate="pupil", drop=True)
+    xr.testing.assert_allclose(modulated["rate"], plain["rate"] * pupil)
 
 
 def test_the_spikes_of_the_small_recording_follow_its_rate() -> None:

@@ -76,11 +76,6 @@ class ModelCase(Case):
     def prediction(self) -> xr.DataArray:
         return self.model.predict(self.shown)
 
-    @property
-    def covariates_wanted(self) -> bool:
-        """Whether the model needs the covariates of a split beside its stimulus."""
-        return "covariate" in getattr(self.plugin, "inputs", ())
-
     @cached_property
     def file(self) -> bytes:
         """The file that the fitted model is saved in."""
@@ -126,6 +121,11 @@ class ModelCase(Case):
             except _Interruption:
                 return self.fit(recording, checkpoint=path)
         raise AssertionError("an exception raised by the progress callback did not end the fit")
+
+
+def covariates_wanted(model: Model) -> bool:
+    """Whether a model needs the covariates of a split beside its stimulus."""
+    return "covariates" in getattr(model, "inputs", ())
 
 
 class _Interruption(Exception):
@@ -190,7 +190,7 @@ def changed_frames(split: xr.Dataset, frames: slice) -> Iterator[xr.Dataset]:
 
     for change in (mixed, reversed_contrast):
         changed = split.copy(deep=True)
-        for variable in {"stimulus", "covariate"} & set(changed):
+        for variable in {"stimulus", "covariates"} & set(changed):
             values = changed[variable].values  # (frame, ...)
             values[frames] = change(values[frames]).astype(values.dtype)
         yield changed

@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import xarray as xr
 
-from retinakit.contracts.model import ENGINE, Model
+from retinakit.contracts.model import Model
 from retinakit.contracts.recording import SPLITS, full_history, segments
 from retinakit.registry.find import Entry
 from retinakit.testing.case import demand, instance_of, run_checks
@@ -18,6 +18,7 @@ from retinakit.testing.layer_checks import LAYER_CHECKS
 from retinakit.testing.model_case import (
     ModelCase,
     changed_frames,
+    covariates_wanted,
     demand_refused,
     hide,
     loaded,
@@ -38,7 +39,8 @@ def check_model(
     Args:
         model: a class or an entry of the registry, to be checked with its `quick` options, or an
             instance, which is not fitted itself.
-        recording: what to fit; by default `small_recording()`.
+        recording: what to fit; by default `small_recording()`, with covariates for a model that
+            has them among its `inputs`.
         expected_failures: reasons by the name of the check.
 
     Raises:
@@ -46,7 +48,7 @@ def check_model(
     """
     plugin = instance_of(model)
     if recording is None:
-        recording = small_recording()
+        recording = small_recording(covariates=covariates_wanted(plugin))
     run_checks(MODEL_CHECKS, ModelCase(plugin, recording), expected_failures)
 
 
@@ -101,9 +103,9 @@ def prediction_labelled(case: ModelCase) -> None:
 def forms_of_stimulus(case: ModelCase) -> None:
     """A split, its stimulus and a NumPy array give the same numbers."""
     shown = case.shown.isel(frame=segments(case.shown)[0])
-    if case.covariates_wanted:
+    if covariates_wanted(case.plugin):
         demand_refused(
-            "a stimulus without its covariates", "covariate", case.model.predict, shown["stimulus"]
+            "a stimulus without its covariates", "covariates", case.model.predict, shown["stimulus"]
         )
         return
     forms: dict[str, Any] = {
@@ -118,6 +120,17 @@ def forms_of_stimulus(case: ModelCase) -> None:
             f"the stimulus as a {name} is predicted otherwise than the split",
             tolerance=0,
         )
+
+
+def covariates_used(case: ModelCase) -> None:
+    """A model with covariates among its inputs predicts something else with others."""
+    if not covariates_wanted(case.plugin):
+        return
+    other = case.model.predict(case.shown.assign(covariates=case.shown["covariates"] + 1))
+    demand(
+        not equal(case.prediction.values, other.values),
+        "'covariates' is among the model's inputs, and other covariates give the same prediction",
+    )
 
 
 def history_only(case: ModelCase) -> None:
@@ -170,11 +183,10 @@ def saved_and_loaded(case: ModelCase) -> None:
 
 
 def file_open_to_all(case: ModelCase) -> None:
-    """The file of a model opens in xarray and h5py, and holds no pickle."""
-    with xr.open_datatree(BytesIO(case.file), engine=ENGINE) as tree:
-        missing = {"parameters", "state", "curves"} - set(tree.children)
-    demand(not missing, f"the file has no group {', '.join(sorted(missing))}")
+    """The file of a model is HDF5 with its three groups, and holds no pickle."""
     with h5py.File(BytesIO(case.file)) as file:
+        missing = {"parameters", "state", "curves"} - set(file)
+        demand(not missing, f"the file has no group {', '.join(sorted(missing))}")
         _no_pickle("/", file)
         file.visititems(_no_pickle)
 
@@ -332,6 +344,7 @@ MODEL_CHECKS: tuple[Callable[[Any], None], ...] = (
     curves_labelled,
     prediction_labelled,
     forms_of_stimulus,
+    covariates_used,
     history_only,
     rate_not_negative,
     model_determinism,
