@@ -1,11 +1,16 @@
 """Scores of a prediction, against a known rate, repeated trials, or single spikes.
 
 All take DataArrays with the dimension `frame` and give one number for each of the other
-coordinates (`cell`, sweeps). Frames where either is NaN are left out; nothing is clipped.
+coordinates (`cell`, sweeps). Frames where either is NaN are left out; nothing is clipped. Where no
+number can be given it is NaN, and `reason` says why.
 """
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
+
+NOT_RECORDED = "the cell was not recorded"
+"""The `reason` of a cell that was not recorded in the frames that are scored."""
 
 
 def _pair(predicted: xr.DataArray, observed: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
@@ -19,6 +24,82 @@ def correlation(predicted: xr.DataArray, observed: xr.DataArray) -> xr.DataArray
     (a, varies_a), (b, varies_b) = _deviation(predicted), _deviation(observed)
     variance = (a**2).mean("frame") * (b**2).mean("frame")
     return (a * b).mean("frame") / variance.where(varies_a & varies_b) ** 0.5
+
+
+def correlation_interval(
+    predicted: xr.DataArray, observed: xr.DataArray, draws: int, block: int, seed: int
+) -> tuple[xr.DataArray, xr.DataArray]:
+    """The 95 % interval of the correlation, by a bootstrap over blocks of frames.
+
+    Args:
+        predicted, observed: (frame, cell).
+        draws: number of bootstrap draws.
+        block: frames that a draw keeps together.
+        seed: of the draws.
+
+    Returns:
+        The 2.5 and 97.5 percentiles over draws, (cell), NaN where the correlation is.
+    """
+    frames = predicted.notnull().any("cell").values
+    both = [a.transpose("frame", "cell").isel(frame=frames) for a in _pair(predicted, observed)]
+    a, b = (_deviation(trace)[0].values for trace in both)
+    known = np.isfinite(a)
+    a, b = np.where(known, a, 0), np.where(known, b, 0)
+    length = min(block, len(a))
+    starts = np.arange(len(a) - length + 1)
+    # A draw's moments are sums over its blocks of those of each block.
+    running = np.cumsum(np.stack([known, a, b, a * a, b * b, a * b]).astype(float), 1)
+    running = np.pad(running, ((0, 0), (1, 0), (0, 0)))
+    of_block = running[:, starts + length] - running[:, starts]
+    random, values = np.random.default_rng(seed), []
+    for _ in range(draws):
+        drawn = random.integers(0, len(starts), -(-len(a) // length))
+        n, *moments = of_block[:, drawn].sum(1)
+        values.append(_correlation_of_moments(n, *moments))
+    missing = correlation(*both).isnull().values
+    drawn_values = np.where(missing, 0.0, np.array(values))
+    low, high = np.nanpercentile(drawn_values, [2.5, 97.5], axis=0)
+    coords = {"cell": predicted["cell"].variable}
+    low, high = (
+        xr.DataArray(np.where(missing, np.nan, edge), coords, ("cell",)) for edge in (low, high)
+    )
+    return low, high
+
+
+def _correlation_of_moments(
+    n: NDArray[np.float64],
+    a: NDArray[np.float64],
+    b: NDArray[np.float64],
+    aa: NDArray[np.float64],
+    bb: NDArray[np.float64],
+    ab: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Pearson correlation from sums over n frames; NaN where either is constant."""
+    n = np.maximum(n, 1)
+    power = np.maximum(aa - a * a / n, 0) * np.maximum(bb - b * b / n, 0)
+    varies = power > 1e-24 * aa * bb
+    return np.divide(ab - a * b / n, np.sqrt(power), out=np.full(len(n), np.nan), where=varies)
+
+
+def reason(predicted: xr.DataArray, observed: xr.DataArray) -> xr.DataArray:
+    """Why a cell has no score, as text; "" where it has one.
+
+    Args:
+        predicted: (frame, ...).
+        observed: ([repeat,] frame, ...).
+    """
+    if "repeat" in observed.dims:
+        observed = observed.mean("repeat")
+    recorded = observed.notnull().any("frame")
+    predicted, observed = _pair(predicted, observed)
+    reasons = {
+        NOT_RECORDED: ~recorded,
+        "no response in a frame with a full history": observed.isnull().all("frame"),
+        "the response is constant": ~_deviation(observed)[1],
+        "the prediction is constant": ~_deviation(predicted)[1],
+    }
+    holds = [condition.broadcast_like(recorded).values for condition in reasons.values()]
+    return recorded.copy(data=np.select(holds, list(reasons), ""))
 
 
 def _deviation(trace: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
@@ -74,12 +155,13 @@ def correlation_ceiling(response: xr.DataArray) -> xr.DataArray:
     in Schoppe et al. (2016), eqs 5 and 7. NaN where the signal power is not positive.
 
     Args:
-        response: (repeat, frame, ...), complete.
+        response: (repeat, frame, ...); frames where a repeat is missing are left out.
     """
     repeats = response.sizes["repeat"]
+    response = response.where(response.notnull().all("repeat"))
     if repeats < 2:
         return xr.full_like(response.isel(repeat=0, frame=0, drop=True), np.nan, dtype=float)
-    power_of_sum = response.sum("repeat").var("frame", ddof=1)
+    power_of_sum = response.sum("repeat", skipna=False).var("frame", ddof=1)
     sum_of_powers = response.var("frame", ddof=1).sum("repeat")
     signal = (power_of_sum - sum_of_powers) / (repeats * (repeats - 1))
     variance = response.mean("repeat").var("frame", ddof=1)
