@@ -322,4 +322,4 @@ def test_the_example_distribution_passes_the_kit(distributions: Any) -> None:
         text=True,
     )
     assert done.returncode == 0, done.stdout
-    assert "3 passed" in done.stdout
+    assert "7 passed" in done.stdout
