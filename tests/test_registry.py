@@ -216,8 +216,8 @@ def test_a_conflict_is_over_when_one_of_the_two_is_disabled(installed: None) -> 
 @pytest.mark.parametrize(
     ("kind", "name", "hint"),
     [
-        ("model", "example_rigde", "did you mean 'example_ridge'?"),
-        ("dataset", "subunit_rcg", "did you mean 'subunit_rgc'?"),
+        ("model", "example_rigde", "did you mean 'example_ridge'"),
+        ("dataset", "subunit_rcg", "did you mean 'subunit_rgc'"),
     ],
 )
 def test_an_unknown_name_answers_with_the_nearest(

@@ -8,16 +8,17 @@ import xarray as xr
 from torch import Tensor, nn
 
 from retinakit import TorchModel
+from retinakit.training import randn_of_cells
 
 
 class OverdispersedModule(nn.Module):
     """From frames (n + lags - 1, y, x) to rates (n, cell); it holds the likelihood's parameter."""
 
-    def __init__(self, shape: tuple[int, ...]):
+    def __init__(self, kernel: Tensor):
         super().__init__()
-        self.kernel = nn.Parameter(0.01 * torch.randn(shape))  # (cell, lag, y, x)
-        self.bias = nn.Parameter(torch.zeros(shape[0]))
-        self.log_dispersion = nn.Parameter(torch.zeros(shape[0]))
+        self.kernel = nn.Parameter(kernel)  # (cell, lag, y, x)
+        self.bias = nn.Parameter(torch.zeros(len(kernel)))
+        self.log_dispersion = nn.Parameter(torch.zeros(len(kernel)))
 
     def forward(self, frames: Tensor) -> Tensor:
         windows = frames.unfold(0, self.kernel.shape[1], 1).flip(-1)  # (n, y, x, lag)
@@ -28,10 +29,12 @@ class OverdispersedModule(nn.Module):
 class ExampleNegativeBinomial(TorchModel):
     """Counts of mean μ and variance μ + dispersion · μ², with a dispersion for each cell."""
 
-    cells_apart: ClassVar[bool] = True  # no parameter belongs to two cells
+    # No parameter belongs to two cells, so that each is fitted as if it were alone.
+    cells_apart: ClassVar[bool] = True
 
     def build(self, field: xr.Dataset) -> nn.Module:
-        return OverdispersedModule(tuple(field.sizes[dim] for dim in ("cell", "lag", "y", "x")))
+        shape = (field.sizes[dim] for dim in ("lag", "y", "x"))
+        return OverdispersedModule(0.01 * randn_of_cells(field, *shape))
 
     def loss(self, module: Any, prediction: Tensor, target: Tensor) -> Tensor:
         count = (-module.log_dispersion).exp()
