@@ -48,6 +48,8 @@ RARE_RATE = 5
 """Frames per second from which spike counts are not all multiples of that number by chance."""
 FEW_SPIKES = 10
 """Fewer spikes in a split say nothing about the mean response of a cell."""
+SAMPLE = 100
+"""Frames that are looked at before all others where a few are most often enough."""
 RARE_RATIO = 10
 """Ratio of the mean responses of two splits that is not due to their stimuli."""
 SPIKES_PER_SECOND = ("hz", "spikes/s", "spikes per second", "1/s")
@@ -395,15 +397,23 @@ class _Responses:
         for part in blocks(response, itemsize=8):
             values = response[part].values.reshape(-1, cells)
             finite = np.isfinite(values)
-            infinite |= np.isinf(values).any(0)
-            values = np.where(finite, values, 0)
-            known += finite.sum(0)
+            if finite.all():
+                known += len(values)
+            else:
+                infinite |= np.isinf(values).any(0)
+                known += finite.sum(0)
+                values = np.where(finite, values, 0)
             total += values.sum(0, dtype=float)
-            negative |= bool((values < 0).any())
-            if in_hertz:
-                in_bins = values * interval
-                in_hertz = bool((np.abs(in_bins - np.rint(in_bins)) < 1e-6).all())
+            negative |= bool(values.min(initial=0) < 0)
+            in_hertz = in_hertz and all(
+                _whole(np.multiply(values[some], interval, dtype=float))
+                for some in (slice(SAMPLE), slice(SAMPLE, None))
+            )
         return cls(known, total, infinite, negative, in_hertz and bool(total.any()))
+
+
+def _whole(values: NDArray[np.float64]) -> bool:
+    return bool((np.abs(values - np.rint(values)) < 1e-6).all())
 
 
 def _validate_response(name: str, split: xr.Dataset, found: _Responses) -> None:
