@@ -515,13 +515,21 @@ def test_an_array_that_does_not_fit_is_refused_with_its_file_and_name(
 @pytest.mark.parametrize(
     ("value", "problem"),
     [
-        (np.nan, "'response' of cell 1 is all NaN; leave that cell out"),
+        (
+            np.nan,
+            "'response' of cell 1 is all NaN, so nothing can be fitted; leave that cell out "
+            "(dimension 'cell')",
+        ),
         (
             0.0,
-            "'response' of cell 1 has zero spikes, so nothing can be fitted; leave that cell out",
+            "'response' of cell 1 has zero spikes, so nothing can be fitted; leave that cell out "
+            "(dimension 'cell')",
         ),
-        (-1.0, "'response' in spikes per bin is negative; check the units"),
-        (np.inf, "'response' holds infinite values; write NaN where it was not recorded"),
+        (-1.0, "'response' in spikes per bin is negative; check the attribute 'units'"),
+        (
+            np.inf,
+            "'response' of cell 1 is infinite (dimension 'frame'); write NaN where it is lost",
+        ),
     ],
 )
 def test_a_response_that_nothing_can_be_fitted_to_is_refused(

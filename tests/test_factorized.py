@@ -48,14 +48,14 @@ def test_positivity_of_masks_and_of_weights_are_separate():
     assert (weights.masks() < 0).any() and (weights.weights() >= 0).all()
 
 
-def test_a_penalty_is_of_one_cell_whatever_the_number_of_cells():
+def test_a_penalty_is_a_sum_over_cells():
     one = FactorizedReadout(1, 3, (4, 4))
     many = FactorizedReadout(9, 3, (4, 4))
     with torch.no_grad():
         many.mask.copy_(one.mask.expand(-1, 9))
         many.feature_weight.copy_(one.feature_weight.expand(-1, 9))
     for penalty in ("mask_l1", "weight_l1", "product_l1"):
-        torch.testing.assert_close(getattr(one, penalty)(), getattr(many, penalty)())
+        torch.testing.assert_close(9 * getattr(one, penalty)(), getattr(many, penalty)())
     torch.testing.assert_close(
         one.product_l1(), torch.einsum("p,k->pk", one.mask[:, 0], one.weights()[:, 0]).abs().sum()
     )
@@ -92,7 +92,7 @@ def test_a_normalised_mask_cannot_evade_its_penalty_by_shrinking():
     with torch.no_grad():  # one place is the sparsest mask
         readout.mask.zero_()
         readout.mask[3] = 0.1
-    assert readout.mask_l1().item() == pytest.approx(1)
+    assert readout.mask_l1().item() == pytest.approx(4)
 
 
 def test_a_single_feature_leaves_the_scale_to_the_mask():

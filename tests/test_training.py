@@ -10,16 +10,17 @@ import xarray as xr
 from lightning_fabric import Fabric
 from scipy.ndimage import laplace
 
-from retinakit.contracts import RecordingError, UserError
+from retinakit.contracts import RecordingError, UserError, coordinates_of
 from retinakit.layers import convolution, filter_over_lags, laplacian, sum_over_lags
 from retinakit.scores import correlation
 from retinakit.testing import small_recording
-from retinakit.training import Frames, Schedule, train
+from retinakit.training import Frames, Network, Schedule, train
 from retinakit_plugins.datasets.subunit_rgc import SubunitRGC
 from retinakit_plugins.datasets.temporal_collapse import TemporalCollapse
 from retinakit_plugins.models.cnn import CNN
 from retinakit_plugins.models.ln import LN
 
+CPU = torch.device("cpu")
 QUICK = {"lags": 5, "steps": 60, "batch": 200, "check_every": 20, "accelerator": "cpu"}
 
 
@@ -47,15 +48,15 @@ def test_loss_and_penalty_do_not_depend_on_the_number_of_cells():
 
 def test_runs_hold_every_frame_with_a_history_once():
     split = small_recording(frames=701)["train"].to_dataset()
-    frames = Frames.of(split, "response", 5, torch.device("cpu"))
-    counted = sum(float(frames.batch(run)[2].sum()) for run in frames.runs(64))
+    frames = Frames(split, "response", 5, CPU)
+    counted = sum(float(frames.batch(run).known.sum()) for run in frames.runs(64))
     segments = len(np.unique(split["segment"]))
     assert counted == (split.sizes["frame"] - 4 * segments) * split.sizes["cell"]
 
 
 def test_a_small_integer_stimulus_stays_as_small_as_it_is():
     split = small_recording(frames=300)["train"].to_dataset()
-    assert Frames.of(split, "response", 5, torch.device("cpu")).stimulus.dtype == torch.int8
+    assert Frames(split, "response", 5, CPU)._stimulus.dtype == torch.int8
 
 
 def test_the_sum_over_lags_is_a_causal_filter():
@@ -150,31 +151,29 @@ def test_the_best_of_several_starts_is_kept():
 
 def test_starts_side_by_side_learn_what_each_learns_alone():
     recording = small_recording(frames=1000)
-    split = {
-        name: Frames.of(recording[name].to_dataset(), "response", 5, torch.device("cpu"))
+    split = [
+        [Frames(recording[name].to_dataset(), "response", 5, CPU)]
         for name in ("train", "validation")
-    }
+    ]
     options = QUICK | {"filters": 2, "kernel": 5, "noise": 0.0, "activity_l1": 1e-3}
     model = CNN(options | {"dense_l1": 1e-3})
-    model.fit(recording)  # for the field
+    field = coordinates_of(recording["train"].to_dataset(), 5)
     schedule = Schedule(60, 200, 1e-2, "cosine", 20, 0, 1, 0.1)
 
     def trained(seeds):
-        modules = []
+        networks = []
         for seed in seeds:
             torch.manual_seed(seed)
-            modules.append(model.build(model.field))
-        fabric = Fabric(accelerator="cpu", devices=1)
-        rest = (schedule, 0, None, lambda *_: None)
-        return train(fabric, modules, model.penalty, "poisson", *split.values(), *rest)
+            networks.append(Network([model.build(field)], model.penalty, model.loss, 5))
+        return train(Fabric(accelerator="cpu", devices=1), networks, *split, schedule).best
 
-    together, states = trained([0, 1, 2])
+    together = trained([0, 1, 2])
     for index in range(3):
-        alone, (state,) = trained([index])
-        assert together.best_step[index] == alone.best_step[0]
-        assert together.best_loss[index] == pytest.approx(alone.best_loss[0], rel=1e-4)
-        for name, value in state.items():
-            torch.testing.assert_close(states[index][name], value, rtol=1e-2, atol=1e-3)
+        alone = trained([index])
+        assert together.step[index] == alone.step[0]
+        torch.testing.assert_close(together.loss[index], alone.loss[0], rtol=1e-4, atol=0)
+        for name, value in alone.states[0].items():
+            torch.testing.assert_close(together.states[index][name], value, rtol=1e-2, atol=1e-3)
 
 
 def test_a_deep_network_of_many_filters_starts_alive():

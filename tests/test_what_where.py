@@ -183,8 +183,8 @@ class TestFits:
         curves = model.fit(recording)
         train = recording["train"].to_dataset()
         with torch.no_grad():
-            maps = model.module.features(torch.from_numpy(train["stimulus"].values)[:, None])
-        # The loss has no ½, and is a mean over cells as the penalty is.
+            maps = model.module.core(torch.from_numpy(train["stimulus"].values)[:, None])
+        # The loss has no ½, and is a sum over cells as the penalty is.
         lasso = Lasso(
             weight / 2, fit_intercept=False, positive=positive, tol=1e-12, max_iter=100_000
         )
@@ -239,13 +239,13 @@ class TestFits:
             model.initialise(module, data)
             with torch.no_grad():  # the same masks for each pair, and the same kernels
                 generator = torch.Generator().manual_seed(1)
-                for parameter in module.kernel.parameters():
+                for parameter in module.core.kernel.parameters():
                     parameter.normal_(generator=generator)
                 for parameter in (module.readout.mask, module.readout.feature_weight):
                     half = torch.randn(len(parameter), 4, generator=generator)
                     parameter.copy_(half.repeat(1, parameter.shape[1] // 4))
-            module(torch.from_numpy(data["train/stimulus"].values[:10]))
-            found = model.penalty(module)
+            prediction = module(torch.from_numpy(data["train/stimulus"].values[:10]))
+            found = model.penalty(module, prediction) / data["train"].sizes["cell"]
             if data is recording:
                 expected = found
         torch.testing.assert_close(found, expected)
@@ -255,7 +255,7 @@ class TestFits:
         recording = population(200)
         model.fit(recording)
         seen = torch.from_numpy(recording["train/stimulus"].values)[:, None]
-        features = model.module.features(seen)
+        features = model.module.core(seen)
         assert features.std().item() == pytest.approx(1, rel=0.05)
 
 

@@ -74,6 +74,9 @@ class Model(Plugin, ABC):
     ) -> xr.Dataset:
         """Fits on `train`, chooses on `validation`, does not look at `test`.
 
+        Frames in which a cell has no response (NaN) are left out for that cell. In `validation` a
+        cell may have none.
+
         Args:
             recording: see `retinakit.contracts.recording`.
             checkpoint: a file to write the state of an unfinished fit to now and then, and to go
@@ -295,8 +298,8 @@ def coordinates_of(split: xr.Dataset, lags: int) -> xr.Dataset:
                 split[dim].variable if has_coordinate else (dim, np.arange(split.sizes[dim]))
             )
     coords["cell"] = split["cell"].variable
-    if "covariate" in split:
-        coords["covariate"] = split["covariate"]["covariate"].variable
+    if "covariates" in split:
+        coords["covariate"] = split["covariate"].variable
     attrs = {"frame_interval": split.attrs["frame_interval"]}
     if "response" in split:
         attrs["response_units"] = split["response"].attrs.get("units", SPIKES_PER_BIN)
@@ -352,8 +355,8 @@ def _check_split(split: xr.Dataset, field: xr.Dataset) -> None:
             f"a frame lasts {interval:g} s (attribute 'frame_interval') and the model was fitted "
             f"to frames of {expected:g} s; resample the stimulus"
         )
-    if "covariate" in split and "covariate" in field.coords:
-        given, fitted = split["covariate"]["covariate"].values, field["covariate"].values
+    if "covariates" in split and "covariate" in field.coords:
+        given, fitted = split["covariate"].values, field["covariate"].values
         if not np.array_equal(given, fitted):
             raise RecordingError(
                 f"the covariates are {', '.join(map(str, given))} (dimension 'covariate') and the "

@@ -3,19 +3,35 @@
 A recording has the groups `train`, `validation` and `test` (and `truth` where a simulator knows the
 answer). Each split is a Dataset with
 
-- `stimulus (frame, [channel,] y, x)`: contrast, of any integer or float dtype;
+- `stimulus (frame, [channel,] y, x)`: contrast, of any integer or float dtype, finite;
 - `response ([repeat,] frame, cell)`: spikes per bin or a rate, as its attribute `units` says; NaN
   where it was not recorded;
 - `rate (frame, cell)`: the expected spikes per bin, only where it is known;
-- coordinates `time` (s) and `segment` (int) along `frame`, `cell`, and `y`, `x` (µm, where known).
+- `covariates (frame, covariate)`: what was measured beside the stimulus, such as pupil, running and
+  eye position; the coordinates `covariate` and `units (covariate)` name them and their units;
+- coordinates `time` (s) and `segment` (int) along `frame`, `cell`, and `y`, `x` (µm, where known);
+- the attribute `frame_interval`, seconds between frames.
+
+The splits have the same cells, pixels, covariates, units and frame interval. They differ in their
+frames and repeats.
 
 Lags, everywhere: the dimension `lag` counts frames into the past, and 0 is the frame shown in the
 response's own bin. A window of lags never crosses from one segment to another, and frames without
 a full history are neither fitted nor scored.
+
+Missing responses: a cell needs responses in `train`; in `validation` and `test` it may be NaN
+throughout, and its scores are NaN then.
+
+Trials: a trial, a clip or an image is a segment. What was varied between trials (contrast, speed,
+angle) is a coordinate along `frame` that is constant within a segment.
+
+Tasks: a decision is a response that is known at the frame of the decision only, with the classes
+in the place of cells: 1 for the class that was chosen, 0 for the others, and NaN in other frames.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 import xarray as xr
@@ -28,6 +44,13 @@ SPLITS = ("train", "validation", "test")
 STIMULUS_DIMS = (("frame", "y", "x"), ("frame", "channel", "y", "x"))
 RESPONSE_DIMS = (("frame", "cell"), ("repeat", "frame", "cell"))
 SPIKES_PER_BIN = "spikes per bin"
+RARE_RATE = 5
+"""Frames per second from which spike counts are not all multiples of that number by chance."""
+FEW_SPIKES = 10
+"""Fewer spikes in a split say nothing about the mean response of a cell."""
+RARE_RATIO = 10
+"""Ratio of the mean responses of two splits that is not due to their stimuli."""
+SPIKES_PER_SECOND = ("hz", "spikes/s", "spikes per second", "1/s")
 
 
 def make_split(
@@ -42,6 +65,10 @@ def make_split(
     y: ArrayLike | None = None,
     x: ArrayLike | None = None,
     units: str = SPIKES_PER_BIN,
+    covariates: ArrayLike | None = None,
+    covariate_names: Sequence[str] | None = None,
+    covariate_units: Sequence[str] | None = None,
+    trial: Mapping[str, ArrayLike] | None = None,
 ) -> xr.Dataset:
     """One split of a recording from its arrays.
 
@@ -54,9 +81,26 @@ def make_split(
         time: (frame,) seconds; counted from 0 by default.
         cell, y, x: coordinates; counted from 0 by default, y and x then in checks.
         units: of the response.
+        covariates: (frame, covariate).
+        covariate_names, covariate_units: one for each; numbers, and "1", by default.
+        trial: parameters of the trials by name, (frame,) each, constant within a segment.
 
     Raises:
         RecordingError: if the arrays do not fit together.
+
+    Example:
+        >>> split = make_split(
+        ...     np.zeros((6, 4, 4)),
+        ...     np.zeros((6, 2)),
+        ...     frame_interval=0.02,
+        ...     segment=[0, 0, 0, 1, 1, 1],
+        ...     covariates=np.zeros((6, 1)),
+        ...     covariate_names=["pupil"],
+        ...     covariate_units=["mm"],
+        ...     trial={"contrast": [0.1, 0.1, 0.1, 0.8, 0.8, 0.8]},
+        ... )
+        >>> dict(split.sizes)
+        {'frame': 6, 'y': 4, 'x': 4, 'cell': 2, 'covariate': 1}
     """
     response = np.asarray(response)
     if response.ndim not in (2, 3):
@@ -70,8 +114,11 @@ def make_split(
             "(frame, channel, y, x)"
         )
     frames, cells = stimulus.shape[0], response.shape[-1]
-    for name, length in (("response", response.shape[-2]), ("rate", _length(rate))):
-        if length is not None and length != frames:
+    given = {"rate": rate, "segment": segment, "time": time, "covariates": covariates}
+    lengths = {name: len(np.asarray(a)) for name, a in given.items() if a is not None}
+    lengths |= {name: len(np.asarray(values)) for name, values in (trial or {}).items()}
+    for name, length in {"response": response.shape[-2], **lengths}.items():
+        if length != frames:
             raise RecordingError(
                 f"'{name}' has {length} frames and 'stimulus' has {frames} (dimension 'frame'); "
                 "cut them to the same frames, one bin of the response for each frame shown"
@@ -103,11 +150,47 @@ def make_split(
         attrs={"frame_interval": float(frame_interval)},
     )
     split["stimulus"].attrs.setdefault("units", "contrast")
+    if covariates is not None:
+        split = _with_covariates(split, np.asarray(covariates), covariate_names, covariate_units)
+    return _with_trials(split, trial or {})
+
+
+def _with_covariates(
+    split: xr.Dataset,
+    values: NDArray[Any],
+    names: Sequence[str] | None,
+    units: Sequence[str] | None,
+) -> xr.Dataset:
+    if values.ndim != 2:
+        raise RecordingError(
+            f"'covariates' has {values.ndim} dimensions; give it as (frame, covariate)"
+        )
+    count = values.shape[1]
+    names = [str(number) for number in range(count)] if names is None else list(names)
+    units = ["1"] * count if units is None else list(units)
+    for what, given in (("names", names), ("units", units)):
+        if len(given) != count:
+            raise RecordingError(
+                f"'covariates' has {count} columns (dimension 'covariate') and covariate_{what} "
+                f"has {len(given)} entries; give one for each column"
+            )
+    return split.assign(covariates=(("frame", "covariate"), values)).assign_coords(
+        covariate=("covariate", np.array(names)), units=("covariate", np.array(units))
+    )
+
+
+def _with_trials(split: xr.Dataset, parameters: Mapping[str, ArrayLike]) -> xr.Dataset:
+    for name, given in parameters.items():
+        values = np.asarray(given)
+        if name in split.variables or name in split.dims:
+            raise RecordingError(f"'{name}' is a name of the recording; name the parameter anew")
+        if any(len(np.unique(values[part])) > 1 for part in segments(split)):
+            raise RecordingError(
+                f"the trial parameter '{name}' changes within a segment (dimension 'frame'); give "
+                "each trial a number in 'segment'"
+            )
+        split = split.assign_coords({name: ("frame", values)})
     return split
-
-
-def _length(array: ArrayLike | None) -> int | None:
-    return None if array is None else len(np.asarray(array))
 
 
 def make_recording(
@@ -117,6 +200,12 @@ def make_recording(
 
     Raises:
         RecordingError: if it breaks the contract.
+
+    Example:
+        >>> split = make_split(np.zeros((9, 4, 4)), np.ones((9, 2)), frame_interval=0.02)
+        >>> recording = make_recording({"train": split, "validation": split, "test": split})
+        >>> recording["test"]["response"].dims
+        ('frame', 'cell')
     """
     recording = xr.DataTree.from_dict(dict(splits))
     recording.attrs.update(attrs or {})
@@ -125,41 +214,93 @@ def make_recording(
 
 
 def validate(recording: xr.DataTree) -> None:
-    """Checks a recording against the contract.
+    """Checks a recording against the contract, in blocks of frames.
 
     Raises:
         RecordingError: naming the split, the variable, the dimension and what to do.
     """
+    responses = {}
     for name in SPLITS:
         if name not in recording.children:
             raise RecordingError(
                 f"the recording has no split '{name}'; it needs {', '.join(SPLITS)} "
                 f"(has {', '.join(recording.children) or 'none'})"
             )
-        _validate_split(name, recording[name].to_dataset())
-    first = recording["train"].to_dataset()
+        split = recording[name].to_dataset()
+        _validate_layout(name, split)
+        _validate_stimulus(name, split)
+        responses[name] = _Responses.of(split)
+        _validate_response(name, split, responses[name])
+    train = recording["train"].to_dataset()
     for name in SPLITS[1:]:
         split = recording[name].to_dataset()
-        if not np.array_equal(split["cell"], first["cell"]):
-            raise RecordingError(
-                f"{name}: coordinate 'cell' differs from train's; give every split the same cells"
-            )
-        if split["stimulus"].shape[1:] != first["stimulus"].shape[1:]:
-            raise RecordingError(
-                f"{name}: 'stimulus' is {_sizes(split['stimulus'])} and train's is "
-                f"{_sizes(first['stimulus'])}; crop every split to the same field"
-            )
+        _compare(name, split, train)
+        _compare_responses(name, responses[name], responses["train"], split)
+
+
+def _compare(name: str, split: xr.Dataset, train: xr.Dataset) -> None:
+    """Checks that a split is of the same cells, pixels, covariates and bins as train."""
+    if not np.array_equal(split["cell"], train["cell"]):
+        raise RecordingError(
+            f"{name}: coordinate 'cell' differs from train's; give every split the same cells, NaN "
+            "in the 'response' where one was not recorded"
+        )
+    if split["stimulus"].shape[1:] != train["stimulus"].shape[1:]:
+        raise RecordingError(
+            f"{name}: 'stimulus' is {_sizes(split['stimulus'])} and train's is "
+            f"{_sizes(train['stimulus'])}; crop every split to the same field"
+        )
+    interval, expected = split.attrs["frame_interval"], train.attrs["frame_interval"]
+    if not same_interval(interval, expected):
+        raise RecordingError(
+            f"{name}: a frame lasts {interval:g} s (attribute 'frame_interval') and train's "
+            f"{expected:g} s; bin both splits alike"
+        )
+    units, expected = (one["response"].attrs["units"] for one in (split, train))
+    if units != expected:
+        given = {units, expected}
+        hertz = SPIKES_PER_BIN in given and any(str(u).lower() in SPIKES_PER_SECOND for u in given)
+        remedy = f"; spikes per bin are spikes per second times {interval:g} s" if hertz else ""
+        raise RecordingError(
+            f"{name}: 'response' is in '{units}' and train's in '{expected}' (attribute 'units'); "
+            f"convert one to the units of the other{remedy}"
+        )
+    covariates = [
+        dict(zip(one["covariate"].values, one["units"].values, strict=True))
+        if "covariates" in one
+        else {}
+        for one in (split, train)
+    ]
+    if list(covariates[0].items()) != list(covariates[1].items()):
+        raise RecordingError(
+            f"{name}: the covariates are {_list(covariates[0])} and train's are "
+            f"{_list(covariates[1])} (dimension 'covariate'); give every split the same, in order"
+        )
+
+
+def _list(covariates: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} ({unit})" for name, unit in covariates.items()) or "none"
 
 
 def _sizes(array: xr.DataArray) -> str:
     return " x ".join(f"{size} {dim}" for dim, size in list(array.sizes.items())[1:])
 
 
-def _validate_split(name: str, split: xr.Dataset) -> None:
+def _validate_layout(name: str, split: xr.Dataset) -> None:
+    """Checks the variables, dimensions, coordinates and attributes of a split."""
+
     def wrong(message: str) -> RecordingError:
         return RecordingError(f"{name}: {message}")
 
-    for variable, allowed in (("stimulus", STIMULUS_DIMS), ("response", RESPONSE_DIMS)):
+    layout = {
+        "stimulus": STIMULUS_DIMS,
+        "response": RESPONSE_DIMS,
+        "rate": (("frame", "cell"),),
+        "covariates": (("frame", "covariate"),),
+    }
+    for variable, allowed in layout.items():
+        if variable not in split.data_vars and variable not in ("stimulus", "response"):
+            continue
         if variable not in split:
             raise wrong(f"there is no variable '{variable}'; it is needed in every split")
         dims = tuple(str(dim) for dim in split[variable].dims)
@@ -171,61 +312,148 @@ def _validate_split(name: str, split: xr.Dataset) -> None:
             )
         if split[variable].dtype.kind not in "biuf":
             raise wrong(f"'{variable}' is of type {split[variable].dtype}; convert it to numbers")
-    for dim in ("frame", "y", "x", "cell"):
-        if split.sizes[dim] == 0:
+    for dim in ("frame", "channel", "y", "x", "repeat", "cell"):
+        if split.sizes.get(dim) == 0:
             raise wrong(f"dimension '{dim}' is empty; give at least one {dim}")
-    for coordinate, kinds in (("time", "fiu"), ("segment", "iu")):
+    for coordinate, kinds, what in (("time", "fiu", "seconds"), ("segment", "iu", "integers")):
         if coordinate not in split.coords or split[coordinate].dims != ("frame",):
-            raise wrong(f"there is no coordinate '{coordinate}' along 'frame'; add it")
+            raise wrong(f"there is no coordinate '{coordinate}' along 'frame'; add it, in {what}")
         if split[coordinate].dtype.kind not in kinds:
-            raise wrong(f"coordinate '{coordinate}' is of type {split[coordinate].dtype}")
-    if "cell" not in split.coords:
-        raise wrong("there is no coordinate 'cell'; name the cells")
-    if not split.indexes["cell"].is_unique:
-        raise wrong("coordinate 'cell' repeats a name; make the names of cells unique")
-    if "frame_interval" not in split.attrs:
+            raise wrong(
+                f"coordinate '{coordinate}' along 'frame' is of type {split[coordinate].dtype}; "
+                f"give {what}"
+            )
+    for dim in ("cell", "covariate"):
+        if dim not in split.dims:
+            continue
+        if dim not in split.coords:
+            raise wrong(f"there is no coordinate '{dim}'; name the {dim}s")
+        if not split.indexes[dim].is_unique:
+            raise wrong(f"coordinate '{dim}' repeats a name; make the names of {dim}s unique")
+    interval = split.attrs.get("frame_interval")
+    if interval is None:
         raise wrong("attribute 'frame_interval' (seconds between frames) is missing; set it")
+    if not (isinstance(interval, int | float | np.number) and 0 < interval < np.inf):
+        raise wrong(f"attribute 'frame_interval' is {interval!r}; give the seconds between frames")
     if "units" not in split["response"].attrs:
         raise wrong("'response' has no attribute 'units'; say 'spikes per bin' or what it is")
-    if "rate" in split and split["rate"].dims != ("frame", "cell"):
-        raise wrong("'rate' must have dimensions (frame, cell)")
+    if "covariates" in split:
+        if "units" not in split.coords or split["units"].dims != ("covariate",):
+            raise wrong("there is no coordinate 'units' along 'covariate'; add them, such as 'mm'")
+        if not np.isfinite(split["covariates"]).all():
+            raise wrong(
+                "'covariates' are NaN or infinite in some frames (dimension 'frame'); interpolate "
+                "them, or leave those frames out"
+            )
     time, segment = split["time"].values, split["segment"].values
     same = segment[1:] == segment[:-1]
     if not np.all(np.diff(time)[same] > 0):
         raise wrong("coordinate 'time' does not increase along 'frame' within a segment; sort it")
     if len(np.unique(segment)) != 1 + np.count_nonzero(~same):
         raise wrong("coordinate 'segment' is not contiguous along 'frame'; renumber the segments")
-    if split["stimulus"].dtype.kind == "f":
-        for part in blocks(split["stimulus"]):
-            finite = np.isfinite(split["stimulus"][part].values)
-            if not finite.all():
-                frame = part.start + int(finite.reshape(len(finite), -1).all(1).argmin())
-                raise wrong(
-                    f"'stimulus' is NaN or infinite in frame {frame} (dimension 'frame'); fill it "
-                    "or leave those frames out"
-                )
-    response = split["response"].values
-    if response.dtype.kind == "f":
-        missing = np.isnan(response)
-        for cell, lost in zip(
-            split["cell"].values, missing.all(axis=tuple(range(response.ndim - 1))), strict=True
-        ):
-            if lost:
-                raise wrong(f"'response' of cell {cell} is all NaN; leave that cell out")
-        response = np.where(missing, 0, response)
-        if not np.isfinite(response).all():
-            raise wrong("'response' holds infinite values; write NaN where it was not recorded")
-    if split["response"].attrs["units"] == SPIKES_PER_BIN:
-        if response.min() < 0:
-            raise wrong("'response' in spikes per bin is negative; check the units")
-        if name == "train":
-            total = response.sum(axis=tuple(range(response.ndim - 1)), dtype=float)
-            for cell, count in zip(split["cell"].values, total, strict=True):
-                if count == 0:
-                    raise wrong(
-                        f"'response' of cell {cell} has zero spikes, so nothing can be fitted; "
-                        "leave that cell out"
-                    )
+
+
+def _validate_stimulus(name: str, split: xr.Dataset) -> None:
+    """Checks that the stimulus is finite."""
+    stimulus = split["stimulus"]
+    if stimulus.dtype.kind != "f":
+        return
+    for part in blocks(stimulus):
+        finite = np.isfinite(stimulus[part].values)
+        if not finite.all():
+            frame = part.start + int(finite.reshape(len(finite), -1).all(1).argmin())
+            raise RecordingError(
+                f"{name}: 'stimulus' is NaN or infinite in frame {frame} (dimension 'frame'); fill "
+                "it or leave those frames out"
+            )
+
+
+@dataclass(frozen=True)
+class _Responses:
+    """What one pass over the responses of a split finds.
+
+    Attributes:
+        known: (cell,) how many are finite.
+        total: (cell,) their sum.
+        infinite: (cell,) whether one is infinite.
+        negative: whether one is negative.
+        in_hertz: whether all are whole multiples of the frames per second, as counts in Hz are.
+    """
+
+    known: NDArray[np.int64]
+    total: NDArray[np.float64]
+    infinite: NDArray[np.bool_]
+    negative: bool
+    in_hertz: bool
+
+    @classmethod
+    def of(cls, split: xr.Dataset) -> Self:
+        response = split["response"].transpose("frame", ..., "cell")
+        interval, cells = split.attrs["frame_interval"], response.sizes["cell"]
+        known, total = np.zeros(cells, np.int64), np.zeros(cells)
+        infinite, negative, in_hertz = np.zeros(cells, bool), False, 1 / interval >= RARE_RATE
+        for part in blocks(response, itemsize=8):
+            values = response[part].values.reshape(-1, cells)
+            finite = np.isfinite(values)
+            infinite |= np.isinf(values).any(0)
+            values = np.where(finite, values, 0)
+            known += finite.sum(0)
+            total += values.sum(0, dtype=float)
+            negative |= bool((values < 0).any())
+            if in_hertz:
+                in_bins = values * interval
+                in_hertz = bool((np.abs(in_bins - np.rint(in_bins)) < 1e-6).all())
+        return cls(known, total, infinite, negative, in_hertz and bool(total.any()))
+
+
+def _validate_response(name: str, split: xr.Dataset, found: _Responses) -> None:
+    def wrong(message: str) -> RecordingError:
+        return RecordingError(f"{name}: 'response' {message}")
+
+    cells = split["cell"].values
+    for lost in cells[found.infinite]:
+        raise wrong(f"of cell {lost} is infinite (dimension 'frame'); write NaN where it is lost")
+    if name == "train":
+        for cell in cells[found.known == 0]:
+            raise wrong(
+                f"of cell {cell} is all NaN, so nothing can be fitted; leave that cell out "
+                "(dimension 'cell')"
+            )
+    if split["response"].attrs["units"] != SPIKES_PER_BIN:
+        return
+    if found.negative:
+        raise wrong("in spikes per bin is negative; check the attribute 'units'")
+    if found.in_hertz:
+        rate = 1 / split.attrs["frame_interval"]
+        raise wrong(
+            f"is said to be in spikes per bin and every value is a multiple of {rate:g}, the "
+            f"frames per second, as in Hz; divide it by {rate:g}, or set the attribute 'units'"
+        )
+    if name == "train":
+        for cell in cells[(found.total == 0) & (found.known > 0)]:
+            raise wrong(
+                f"of cell {cell} has zero spikes, so nothing can be fitted; leave that cell out "
+                "(dimension 'cell')"
+            )
+
+
+def _compare_responses(name: str, found: _Responses, train: _Responses, split: xr.Dataset) -> None:
+    """Refuses spikes per second in one split and spikes per bin in the other."""
+    if split["response"].attrs["units"] != SPIKES_PER_BIN:
+        return
+    both = (found.total >= FEW_SPIKES) & (train.total >= FEW_SPIKES)
+    if not both.any():
+        return
+    means = [one.total[both] / one.known[both] for one in (found, train)]
+    ratio = float(np.median(means[0] / means[1]))
+    rate = 1 / split.attrs["frame_interval"]
+    high, low, times = (name, "train", ratio) if ratio > 1 else ("train", name, 1 / ratio)
+    if times >= RARE_RATIO and rate / 2 < times < rate * 2:
+        raise RecordingError(
+            f"{name}: the mean 'response' of {high} is {times:.3g} times that of {low}, as if it "
+            f"were in Hz and not in spikes per bin; divide the response of {high} by {rate:g}, the "
+            "frames per second"
+        )
 
 
 def full_history(segment: ArrayLike, lags: int) -> NDArray[np.bool_]:
@@ -237,6 +465,10 @@ def full_history(segment: ArrayLike, lags: int) -> NDArray[np.bool_]:
 
     Returns:
         (frame,) booleans.
+
+    Example:
+        >>> full_history([0, 0, 0, 1, 1], lags=2).tolist()
+        [False, True, True, False, True]
     """
     segment = np.asarray(segment)
     full = np.ones(len(segment), bool)
@@ -246,12 +478,23 @@ def full_history(segment: ArrayLike, lags: int) -> NDArray[np.bool_]:
 
 
 def same_interval(first: float, second: float) -> bool:
-    """Whether two frame intervals (s) are the same but for how exactly they were measured."""
+    """Whether two frame intervals (s) are the same but for how exactly they were measured.
+
+    Example:
+        >>> same_interval(1 / 60, 0.01667), same_interval(1 / 60, 1 / 59)
+        (True, False)
+    """
     return bool(np.isclose(first, second, rtol=1e-2, atol=0))
 
 
 def segments(split: xr.Dataset | xr.DataArray) -> list[slice]:
-    """The slices of `frame` that are one segment each; the whole where there are no segments."""
+    """The slices of `frame` that are one segment each; the whole where there are no segments.
+
+    Example:
+        >>> stimulus = xr.DataArray(np.zeros((5, 1, 1)), dims=("frame", "y", "x"))
+        >>> segments(stimulus.assign_coords(segment=("frame", [0, 0, 1, 1, 1])))
+        [slice(0, 2, None), slice(2, 5, None)]
+    """
     if "segment" not in split.coords:
         return [slice(0, split.sizes["frame"])]
     segment = split["segment"].values
@@ -260,13 +503,26 @@ def segments(split: xr.Dataset | xr.DataArray) -> list[slice]:
 
 
 def mean_response(split: xr.Dataset) -> xr.DataArray:
-    """The response averaged over repeats, (frame, cell)."""
+    """The response averaged over repeats, (frame, cell); NaN where no repeat was recorded.
+
+    Example:
+        >>> response = np.array([[[1.0], [np.nan]], [[3.0], [4.0]]])  # (repeat, frame, cell)
+        >>> split = make_split(np.zeros((2, 1, 1)), response, frame_interval=0.02)
+        >>> mean_response(split).values.tolist()
+        [[2.0], [4.0]]
+    """
     response = split["response"]
     return response.mean("repeat", keep_attrs=True) if "repeat" in response.dims else response
 
 
 def lag_coordinate(lags: Sequence[int] | NDArray[Any], frame_interval: float) -> dict[str, Any]:
-    """The coordinates `lag` (frames) and `lag_time` (s), ready for `coords=`."""
+    """The coordinates `lag` (frames) and `lag_time` (s), ready for `coords=`.
+
+    Example:
+        >>> kernel = xr.DataArray([1.0, 0.5], lag_coordinate([0, 1], 0.02), ("lag",))
+        >>> kernel["lag_time"].values.tolist()
+        [0.0, 0.02]
+    """
     lags = np.asarray(lags)
     return {
         "lag": ("lag", lags, {"units": "frame"}),

@@ -84,19 +84,19 @@ class SeparableReadout(nn.Module, ABC):
         return self.feature_weight.abs() if self.positive_weight else self.feature_weight
 
     def mask_l1(self) -> Tensor:
-        """Mean over cells of Σ_p |m_pn|: times N, the penalty of λ_m in eq 4."""
-        return self.masks().abs().sum(0).mean()
+        """Σ_n Σ_p |m_pn|, the penalty of λ_m in eq 4."""
+        return self.masks().abs().sum()
 
     def weight_l1(self) -> Tensor:
-        """Mean over cells of Σ_k |w_kn|: times N, the penalty of λ_w in eq 4."""
-        return self.weights().abs().sum(0).mean()
+        """Σ_n Σ_k |w_kn|, the penalty of λ_w in eq 4."""
+        return self.weights().abs().sum()
 
     def product_l1(self) -> Tensor:
-        """Mean over cells of (Σ_p |m_pn|)(Σ_k |w_kn|): the L1 norm of m ⊗ w.
+        """Σ_n (Σ_p |m_pn|)(Σ_k |w_kn|): the L1 norms of m ⊗ w.
 
         It does not depend on how mask and weights share a cell's scale.
         """
-        return (self.masks().abs().sum(0) * self.weights().abs().sum(0)).mean()
+        return (self.masks().abs().sum(0) * self.weights().abs().sum(0)).sum()
 
 
 class FactorizedReadout(SeparableReadout):

@@ -56,16 +56,18 @@ def tree_of(dataset: xr.Dataset) -> xr.DataTree:
     return xr.DataTree(dataset=dataset)
 
 
-def same_values(a: xr.DataArray, b: xr.DataArray, what: str, *, exact: bool = False) -> None:
+def same_values(a: xr.DataArray, b: xr.DataArray, what: str, *, tolerance: float = 1e-5) -> None:
     """Demands that predictions are the same, NaN included; with `what` differed otherwise.
 
-    Without `exact`, rounding is allowed, as that of a convolution by Fourier transform.
+    Args:
+        tolerance: relative to the largest; the default is for rounding, as that of a convolution
+            by Fourier transform.
     """
     one, other = np.asarray(a, float), np.asarray(b, float)
     demand(one.shape == other.shape, f"{what}: shape {one.shape} became {other.shape}")
     if one.size == 0:
         return
-    scale = 0.0 if exact else 1e-5 * float(np.nanmax(np.abs(one), initial=0))
+    scale = tolerance * float(np.nanmax(np.abs(one), initial=0))
     wrong = ~np.isclose(one, other, rtol=0, atol=scale, equal_nan=True)
     if wrong.any():
         frame, cell = (int(index[0]) for index in np.nonzero(wrong))

@@ -26,6 +26,7 @@ def small_recording(
     lags: int = 5,
     repeats: int = 5,
     truth: bool = True,
+    covariates: bool = False,
     seed: int = 0,
 ) -> xr.DataTree:
     """A recording of simulated cells under white noise, small enough for tests.
@@ -39,6 +40,8 @@ def small_recording(
         lags: length of the temporal filter in frames.
         repeats: of `test`.
         truth: include the group `truth`, which `retinakit.simulation.cells_of` understands.
+        covariates: include the pupil's diameter, which multiplies the rates, and the running
+            speed, which does nothing. There is no `truth` then.
         seed: of cells, stimulus and spikes.
 
     Returns:
@@ -67,6 +70,10 @@ def small_recording(
             for cell in range(cells):
                 filtered = [np.convolve(one, temporal[cell])[: len(one)] for one in drive[cell]]
                 rate[here, cell] = 0.5 * np.maximum(filtered, 0).sum(0)
+        time = np.arange(length) * frame_interval
+        pupil, running = 1 + 0.5 * np.sin(time), 10 * np.abs(np.cos(0.7 * time))
+        if covariates:
+            rate *= pupil[:, None]
         counts = random.poisson(rate if shown is None else np.stack([rate] * shown))
         place = np.arange(size) * check
         return make_split(
@@ -77,6 +84,9 @@ def small_recording(
             segment=segment,
             y=place,
             x=place,
+            covariates=np.stack([pupil, running], 1) if covariates else None,
+            covariate_names=["pupil", "running"],
+            covariate_units=["mm", "cm/s"],
         )
 
     groups = {
@@ -84,7 +94,7 @@ def small_recording(
         "validation": split(frames // 4, 1),
         "test": split(frames // 4, 1, repeats),
     }
-    if truth:
+    if truth and not covariates:
         first = groups["train"]
         groups["truth"] = xr.Dataset(
             {

@@ -1,27 +1,27 @@
-"""Training a readout with masks that are 0 in most places: what the training loop needs for it.
+"""Training a readout with masks that are 0 in most places.
 
 The proximal steps are those of `retinakit.training.proximal`, on a support that is chosen anew
 every so many steps.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from retinakit.layers.readouts import FactorizedReadout
+from retinakit.training.hooks import Hooks, Losses
 from retinakit.training.proximal import Certificate, ProximalAdam, certificate, gradient
-
-Losses = Callable[[int | None], Iterable[Tensor]]
-"""The parts of the mean loss over training data without its penalties, each with its own graph: of
-all batches (None), or of so many that are spread over the data."""
 
 
 @dataclass
-class ExactZeros:
-    """The masks of a readout, trained with exact zeros.
+class ExactZeros(Hooks):
+    """The masks of a readout, trained with exact zeros: an optimizer and hooks of the loop.
+
+    Before training ends because validation stalls, a gradient over all training data certifies that
+    no other entry should leave 0. Where it does not, these entries are let in and training goes on.
 
     Attributes:
         readout: whose masks they are.
@@ -37,26 +37,22 @@ class ExactZeros:
     every: int
 
     BATCHES: ClassVar[int] = 8
-    """As many are enough to choose a support in the course of training."""
+    """Batches whose gradient chooses a support in the course of training."""
 
     TOLERANCE: ClassVar[float] = 0.1
     """Training does not end while the loss falls this much more steeply than the penalty rises
-    along an entry that is 0, in parts of the penalty's weight. The same entries are let in at a
-    refresh: of those that a few batches take for less steep, most stay 0."""
+    along an entry that is 0, in parts of the penalty's weight. A refresh lets in the same
+    entries."""
+
+    failed: int = -1
+    """The best step whose certificate failed; training may end if it fails there once more."""
 
     def optimizer(
-        self, parameters: Iterable[Tensor], learning_rate: float, sparse_gradient: bool
+        self, parameters: Iterable[Tensor], learning_rate: float, processes: int
     ) -> ProximalAdam:
-        """The optimizer of the readout and of all else.
-
-        Args:
-            parameters: all of the module.
-            learning_rate: to start with.
-            sparse_gradient: whether masks may get sparse gradients, which several processes cannot
-                average.
-        """
         mask = self.readout.mask
-        self.readout.sparse_gradient = sparse_gradient
+        # Several processes cannot average sparse gradients.
+        self.readout.sparse_gradient = processes == 1
         others = [parameter for parameter in parameters if parameter is not mask]
         penalised = {"params": [mask], "l1": self.l1, "nonnegative": self.nonnegative}
         self._optimizer = ProximalAdam([penalised, {"params": others}], lr=learning_rate)
@@ -64,20 +60,35 @@ class ExactZeros:
             self.readout.support = self._optimizer.restrict(mask, mask != 0)
         return self._optimizer
 
-    def resume(self) -> None:
-        """Takes the support from an optimizer whose state was loaded."""
+    def before_step(self, step: int, losses: Losses) -> None:
+        if step % self.every == self.every // 4 and step > 0:
+            self.refresh(losses)
+
+    def restored(self, losses: Losses, best_step: int, ending: bool) -> bool:
+        self.readout.support = None  # it was that of other masks
+        asked = ending and self.failed != best_step
+        if asked and self.certificate(losses).outside > self.TOLERANCE:
+            self.failed = best_step
+            self.refresh(losses, batches=None)  # lets in what the certificate found
+            return False
+        self.refresh(losses)
+        return ending
+
+    def ended(self, losses: Losses) -> dict[str, float]:
+        self.readout.support = None
+        self._optimizer.forget(self.readout.mask)
+        found = self.certificate(losses)._asdict()
+        return {f"certificate_{name}": value for name, value in found.items()}
+
+    def state(self) -> dict[str, Any]:
+        return {"failed": self.failed}
+
+    def resume(self, state: dict[str, Any]) -> None:
+        self.failed = state["failed"]
         self.readout.support = self._optimizer.support(self.readout.mask)
 
-    def due(self, step: int) -> bool:
-        """Whether the support is to be refreshed before a step, counted from 0."""
-        return step % self.every == self.every // 4 and step > 0
-
-    def forget(self) -> None:
-        """Tells that the masks were replaced: the support is not theirs, until a refresh."""
-        self.readout.support = None
-
     def refresh(self, losses: Losses, batches: int | None = BATCHES) -> None:
-        """Chooses the support of the next steps, by so many batches or all (None)."""
+        """Chooses the support of the next steps, by a number of batches or all (None)."""
         mask = self.readout.mask
         # The gradient, as large as the masks, is gone before a new support is made.
         inside = self._optimizer.active(mask, self._gradient(losses(batches)), -self.TOLERANCE)
@@ -87,11 +98,6 @@ class ExactZeros:
         """How far the masks are from a stationary point, by all of the training data."""
         dense = self._gradient(losses(None))
         return certificate(self.readout.mask, dense, self.l1, self.nonnegative)
-
-    def end(self) -> None:
-        """Lets go of the state of the optimizer, before the certificate of the end."""
-        self.forget()
-        self._optimizer.forget(self.readout.mask)
 
     def _gradient(self, losses: Iterable[Tensor]) -> Tensor:
         mask = self.readout.mask

@@ -1,214 +1,50 @@
 """The training loop of torch models, on Lightning Fabric.
 
-Steps are counted, not epochs, as the papers' stopping rules do. A batch is a contiguous run of
-frames, so that lagged windows are views of it. Everything random follows from the seed and is part
-of the checkpoint, so that an interrupted fit goes on as if nothing had happened.
+Steps are counted, not epochs, as the papers' stopping rules do. Everything random follows from the
+seed and is part of the checkpoint, so that an interrupted fit goes on as if nothing had happened.
 """
 
-import copy
-import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import xarray as xr
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from retinakit.contracts.errors import RecordingError
-from retinakit.contracts.progress import Progress
-from retinakit.contracts.recording import full_history, mean_response
-from retinakit.training.exact_zeros import ExactZeros
-from retinakit.training.proximal import Certificate
-
-logger = logging.getLogger("retinakit")
+from retinakit.contracts.progress import Progress, silent
+from retinakit.training import checkpoint as checkpoints
+from retinakit.training.batches import Batches
+from retinakit.training.best import Best, scaled_step
+from retinakit.training.frames import Frames
+from retinakit.training.hooks import Hooks
+from retinakit.training.schedule import Schedule
+from retinakit.training.starts import Network, Starts, arguments
 
 CHECKPOINT_SHARE = 0.05
 """Writing checkpoints may take this part of the training time."""
 
-
-@dataclass
-class Frames:
-    """A split on the training device.
-
-    Attributes:
-        stimulus: (frame, [channel,] y, x), in its own dtype if that is small.
-        target: (frame, cell), 0 where unknown.
-        known: (frame, cell), false where unknown or without a full history.
-        lags: frames of history of a prediction.
-    """
-
-    stimulus: Tensor
-    target: Tensor
-    known: Tensor
-    lags: int
-
-    @classmethod
-    def of(cls, split: xr.Dataset, target: str, lags: int, device: torch.device) -> "Frames":
-        """Reads a split, to be predicted as `target`: its mean response or its rate.
-
-        Raises:
-            RecordingError: if the split lacks that target or has no frame with a full history.
-        """
-        if target == "rate" and "rate" not in split:
-            raise RecordingError(
-                "target is 'rate' and the recording has no 'rate'; use target: response"
-            )
-        values = np.asarray(
-            split["rate"] if target == "rate" else mean_response(split), dtype=np.float32
-        )
-        known = np.isfinite(values) & full_history(split["segment"], lags)[:, None]
-        if not known.any():
-            raise RecordingError(
-                f"no frame has a response and {lags} frames of history in its segment; "
-                "use fewer lags or longer segments"
-            )
-        stimulus = np.ascontiguousarray(split["stimulus"].values)
-        if stimulus.dtype.kind == "f" or stimulus.dtype.itemsize > 2:
-            stimulus = stimulus.astype(np.float32, copy=False)
-        if stimulus.dtype == np.uint16:
-            stimulus = stimulus.astype(np.float32)
-        return cls(
-            torch.from_numpy(stimulus).to(device),
-            torch.from_numpy(np.where(known, values, np.float32(0))).to(device),
-            torch.from_numpy(known).to(device),
-            lags,
-        )
-
-    def runs(self, length: int) -> list[tuple[int, int]]:
-        """Runs of at most `length` frames that hold something to predict."""
-        starts = range(self.lags - 1, len(self.stimulus), length)
-        known = self.known.any(1).cpu().numpy()
-        ends = [min(start + length, len(self.stimulus)) for start in starts]
-        return [(a, b) for a, b in zip(starts, ends, strict=True) if known[a:b].any()]
-
-    def batch(self, run: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-        """The frames of a run with the history before it, its targets, and which are known."""
-        start, end = run
-        frames = self.stimulus[start - self.lags + 1 : end].float()
-        return frames, self.target[start:end], self.known[start:end]
-
-
-def poisson_loss(rate: Tensor, target: Tensor) -> Tensor:
-    """Poisson negative log-likelihood without its constant: rate - target · log rate."""
-    return rate - torch.xlogy(target, rate + 1e-8)
-
-
-def squared_error(rate: Tensor, target: Tensor) -> Tensor:
-    """(rate - target)²."""
-    return (rate - target) ** 2
-
-
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "poisson": poisson_loss,
-    "mse": squared_error,
-}
-
-
-@dataclass
-class Schedule:
-    """How long to train, and at what learning rate. See `TorchConfig` for the meanings."""
-
-    steps: int
-    batch: int
-    learning_rate: float
-    decay: str
-    check_every: int
-    patience: int
-    drops: int
-    drop_factor: float
-    burn_in: int = 0
-
-    def rate(self, step: int, dropped: int) -> float:
-        """The learning rate of a step, after so many drops."""
-        if self.decay == "cosine":
-            return self.learning_rate * 0.5 * (1 + math.cos(math.pi * step / self.steps))
-        return self.learning_rate * self.drop_factor**dropped
-
-
-class Starts(nn.Module):
-    """Modules of one kind that differ in their weights only, trained side by side.
-
-    Several are one vectorised module (`torch.func`), with the weights stacked along a first axis:
-    a step of a small network is mostly the overhead of many small operations, which they share.
-    """
-
-    def __init__(self, modules: list[nn.Module], penalty: Callable[[nn.Module], Tensor]):
-        super().__init__()
-        self.several, self.count = len(modules) > 1, len(modules)
-        self.one = _Penalised(modules[0], penalty)
-        if self.several:
-            self.one = copy.deepcopy(self.one)  # one of the modules would be changed
-            stacked = torch.func.stack_module_state([_Penalised(m, penalty) for m in modules])
-            for holder, values in zip(
-                (self.one.named_parameters(), self.one.named_buffers()), stacked, strict=True
-            ):
-                for name, tensor in holder:
-                    tensor.data = values[name].detach()
-
-    def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """The predictions (start, n, cell), and the penalties (start)."""
-        if not self.several:
-            rate, penalty = self.one(frames)
-            return rate[None], penalty[None]
-
-        def start(state: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-            return torch.func.functional_call(self.one, state, (frames,))
-
-        state = dict(self.one.named_parameters()) | dict(self.one.named_buffers())
-        rates: tuple[Tensor, Tensor] = torch.vmap(start, randomness="different")(state)
-        return rates
-
-    def states(self) -> list[dict[str, Tensor]]:
-        """A copy of each module's weights."""
-        state = self.one.module.state_dict()
-        return [
-            {k: (v[i] if self.several else v).detach().clone() for k, v in state.items()}
-            for i in range(self.count)
-        ]
-
-    def restore(self, states: list[dict[str, Tensor]]) -> None:
-        """Takes the weights of `states`, and leaves the rest as it is."""
-        stacked = {
-            k: torch.stack([state[k] for state in states]) if self.several else v
-            for k, v in states[0].items()
-        }
-        self.one.module.load_state_dict(stacked)
-
-
-class _Penalised(nn.Module):
-    """A module that gives its penalty with its prediction."""
-
-    def __init__(self, module: nn.Module, penalty: Callable[[nn.Module], Tensor]):
-        super().__init__()
-        self.module, self.penalty = module, penalty
-
-    def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        rate = self.module(frames)
-        return rate, self.penalty(self.module)
+EVALUATED = 1024
+"""Frames that are evaluated at once, or the frames of a batch if they are more."""
 
 
 @dataclass
 class Fit:
-    """The state of a fit, from one start or several: what a checkpoint holds beside the weights.
+    """What a fit gave.
 
-    The losses, the best loss and its step have one value for each start. `failed` is the best step
-    at which entries that were 0 should not have been; training went on then. `certificate` is that
-    of the end.
+    Attributes:
+        curves: `step`, `learning_rate`, and `train_loss` and `validation_loss` of each start, means
+            over cells, at each validation.
+        best: the best weights and their validation losses.
+        numbers: what the hooks tell of the end.
     """
 
-    best_loss: list[float]
-    best_step: list[int]
+    best: Best
     step: int = 0
-    dropped: int = 0
-    waited: int = 0
-    failed: int = -1
-    certificate: Certificate | None = None
+    numbers: dict[str, float] = field(default_factory=dict)
     curves: dict[str, list[Any]] = field(
         default_factory=lambda: {
             "step": [],
@@ -221,219 +57,217 @@ class Fit:
 
 def train(
     fabric: Fabric,
-    modules: list[nn.Module],
-    penalty: Callable[[nn.Module], Tensor],
-    loss: str,
-    training: Frames,
-    validation: Frames,
+    networks: Sequence[Network],
+    training: Sequence[Frames],
+    validation: Sequence[Frames],
     schedule: Schedule,
-    seed: int,
-    checkpoint: Path | None,
-    progress: Progress,
-    zeros: ExactZeros | None = None,
-) -> tuple[Fit, list[dict[str, Tensor]]]:
-    """Trains modules side by side on the same batches.
+    *,
+    seed: int = 0,
+    cells_apart: bool = False,
+    hooks: Hooks | None = None,
+    checkpoint: Path | None = None,
+    digest: str = "",
+    progress: Progress = silent,
+) -> Fit:
+    """Trains networks side by side on the same batches.
 
-    The loss is the mean over known frames and cells, so that neither it nor the weight of a
-    penalty depends on the batch or on the number of cells. The learning rate drops once no module
-    got better.
+    The loss is the sum over cells of the mean over a cell's known frames: of a batch, the summed
+    loss of its known frames, over its frames and the part of all training frames in which the cell
+    is known. So it does not depend on the batch, and what is known of a cell does not weigh on
+    another. The learning rate drops when no start got better, of single cells where these are
+    fitted apart.
 
     Args:
-        modules: of one kind, from different starts.
-        penalty: what is added to the loss, of one bare module.
-        checkpoint: is written now and then, and read if it exists.
-        zeros: the masks that are trained with exact zeros, of the only module. Before training
-            ends because validation stalls, it is certified that no other entry should leave 0.
+        networks: of one kind, from different starts.
+        training, validation: of each recording.
+        seed: of the order of batches, and of what is random in the networks.
+        cells_apart: whether every parameter has the cell as its first axis, and no cell depends on
+            another's. Best weights and the learning rate are then a cell's own.
+        hooks: an optimizer, and what is done between its steps.
+        checkpoint: is written now and then, and read if it exists and has the digest.
+        digest: says what fit a checkpoint belongs to.
 
     Returns:
-        The curves and the best validation losses; and the weights of each module where its
-        validation loss was best.
+        The curves, the best validation losses, and the weights of each start where its validation
+        loss was best.
+
+    Raises:
+        RuntimeError: if the validation loss is not a number from some step on.
     """
-    starts = Starts(modules, penalty)
-    if zeros is None:
-        optimizer: torch.optim.Optimizer = torch.optim.Adam(
-            starts.parameters(), lr=schedule.learning_rate, fused=True
-        )
-    else:
-        alone = fabric.world_size == 1
-        optimizer = zeros.optimizer(starts.parameters(), schedule.learning_rate, alone)
-    fit, best = Fit([math.inf] * len(modules), [0] * len(modules)), starts.states()
+    hooks = hooks or Hooks()
+    starts = Starts(networks)
+    optimizer = hooks.optimizer(starts.parameters(), schedule.learning_rate, fabric.world_size)
+    stateful = networks[0].stateful
+    batches = Batches(training, schedule.batch, schedule.order, stateful, seed)
+    known = [
+        frames.known.sum(0) / number
+        for frames, number in zip(training, batches.frames(), strict=True)
+    ]
+    parts = training[0].known.shape[1] if cells_apart else 1
+    fit = Fit(Best.of(starts, parts, cells_apart))
+    state: Any = None
     torch.manual_seed(seed + fabric.global_rank)
-    saved = _read(checkpoint, fabric.device)
+    saved = checkpoints.read(checkpoint, digest, fabric.device)
     if saved is not None:
         starts.load_state_dict(saved["starts"])
         optimizer.load_state_dict(saved["optimizer"])
-        if zeros is not None:
-            zeros.resume()
-        fit, best = Fit(**saved["fit"]), saved["best"]
+        hooks.resume(saved["hooks"])
+        state = saved["state"]
+        fit = Fit(Best(**saved["best"]), saved["step"], curves=saved["curves"])
         torch.set_rng_state(saved["random"].cpu())
         if fabric.device.type == "cuda":
             torch.cuda.set_rng_state(saved["random_on_device"].cpu(), fabric.device)
-        logger.info("goes on from step %d of %d", fit.step, schedule.steps)
     module, optimizer = fabric.setup(starts, optimizer)
-    pointwise = LOSSES[loss]
 
-    def data_losses(batches: int | None) -> Iterator[Tensor]:
-        chosen = runs[:: -(-len(runs) // batches)] if batches else runs
-        count = sum(float(training.known[slice(*run)].sum()) for run in chosen)
+    def losses(number: int | None) -> Iterator[Tensor]:
+        """The parts of the loss over training data, for the hooks."""
+        chosen = batches.spread(number)
+        count = sum(training[i].known[slice(*run)].sum(0) for i, run in chosen)
         starts.eval()
-        for run in chosen:
-            frames, target, known = training.batch(run)
-            yield (pointwise(starts(frames)[0], target) * known).sum() / count
+        for index, run in chosen:
+            of_cells, _, _ = starts(*arguments(index, training[index].batch(run), None))
+            yield (of_cells / count).nan_to_num().sum()
         starts.train()
 
-    def back(frames: Tensor, target: Tensor, known: Tensor) -> Tensor:
-        """Computes the gradients of a batch, and returns the loss of each start."""
-        rate, penalties = module(frames)
-        values: Tensor = (pointwise(rate, target) * known).sum((1, 2)) / known.sum()
-        fabric.backward((values + penalties).sum())
-        return values.detach()
-
-    runs = training.runs(schedule.batch)
-    order = _shuffled(runs, seed, fit.step * fabric.world_size + fabric.global_rank, fabric)
+    order = batches.endless(fit.step * fabric.world_size + fabric.global_rank, fabric.world_size)
     begun = saved_at = time.monotonic()
     cost_of_saving = 0.0
-    since_check, seen = torch.zeros(len(modules), device=fabric.device), 0
+    since_check, seen = torch.zeros(starts.count, device=fabric.device), 0
     starts.train()
-    while fit.step < schedule.steps and fit.dropped <= schedule.drops:
-        learning_rate = schedule.rate(fit.step, fit.dropped)
+    while fit.step < schedule.steps and not fit.best.ended(schedule):
+        scale = fit.best.scale(schedule)
+        learning_rate = schedule.rate(fit.step)
+        together = bool((scale == scale[0, 0]).all())
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * (float(scale[0, 0]) if together else 1.0)
         optimizer.zero_grad(set_to_none=True)
-        if zeros is not None and zeros.due(fit.step):
-            zeros.refresh(data_losses)
-        values = back(*training.batch(next(order)))
-        optimizer.step()
-        since_check, seen = since_check + values, seen + 1
+        hooks.before_step(fit.step, losses)
+        recording, batch = next(order)
+        state = None if batch.begins else _detached(state)
+        of_cells, penalties, state = module(*arguments(recording, batch, state))
+        of_cells = of_cells / (len(batch.target) * known[recording]).clamp_min(1e-12)
+        fabric.backward((of_cells.sum(1) + penalties).sum())
+        if together:
+            optimizer.step()
+        else:
+            scaled_step(optimizer, starts, scale, cells_apart)
+        since_check, seen = since_check + of_cells.detach().mean(1), seen + 1
         fit.step += 1
 
         if fit.step % schedule.check_every and fit.step != schedule.steps:
             continue
-        losses = evaluate(starts, validation, pointwise, schedule.batch)
+        found = evaluate(starts, validation, schedule.batch)
+        overall = [row.nanmean().item() for row in found]
         for name, number in (
             ("step", fit.step),
             ("train_loss", (since_check / seen).tolist()),
-            ("validation_loss", losses),
-            ("learning_rate", learning_rate),
+            ("validation_loss", overall),
+            ("learning_rate", learning_rate * scale.max().item()),
         ):
             fit.curves[name].append(number)
         since_check, seen = torch.zeros_like(since_check), 0
-        if all(map(math.isnan, losses)):  # no step leads back from there
+        if all(map(math.isnan, overall)):  # no step leads back from there
             break
-        counts = fit.step >= min(schedule.burn_in, schedule.steps)
-        better = [
-            counts and now < before for now, before in zip(losses, fit.best_loss, strict=True)
-        ]
-        for index, state in enumerate(starts.states() if any(better) else ()):
-            if better[index]:
-                fit.best_loss[index], fit.best_step[index] = losses[index], fit.step
-                best[index] = state
-        fit.waited = 0 if any(better) or not counts else fit.waited + 1
-        if schedule.patience and fit.waited >= schedule.patience:
-            fit.waited, fit.dropped = 0, fit.dropped + 1
-            starts.restore(best)
-            if zeros is not None:
-                zeros.forget()
-                ends = fit.dropped > schedule.drops and fit.failed != fit.best_step[0]
-                if ends and zeros.certificate(data_losses).outside > zeros.TOLERANCE:
-                    fit.dropped, fit.failed = fit.dropped - 1, fit.best_step[0]
-                    zeros.refresh(data_losses, batches=None)  # lets in what the certificate found
-                else:
-                    zeros.refresh(data_losses)
-        progress(fit.step, schedule.steps, f"validation loss {min(fit.best_loss):.5g}")
+        fit.best.see(found if cells_apart else found.nanmean(1, True), fit.step, starts, schedule)
+        stalled = fit.best.stalled(schedule)
+        if stalled.any() and (cells_apart or bool(stalled.all())):
+            _drop(fit.best, stalled, starts, schedule, hooks, losses)
+        progress(fit.step, schedule.steps, f"validation loss {_lowest(fit.best):.5g}")
         now = time.monotonic()
-        if (
-            checkpoint is not None
-            and fabric.is_global_zero
-            and cost_of_saving <= CHECKPOINT_SHARE * (now - saved_at)
-        ):
-            _save(checkpoint, fabric, starts, optimizer, fit, best)
+        regular = fit.step % schedule.check_every == 0
+        last = fit.step + schedule.check_every > schedule.steps or fit.best.ended(schedule)
+        cheap = cost_of_saving <= CHECKPOINT_SHARE * (now - saved_at)
+        # The last regular validation is kept, for a fit of more steps to go on from.
+        if checkpoint is not None and fabric.is_global_zero and regular and (cheap or last):
+            content = _content(fabric, starts, optimizer, hooks, fit, _detached(state))
+            checkpoints.write(checkpoint, content | {"digest": digest})
             saved_at = time.monotonic()
             cost_of_saving = saved_at - now
-    if not math.isfinite(min(fit.best_loss)):
+    if not fit.best.loss.isfinite().any():
         if checkpoint is not None:  # there is nothing to go on from
             checkpoint.unlink(missing_ok=True)
         raise RuntimeError(
             f"the fit diverged (validation loss {fit.curves['validation_loss'][-1][0]:g} after "
             f"{fit.step} steps); lower learning_rate"
         )
-    if zeros is not None:
-        starts.restore(best)
-        zeros.end()
-        fit.certificate = zeros.certificate(data_losses)
+    starts.restore(fit.best.states)
+    fit.numbers = hooks.ended(losses)
     progress(schedule.steps, schedule.steps, f"{time.monotonic() - begun:.0f} s")
-    return fit, best
+    return fit
 
 
-def evaluate(
-    starts: Starts, frames: Frames, pointwise: Callable[[Tensor, Tensor], Tensor], batch: int
-) -> list[float]:
-    """The mean loss of each start over everything known in a split, in evaluation mode."""
-    was_training = starts.training
+def evaluate(starts: Starts, validation: Sequence[Frames], batch: int) -> Tensor:
+    """The mean loss (start, cell) over a cell's known frames, in evaluation mode; NaN without any.
+
+    The cells are those of all recordings, one after another.
+    """
+    was_training, length = starts.training, max(batch, EVALUATED)
     starts.eval()
-    total, count = torch.zeros(starts.count, dtype=torch.float64), 0.0
+    means = []
     with torch.no_grad():
-        for run in frames.runs(max(batch, 1024)):
-            stimulus, target, known = frames.batch(run)
-            loss = pointwise(starts(stimulus)[0], target) * known
-            total += loss.sum((1, 2)).cpu()
-            count += float(known.sum())
+        for index, frames in enumerate(validation):
+            cells = frames.known.shape[1]
+            total = torch.zeros(starts.count, cells, dtype=torch.float64)
+            state: Any = None
+            for run, begins in _in_order(frames, length, starts.one.stateful):
+                state = None if begins else state
+                of_cells, _, state = starts(*arguments(index, frames.batch(run), state))
+                total += of_cells.cpu()
+            means.append(total / frames.known.sum(0).cpu())
     starts.train(was_training)
-    return (total / count).tolist()
+    return torch.cat(means, 1)
 
 
-def _shuffled(
-    runs: list[tuple[int, int]], seed: int, position: int, fabric: Fabric
-) -> Iterator[tuple[int, int]]:
-    """Endless epochs of runs, each in its own order, for this process, from a position on."""
-    epoch, skip = divmod(position, len(runs))
-    while True:
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-        order = torch.randperm(len(runs), generator=generator).tolist()
-        index = skip
-        while index < len(runs):
-            yield runs[order[index]]
-            index += fabric.world_size
-        epoch, skip = epoch + 1, index - len(runs)
+def _in_order(frames: Frames, length: int, stateful: bool) -> Iterator[tuple[Any, bool]]:
+    """The runs of a split, and whether a segment begins with each."""
+    if not stateful:
+        yield from ((run, True) for run in frames.runs(length))
+        return
+    for pieces in frames.pieces(length):
+        yield from ((run, run is pieces[0]) for run in pieces)
 
 
-def _read(path: Path | None, device: torch.device) -> dict[str, Any] | None:
-    """A checkpoint, or None where there is none that can be read."""
-    if path is None or not path.exists():
-        return None
-    try:
-        saved: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-        _ = saved["starts"]  # not there in files of earlier versions
-    except Exception as error:  # whatever torch raises for a file that is none of its own
-        logger.warning("%s cannot be read (%s); the fit begins anew", path, type(error).__name__)
-        return None
-    return saved
-
-
-def _save(
-    path: Path,
-    fabric: Fabric,
-    starts: Starts,
-    optimizer: Any,
-    fit: Fit,
-    best: list[dict[str, Tensor]],
+def _drop(
+    best: Best, stalled: Tensor, starts: Starts, schedule: Schedule, hooks: Hooks, losses: Any
 ) -> None:
-    """Writes a checkpoint; where that fails, the fit goes on without, with a warning."""
+    """Lowers the learning rate where validation stalls; the hooks may put off the end."""
+    best.drop(stalled, starts)
+    ending = best.ended(schedule)
+    if not hooks.restored(losses, int(best.step[0, 0]), ending) and ending:
+        best.dropped = best.dropped - stalled.long()
+
+
+def _lowest(best: Best) -> float:
+    """The mean over parts of the best validation loss of the best start."""
+    finite = torch.where(best.loss.isfinite(), best.loss, torch.nan)
+    return float(finite.nanmean(1).nan_to_num(torch.inf).min())
+
+
+def _detached(state: Any) -> Any:
+    """A module's state without the graph that led to it."""
+    if isinstance(state, Tensor):
+        return state.detach()
+    if isinstance(state, tuple | list):
+        return type(state)(_detached(part) for part in state)
+    if isinstance(state, dict):
+        return {name: _detached(part) for name, part in state.items()}
+    return state
+
+
+def _content(
+    fabric: Fabric, starts: nn.Module, optimizer: Any, hooks: Hooks, fit: Fit, state: Any
+) -> dict[str, Any]:
+    """What a checkpoint holds."""
     content = {
         "starts": starts.state_dict(),
         "optimizer": optimizer.state_dict(),
-        "fit": vars(fit),
-        "best": best,
+        "hooks": hooks.state(),
+        "best": vars(fit.best),
+        "step": fit.step,
+        "curves": fit.curves,
+        "state": state,
         "random": torch.get_rng_state(),
     }
     if fabric.device.type == "cuda":
         content["random_on_device"] = torch.cuda.get_rng_state(fabric.device)
-    unfinished = path.with_suffix(".writing")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with unfinished.open("wb") as file:
-            torch.save(content, file)
-        unfinished.replace(path)
-    except (OSError, RuntimeError) as error:  # torch's own writer raises the latter
-        logger.warning("no checkpoint could be written (%s); the fit goes on without", error)
-        unfinished.unlink(missing_ok=True)
+    return content

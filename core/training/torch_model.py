@@ -1,8 +1,13 @@
 """The base of torch models: a subclass says what to build and what to penalise."""
 
+import copy
+import hashlib
+import json
+import zlib
 from abc import abstractmethod
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial, wraps
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -15,11 +20,16 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from retinakit.contracts.config import Config
-from retinakit.contracts.errors import UserError
+from retinakit.contracts.errors import RecordingError, UserError, nearest
 from retinakit.contracts.model import Model, coordinates_of
 from retinakit.contracts.progress import Progress, silent
-from retinakit.training.exact_zeros import ExactZeros
-from retinakit.training.loop import Fit, Frames, Schedule, train
+from retinakit.contracts.recording import segments
+from retinakit.scores import RATE_FLOOR
+from retinakit.training.frames import Frames
+from retinakit.training.hooks import Hooks
+from retinakit.training.loop import Fit, train
+from retinakit.training.schedule import Schedule
+from retinakit.training.starts import Network
 
 PREDICTION_BLOCK = 4096
 
@@ -33,12 +43,17 @@ class TorchConfig(Config):
     )
     loss: Literal["poisson", "mse"] = Field("poisson", description="What to minimise.")
     steps: int = Field(5000, ge=1, description="Training steps at most.")
-    batch: int = Field(2000, ge=1, description="Frames in a batch, contiguous in time.")
+    batch: int = Field(2000, ge=1, description="Frames in a batch.")
+    order: Literal["contiguous", "shuffled"] = Field(
+        "contiguous",
+        description="'contiguous': a batch is a run of frames; 'shuffled': frames drawn one by "
+        "one, each with its history, as for images, clips and responses that are seldom known.",
+    )
     learning_rate: float = Field(1e-2, gt=0, description="Of Adam, at the start.")
-    decay: Literal["cosine", "drop"] = Field(
+    decay: Literal["cosine", "drop", "constant"] = Field(
         "cosine",
         description="'cosine': lower the learning rate smoothly to 0 at the last step; "
-        "'drop': lower it when the validation loss stalls.",
+        "'drop': lower it when the validation loss stalls; 'constant': leave it.",
     )
     check_every: int = Field(200, ge=1, description="Steps between validations.")
     burn_in: int = Field(
@@ -64,7 +79,9 @@ class TorchConfig(Config):
 class TorchModel(Model):
     """A model whose prediction is a torch module, trained by `retinakit.training.loop`.
 
-    A subclass says `build`, and what else differs: `penalty`, `initialise`, and `parameters`.
+    A subclass says `build`, and what else differs: `penalty`, `loss`, `initialise`, `hooks`, and
+    `parameters`. What is minimised is a sum over cells of the mean loss over the frames in which a
+    cell is known, and the penalty.
     """
 
     Config: ClassVar[type[Config]] = TorchConfig
@@ -76,35 +93,83 @@ class TorchModel(Model):
         "accelerator": "cpu",
     }
 
+    shared: ClassVar[tuple[str, ...]] = ()
+    """Submodules that all recordings have in common, such as ("core",), by their names in the
+    module. A model that names some may be fitted to several recordings."""
+
+    cells_apart: ClassVar[bool] = False
+    """Whether the cell is the first axis of every parameter, and no cell depends on another's. Each
+    is then fitted as if it were alone: it has its own best weights and learning rate."""
+
+    inputs: ClassVar[tuple[str, ...]] = ("stimulus",)
+    """What the module is given: ("stimulus", "covariates") for one that takes covariates."""
+
+    stateful: ClassVar[bool] = False
+    """Whether the module has a state that is carried through a segment. It is then called with the
+    state last, None where a segment begins, and returns its prediction and the next state.
+    Gradients go back over the frames of a batch."""
+
     starts_together: ClassVar[bool] = False
     """Whether several starts may be trained as one vectorised module (`torch.vmap`), which is
     faster for small networks. Batch normalisation in training, for one, cannot be."""
 
     module: nn.Module
-    field: xr.Dataset
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.several = bool(cls.shared)
+        if "parameters" in cls.__dict__:  # a subclass describes one recording
+            cls.parameters = _of_all(cls.parameters)  # type: ignore[method-assign, assignment]
 
     @abstractmethod
     def build(self, field: xr.Dataset) -> nn.Module:
         """The module, with random weights.
 
         Args:
-            field: the coordinates `lag`, `y`, `x`, `cell` and perhaps `channel` of the recording.
+            field: the coordinates `lag`, `y`, `x`, `cell` and perhaps `channel` and `covariate` of
+                the recording.
 
         Returns:
             A module from frames (n + lags - 1, [channel,] y, x), oldest first, to the expected
-            spikes per bin (n, cell).
+            spikes per bin (n, cell). With covariates it is also given these, (n + lags - 1,
+            covariate). If its `forward` has a parameter `every`, it gives only each `every`-th
+            prediction, from the first on, which makes training in shuffled order cheaper.
         """
 
-    def penalty(self, module: nn.Module) -> Tensor:
-        """Added to the mean loss per frame and cell. Nothing by default."""
-        return torch.zeros((), device=next(module.parameters()).device)
+    def penalty(self, module: nn.Module, prediction: Tensor) -> Tensor:
+        """Added to the loss, which is a sum over cells. Nothing by default.
+
+        Args:
+            module: as built.
+            prediction: (n, cell), of a batch.
+        """
+        return torch.zeros((), device=prediction.device)
+
+    def loss(self, module: nn.Module, prediction: Tensor, target: Tensor) -> Tensor:
+        """The loss of each prediction: Poisson or squared error, by the option `loss`.
+
+        Args:
+            module: as built; it may hold parameters of a likelihood, such as a dispersion.
+            prediction: (n, cell), expected spikes per bin.
+            target: (n, cell), the response, 0 where it is unknown.
+
+        Returns:
+            (n, cell), a negative log-likelihood up to a constant.
+        """
+        if self.config.loss == "poisson":
+            return prediction - torch.xlogy(target, prediction + RATE_FLOOR)
+        return (prediction - target) ** 2
 
     def initialise(self, module: nn.Module, recording: xr.DataTree) -> None:
         """Sets weights from the training data before the first step. Does nothing by default."""
 
-    def exact_zeros(self, module: nn.Module) -> ExactZeros | None:
-        """The masks that are trained with exact zeros; their penalty is not in `penalty` then."""
-        return None
+    def hooks(self, modules: Sequence[nn.Module]) -> Hooks:
+        """An optimizer, and what is done between its steps. By default plain Adam.
+
+        Args:
+            modules: as built, one for each recording.
+        """
+        return Hooks()
 
     @property
     def lags(self) -> int:
@@ -113,13 +178,17 @@ class TorchModel(Model):
 
     def fit(
         self,
-        recording: xr.DataTree,
+        recording: xr.DataTree | Mapping[str, xr.DataTree],
         *,
         checkpoint: Path | None = None,
         progress: Progress = silent,
     ) -> xr.Dataset:
         config = self.config
-        self.field = coordinates_of(recording["train"].to_dataset(), config.lags)
+        recordings = self._named(recording)
+        fields = [
+            coordinates_of(one["train"].to_dataset(), config.lags) for one in recordings.values()
+        ]
+        self._check_options(recordings, fields)
         several = config.devices > 1
         fabric = Fabric(
             accelerator=config.accelerator,
@@ -129,85 +198,232 @@ class TorchModel(Model):
         )
         # A progress callback does not travel to the processes of DDP.
         watch = silent if several else progress
-        # A partial, because Fabric would take the recording apart as an argument.
-        work = partial(self._fit_starts, recording=recording, checkpoint=checkpoint, progress=watch)
-        curves, best_state = fabric.launch(work)
-        self._set_weights(best_state)
+        # A partial, because Fabric would take the recordings apart as an argument.
+        work = partial(
+            self._fit_starts,
+            recordings=list(recordings.values()),
+            fields=fields,
+            checkpoint=checkpoint,
+            progress=watch,
+        )
+        curves, weights = fabric.launch(work)
+        if "" in recordings:
+            self.field = fields[0]
+            self.set_weights(_of_recording(weights, 0))
+        else:
+            parts = {}
+            for index, name in enumerate(recordings):
+                parts[name] = part = copy.copy(self)
+                part.field = fields[index]
+                part.set_weights(_of_recording(weights, index))
+            self._join(parts)
         return curves
 
+    def _named(self, recording: xr.DataTree | Mapping[str, xr.DataTree]) -> dict[str, xr.DataTree]:
+        """The recordings by name; a single one has the name ""."""
+        if isinstance(recording, xr.DataTree):
+            return {"": recording}
+        if not self.several:
+            raise UserError(
+                f"the {type(self).__name__} is fitted to one recording and was given "
+                f"{len(recording)}; give one"
+            )
+        if not recording or "" in recording:
+            raise UserError("several recordings are given as a mapping from their names")
+        return dict(recording)
+
+    def _check_options(
+        self, recordings: Mapping[str, xr.DataTree], fields: list[xr.Dataset]
+    ) -> None:
+        """Raises UserError for what cannot be trained."""
+        c = self.config
+        if c.devices > 1 and (self.stateful or len(fields) > 1):
+            raise UserError("a model with a state, or of several recordings, takes devices: 1")
+        if self.stateful and c.order == "shuffled":
+            raise UserError("a model with a state needs order: contiguous")
+        first, *others = fields
+        for name, field in zip(list(recordings)[1:], others, strict=True):
+            for dim in ("channel", "y", "x"):
+                if field.sizes.get(dim) != first.sizes.get(dim):
+                    raise RecordingError(
+                        f"recording '{name}' has {field.sizes.get(dim, 'no')} '{dim}' and "
+                        f"'{next(iter(recordings))}' has {first.sizes.get(dim, 'none')}; crop "
+                        "them to the same field"
+                    )
+
     def _fit_starts(
-        self, fabric: Fabric, recording: xr.DataTree, checkpoint: Path | None, progress: Progress
+        self,
+        fabric: Fabric,
+        recordings: list[xr.DataTree],
+        fields: list[xr.Dataset],
+        checkpoint: Path | None,
+        progress: Progress,
     ) -> tuple[xr.Dataset, dict[str, NDArray[Any]]]:
         """Fits from every start, and returns the training curves and the best weights."""
         config = self.config
         training, validation = (
-            Frames.of(recording[name].to_dataset(), config.target, config.lags, fabric.device)
+            [
+                Frames(
+                    one[name].to_dataset(), config.target, config.lags, fabric.device, self.inputs
+                )
+                for one in recordings
+            ]
             for name in ("train", "validation")
         )
         schedule = Schedule(
             **{name: getattr(config, name) for name in Schedule.__dataclass_fields__}
         )
-        modules = []
+        networks = []
         for start in range(config.starts):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.seed * 1000 + start)
-                module = self.build(self.field)
-                self.initialise(module, recording)
-                modules.append(module.to(fabric.device))
+                modules = self._modules(recordings, fields)
+            network = Network(modules, self.penalty, self.loss, config.lags, self.stateful)
+            networks.append(network.to(fabric.device))
         together = self.starts_together and config.devices == 1
-        groups = [modules] if together else [[module] for module in modules]
-        curves: list[xr.Dataset] = []
-        best_loss, best_state = np.inf, {}
+        groups = [networks] if together else [[network] for network in networks]
+        fits: list[Fit] = []
         for index, group in enumerate(groups):
             with torch.random.fork_rng(devices=[]):
-                fit, states = train(
+                fit = train(
                     fabric,
                     group,
-                    self.penalty,
-                    config.loss,
                     training,
                     validation,
                     schedule,
-                    self.seed * 1000 + index,
-                    checkpoint and checkpoint.with_suffix(f".{index}.pt"),
-                    lambda done, total, message="", index=index: progress(
+                    seed=self.seed * 1000 + index,
+                    cells_apart=self.cells_apart,
+                    hooks=self.hooks(list(group[0].of_recording)),
+                    checkpoint=checkpoint and checkpoint.with_suffix(f".{index}.pt"),
+                    digest=self._digest(fields, training, index),
+                    progress=lambda done, total, message="", index=index: progress(
                         index * total + done, len(groups) * total, message
                     ),
-                    self.exact_zeros(group[0]),
                 )
-            curves.append(_curves(fit))
-            if min(fit.best_loss) < best_loss:
-                best_loss = min(fit.best_loss)
-                best_state = states[int(np.argmin(fit.best_loss))]
-        combined = xr.concat(curves, "start", join="outer")
+            fits.append(fit)
+        combined = xr.concat([_curves(fit) for fit in fits], "start", join="outer")
         combined = combined.assign_coords(start=np.arange(config.starts))
-        return combined, {k: v.cpu().numpy() for k, v in best_state.items()}
+        return combined, {name: value.cpu().numpy() for name, value in _chosen(fits).items()}
+
+    def _modules(self, recordings: list[xr.DataTree], fields: list[xr.Dataset]) -> list[nn.Module]:
+        """A module for each recording, at its start; what is shared is the first one's."""
+        modules: list[nn.Module] = []
+        for recording, field in zip(recordings, fields, strict=True):
+            self.field = field  # a penalty or a start may need it
+            module = self.build(field)
+            for name in self.shared if modules else ():
+                parent, _, child = name.rpartition(".")
+                setattr(module.get_submodule(parent), child, attrgetter(name)(modules[0]))
+            self.initialise(module, recording)
+            modules.append(module)
+        return modules
+
+    def _digest(self, fields: list[xr.Dataset], training: list[Frames], start: int) -> str:
+        """Says what fit a checkpoint belongs to: options, seed, start and responses.
+
+        The number of steps counts where the learning rate depends on it.
+        """
+        options = json.loads(self.config.model_dump_json())
+        if options["decay"] != "cosine":
+            options.pop("steps")
+        options.pop("starts" if not self.starts_together else "", None)
+        hashed = hashlib.blake2b(digest_size=16)
+        hashed.update(json.dumps([type(self).__name__, options, self.seed, start]).encode())
+        for field, frames in zip(fields, training, strict=True):
+            hashed.update(json.dumps({str(k): n for k, n in field.sizes.items()}).encode())
+            hashed.update(frames.target.cpu().numpy().tobytes())
+        return hashed.hexdigest()
+
+    @property
+    def recordings(self) -> tuple[str, ...]:
+        return tuple(self.__dict__.get("_parts", {}))
+
+    def of(self, name: str) -> "TorchModel":
+        parts: dict[str, TorchModel] = self.__dict__.get("_parts", {})
+        if name not in parts:
+            raise UserError(
+                f"the {type(self).__name__} was not fitted to a recording named '{name}'; "
+                f"{nearest(name, parts)}"
+            )
+        return parts[name]
+
+    def _join(self, parts: dict[str, "TorchModel"]) -> None:
+        """Makes this the model of several recordings, which has a model of each."""
+        first = next(iter(parts.values()))
+        for part in list(parts.values())[1:]:
+            for name in self.shared:
+                parent, _, child = name.rpartition(".")
+                shared = attrgetter(name)(first.module)
+                setattr(part.module.get_submodule(parent), child, shared)
+        self._parts = parts
+        fields = [_of_several(part.field, name) for name, part in parts.items()]
+        cells = xr.concat([field[["cell", "recording"]] for field in fields], "cell")
+        self.field = fields[0].drop_dims("cell").assign_coords(cells.coords)
+        self.module = first.module
 
     def respond(self, split: xr.Dataset) -> NDArray[Any]:
+        if self.stateful:
+            return self._respond_with_state(split)
         return self.over_frames(self.module, split)
 
-    def over_frames(self, function: Callable[[Tensor], Tensor], split: xr.Dataset) -> NDArray[Any]:
+    def over_frames(self, function: Callable[..., Tensor], split: xr.Dataset) -> NDArray[Any]:
         """What a function of frames gives for each frame of a split, in blocks of frames.
 
         Args:
-            function: from frames (n + lags - 1, [channel,] y, x), oldest first, to (n, ...), such
-                as the module.
+            function: from what the module is given, frames (n + lags - 1, [channel,] y, x), oldest
+                first, to (n, ...), such as the module.
             split: with at least `lags` frames.
 
         Returns:
             (frame, ...), NaN in the first `lags` - 1 frames.
         """
-        stimulus, lags, found = split["stimulus"], self.lags, []
+        lags, found = self.lags, []
         with torch.no_grad():
-            for first in range(0, len(stimulus) - lags + 1, PREDICTION_BLOCK):
-                last = first + PREDICTION_BLOCK + lags - 1
-                block = np.ascontiguousarray(stimulus[first:last].values, dtype=np.float32)
-                found.append(function(torch.from_numpy(block)).numpy())
+            for first in range(0, split.sizes["frame"] - lags + 1, PREDICTION_BLOCK):
+                block = slice(first, first + PREDICTION_BLOCK + lags - 1)
+                found.append(function(*self._read(split, block)).numpy())
         early = np.full((lags - 1, *found[0].shape[1:]), np.nan, np.float32)
         return np.concatenate([early, *found])
 
+    def _respond_with_state(self, split: xr.Dataset) -> NDArray[Any]:
+        """The predictions of a module with a state, segment by segment."""
+        before = self.lags - 1
+        rate = np.full((split.sizes["frame"], self.field.sizes["cell"]), np.nan, np.float32)
+        with torch.no_grad():
+            for segment in segments(split):
+                state = None
+                for first in range(segment.start + before, segment.stop, PREDICTION_BLOCK):
+                    last = min(first + PREDICTION_BLOCK, segment.stop)
+                    inputs = self._read(split, slice(first - before, last))
+                    prediction, state = self.module(*inputs, state)
+                    rate[first:last] = prediction.numpy()
+        return rate
+
+    def _read(self, split: xr.Dataset, frames: slice) -> list[Tensor]:
+        """What the module is given of some frames."""
+        if "covariates" in self.inputs and "covariates" not in split:
+            raise RecordingError(
+                f"the {type(self).__name__} takes covariates and the split has no 'covariates'; "
+                "predict from a split that has it"
+            )
+        return [
+            torch.from_numpy(np.ascontiguousarray(split[name][frames].values, dtype=np.float32))
+            for name in self.inputs
+        ]
+
     def state(self) -> xr.Dataset:
         self.check_fitted()
+        if self.recordings:
+            states = []
+            for index, part in enumerate(self._parts.values()):
+                state = part.state()
+                names = {n: f"{index}.{n}" for n in {*state.variables, *state.dims}}
+                attrs = {f"{index}.{key}": value for key, value in state.attrs.items()}
+                state = state.rename(names)
+                state.attrs = attrs
+                states.append(state)
+            merged = xr.merge(states, combine_attrs="no_conflicts")
+            return merged.assign_attrs(recordings=json.dumps(self.recordings))
         arrays = {
             f"module.{name}": ([f"{name}_{i}" for i in range(value.ndim)], value.numpy())
             for name, value in self.module.state_dict().items()
@@ -215,15 +431,41 @@ class TorchModel(Model):
         return self.field.assign(arrays)
 
     def restore(self, state: xr.Dataset) -> None:
+        if "recordings" in state.attrs:
+            parts = {}
+            for index, name in enumerate(json.loads(state.attrs["recordings"])):
+                prefix = f"{index}."
+                own = [n for n in state.variables if str(n).startswith(prefix)]
+                part = (
+                    state[own]
+                    .reset_coords(drop=False)
+                    .set_coords([n for n in own if n in state.coords])
+                )
+                names = {n: str(n).removeprefix(prefix) for n in {*part.variables, *part.dims}}
+                attrs = {
+                    key.removeprefix(prefix): value
+                    for key, value in state.attrs.items()
+                    if key.startswith(prefix)
+                }
+                parts[name] = model = copy.copy(self)
+                renamed = part.rename(names)
+                renamed.attrs = attrs
+                model.restore(renamed)
+            self._join(parts)
+            return
         weights = {
             str(name).removeprefix("module."): value.values
             for name, value in state.data_vars.items()
         }
         self.field = state[list(state.coords)]
         self.field.attrs = dict(state.attrs)
-        self._set_weights(weights)
+        self.set_weights(weights)
 
-    def _set_weights(self, weights: dict[str, NDArray[Any]]) -> None:
+    def set_weights(self, weights: Mapping[str, NDArray[Any]]) -> None:
+        """Builds the module for the fitted field and gives it weights, as `state_dict` names them.
+
+        A subclass may add what follows from the weights.
+        """
         self.module = self.build(self.field)
         self.module.load_state_dict({k: torch.from_numpy(v.copy()) for k, v in weights.items()})
         self.module.eval()
@@ -231,6 +473,79 @@ class TorchModel(Model):
     def check_fitted(self) -> None:
         if not hasattr(self, "module"):
             raise UserError(f"the {type(self).__name__} is not fitted; call fit or load first")
+
+
+def _of_all(parameters: Callable[[Any], xr.Dataset]) -> Callable[[Any], xr.Dataset]:
+    """The method `parameters` of one recording, for a model that may be of several."""
+
+    @wraps(parameters)
+    def of_all(model: TorchModel) -> xr.Dataset:
+        if model.recordings:
+            return joined({name: model.of(name).parameters() for name in model.recordings})
+        return parameters(model)
+
+    return of_all
+
+
+def joined(parts: Mapping[str, xr.Dataset]) -> xr.Dataset:
+    """Labelled arrays of several recordings as one, along `cell`.
+
+    What has no cells is of all recordings, and is the first one's. The coordinate `recording` says
+    whose each cell is, and a cell is named RECORDING/CELL.
+    """
+    named = [_of_several(part, name) for name, part in parts.items()]
+    with_cells = [part[[n for n in part.data_vars if "cell" in part[n].dims]] for part in named]
+    cells: xr.Dataset = xr.concat(with_cells, "cell", join="outer", combine_attrs="override")
+    alone = [n for n in named[0].data_vars if "cell" not in named[0][n].dims]
+    return cells.assign(named[0][alone].data_vars)
+
+
+def _of_several(labelled: xr.Dataset, recording: str) -> xr.Dataset:
+    """Arrays of one recording, with the cells named as those of several."""
+    cells = [f"{recording}/{cell}" for cell in labelled["cell"].values]
+    return labelled.assign_coords(
+        cell=("cell", np.array(cells)), recording=("cell", np.array([recording] * len(cells)))
+    )
+
+
+def randn_of_cells(field: xr.Dataset, *shape: int) -> Tensor:
+    """Standard normal numbers (cell, *shape) that depend on the seed and on each cell's name only.
+
+    So a cell starts with the same weights alone and beside others. To be used in
+    `TorchModel.build`.
+
+    Example:
+        >>> import torch
+        >>> import xarray as xr
+        >>> both, one = (xr.Dataset(coords={"cell": cells}) for cells in ([3, 8], [8]))
+        >>> _ = torch.manual_seed(0)
+        >>> bool((randn_of_cells(both, 4)[1] == randn_of_cells(one, 4)[0]).all())
+        True
+    """
+    drawn = []
+    for cell in field["cell"].values:
+        seed = torch.initial_seed() + zlib.crc32(str(cell).encode())
+        drawn.append(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)))
+    return torch.stack(drawn)
+
+
+def _of_recording(weights: Mapping[str, NDArray[Any]], index: int) -> dict[str, NDArray[Any]]:
+    """The weights of the module of one recording."""
+    prefix = f"{index}."
+    return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+
+
+def _chosen(fits: list[Fit]) -> dict[str, Tensor]:
+    """The best weights of all starts; of each cell its own where cells are fitted apart."""
+    states = [state for fit in fits for state in fit.best.states]
+    losses = torch.cat([fit.best.loss for fit in fits])
+    if not fits[0].best.apart:
+        return states[int(losses[:, 0].argmin())]
+    best = losses.argmin(0).tolist()
+    return {
+        name: torch.stack([states[start][name][cell] for cell, start in enumerate(best)])
+        for name in states[0]
+    }
 
 
 def _curves(fit: Fit) -> xr.Dataset:
@@ -244,14 +559,10 @@ def _curves(fit: Fit) -> xr.Dataset:
         )
         for name, values in fit.curves.items()
     }
+    losses = torch.where(fit.best.loss.isfinite(), fit.best.loss, torch.nan).nanmean(1)
     best = {
-        "best_validation_loss": ("start", fit.best_loss),
-        "best_step": ("start", fit.best_step),
-    }
-    if fit.certificate is not None:
-        best |= {
-            f"certificate_{name}": ("start", [value])
-            for name, value in fit.certificate._asdict().items()
-        }
+        "best_validation_loss": ("start", losses.tolist()),
+        "best_step": ("start", fit.best.step.amax(1).tolist()),
+    } | {name: ("start", [number]) for name, number in fit.numbers.items()}
     combined: xr.Dataset = xr.broadcast(xr.Dataset(curves))[0].transpose("start", ...)
     return combined.assign(best)

@@ -23,7 +23,8 @@ class CNNConfig(TorchConfig):
     The penalties of Yan et al.'s public code are kernel_l1 5.5e-4, kernel_l2 1e-3, dense_l2 1e-3
     and activity_l1 1e-3, its start is `normal` with dense weights of either sign, its learning rate
     1e-3. For a cell that fires in one bin of eighty those penalties outweigh the likelihood and the
-    subunits are not found; the defaults here find them.
+    subunits are not found; the defaults here find them. The loss is a sum over cells; penalties of
+    the filters are multiplied by the number of cells, so that their weights do not depend on it.
     """
 
     filters: int = Field(4, ge=1, description="Convolution filters in each layer.")
@@ -75,8 +76,6 @@ class CNNConfig(TorchConfig):
 class CNNModule(nn.Module):
     """Convolution, noise, ReLU (once or more); one weighted sum for each cell; softplus."""
 
-    activity: Tensor
-
     def __init__(self, config: CNNConfig, cells: int, channels: int, height: int, width: int):
         super().__init__()
         self.lags, self.noise, self.padding = config.lags, config.noise, config.deeper_padding
@@ -109,13 +108,12 @@ class CNNModule(nn.Module):
         self.log_a = nn.Parameter(torch.full((cells,), a).log(), requires_grad=learned)
         self.log_b = nn.Parameter(torch.full((cells,), b).log(), requires_grad=learned)
 
-    def forward(self, frames: Tensor) -> Tensor:
-        hidden = self.maps(frames)
+    def forward(self, frames: Tensor, every: int = 1) -> Tensor:
+        hidden = self.maps(frames, every=every)
         x = hidden.flatten(1) @ self.dense_weight().flatten(1).T + self.dense_bias
-        self.activity = x
         return self.log_a.exp() * softplus(self.log_b.exp() * x)
 
-    def maps(self, frames: Tensor, layers: int | None = None) -> Tensor:
+    def maps(self, frames: Tensor, layers: int | None = None, every: int = 1) -> Tensor:
         """The output (n, filter, map_y, map_x) of a layer, counted from 1; by default the last."""
         if frames.ndim == 3:
             frames = frames[:, None]
@@ -125,11 +123,16 @@ class CNNModule(nn.Module):
             drive = drive.unflatten(1, self.course.shape[1:]).sum(1)
         else:
             drive = correlate_in_time(frames, self.kernel, self.stride)
-        hidden = self._rectify(drive + self.bias[:, None, None])
+        hidden = self._rectify(drive[::every] + self.bias[:, None, None])
         deeper = list(zip(self.deeper, self.deeper_bias, strict=True))
         for kernel, bias in deeper[: None if layers is None else layers - 1]:
             hidden = self._rectify(conv2d(hidden, kernel, bias, padding=self.padding))
         return hidden
+
+    def drive(self, prediction: Tensor) -> Tensor:
+        """The input of the output nonlinearity, (n, cell), that leads to a prediction."""
+        y = (prediction / self.log_a.exp()).clamp_min(torch.finfo(prediction.dtype).tiny)
+        return (y + torch.log(-torch.expm1(-y))) / self.log_b.exp()  # the inverse of a softplus
 
     def kernels(self) -> Tensor:
         """(lag, filter, channel, kernel_y, kernel_x): the filters of the first layer."""
@@ -239,21 +242,21 @@ class CNN(TorchModel):
                 module.log_b.fill_(0.0)
             module.dense_bias.fill_(-2.0)
 
-    def penalty(self, module: nn.Module) -> Tensor:
+    def penalty(self, module: nn.Module, prediction: Tensor) -> Tensor:
         assert isinstance(module, CNNModule)
         c = self.config
         kernels = [module.kernels(), *module.deeper]
         cells = len(module.dense)
         terms = {
-            "kernel_l1": lambda: sum(k.abs().sum() for k in kernels),
-            "kernel_l2": lambda: sum((k**2).sum() for k in kernels),
-            "kernel_smoothness": lambda: (laplacian(kernels[0]) ** 2).sum(),
-            "dense_l1": lambda: module.dense.abs().sum() / cells,
-            "dense_l2": lambda: (module.dense**2).sum() / cells,
-            "activity_l1": lambda: module.activity.abs().mean(),
+            "kernel_l1": lambda: cells * sum(k.abs().sum() for k in kernels),
+            "kernel_l2": lambda: cells * sum((k**2).sum() for k in kernels),
+            "kernel_smoothness": lambda: cells * (laplacian(kernels[0]) ** 2).sum(),
+            "dense_l1": lambda: module.dense.abs().sum(),
+            "dense_l2": lambda: (module.dense**2).sum(),
+            "activity_l1": lambda: module.drive(prediction).abs().mean(0).sum(),
         }
         # A term of no weight would still cost a small network a tenth of its step.
-        total = super().penalty(module)
+        total = super().penalty(module, prediction)
         for name, term in terms.items():
             if weight := getattr(c, name):
                 total = total + weight * term()

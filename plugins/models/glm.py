@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from retinakit.contracts import mean_response
 from retinakit.layers import roughness, sum_over_lags
-from retinakit.training import ImageModelConfig, TorchModel
+from retinakit.training import ImageModelConfig, TorchModel, randn_of_cells
 
 FILTER_START = 1e-3
 """Standard deviation that filters start with."""
@@ -40,34 +40,36 @@ class LNPConfig(ImageModelConfig):
 class GLMModule(nn.Module):
     """f(Σ filter · stimulus + offset) + bias, one filter for each cell."""
 
-    def __init__(self, cells: int, lags: int, pixels: int, nonlinearity: Literal["relu", "exp"]):
+    def __init__(self, start: Tensor, nonlinearity: Literal["relu", "exp"]):
         super().__init__()
+        cells = len(start)
         self.nonlinearity = nonlinearity
-        self.filter = nn.Parameter(torch.randn(cells, lags, pixels) * FILTER_START)
+        self.filter = nn.Parameter(start * FILTER_START)  # (cell, lag, pixel)
         self.offset = nn.Parameter(torch.full((cells,), LNP_OFFSET))
         if nonlinearity == "relu":
             self.bias = nn.Parameter(torch.zeros(cells))
 
-    def forward(self, frames: Tensor) -> Tensor:
+    def forward(self, frames: Tensor, every: int = 1) -> Tensor:
         cells, lags, _ = self.filter.shape
         by_lag = frames.flatten(1) @ self.filter.transpose(0, 1).flatten(0, 1).T
-        drive = sum_over_lags(by_lag.view(-1, lags, cells), lags) + self.offset
+        drive = sum_over_lags(by_lag.view(-1, lags, cells), lags)[::every] + self.offset
         return drive.relu() + self.bias if self.nonlinearity == "relu" else drive.exp()
 
 
 class GLM(TorchModel):
     """A linear filter, a ReLU, and a constant after it, with a ridge penalty (section 5.1).
 
-    rate = max(0, Σ filter · stimulus + offset) + bias, by least squares. Penalties are means over
-    cells, as the loss is, so that each cell is fitted as if it were alone.
+    rate = max(0, Σ filter · stimulus + offset) + bias, by least squares. Each cell is fitted as if
+    it were alone.
     """
 
     Config: ClassVar[type[ImageModelConfig]] = GLMConfig
+    cells_apart = True
     nonlinearity: Literal["relu", "exp"] = "relu"
 
     def build(self, field: xr.Dataset) -> nn.Module:
         pixels = int(np.prod([field.sizes[d] for d in ("channel", "y", "x") if d in field.sizes]))
-        return GLMModule(field.sizes["cell"], self.lags, pixels, self.nonlinearity)
+        return GLMModule(randn_of_cells(field, self.lags, pixels), self.nonlinearity)
 
     def initialise(self, module: nn.Module, recording: xr.DataTree) -> None:
         """Starts at the mean response, where every cell's ReLU is open."""
@@ -77,9 +79,9 @@ class GLM(TorchModel):
             with torch.no_grad():
                 module.offset.copy_(torch.from_numpy(mean.fillna(0).values).clamp_min(0.01))
 
-    def penalty(self, module: nn.Module) -> Tensor:
+    def penalty(self, module: nn.Module, prediction: Tensor) -> Tensor:
         assert isinstance(module, GLMModule)
-        return self.config.ridge * (module.filter**2).sum((1, 2)).mean()
+        return self.config.ridge * (module.filter**2).sum()
 
     def parameters(self) -> xr.Dataset:
         self.check_fitted()
@@ -104,9 +106,9 @@ class LNP(GLM):
     Config = LNPConfig
     nonlinearity: Literal["relu", "exp"] = "exp"
 
-    def penalty(self, module: nn.Module) -> Tensor:
+    def penalty(self, module: nn.Module, prediction: Tensor) -> Tensor:
         assert isinstance(module, GLMModule)
-        c, cells = self.config, len(module.filter)
+        c = self.config
         images = module.filter.unflatten(2, (-1, self.field.sizes["y"], self.field.sizes["x"]))
         rough, sparse = roughness(images), module.filter.abs().sum()
-        return (c.smoothness * rough + c.sparsity * sparse) / cells
+        return c.smoothness * rough + c.sparsity * sparse

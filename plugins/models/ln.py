@@ -36,11 +36,12 @@ class LNModule(nn.Module):
     def __init__(self, cells: int, lags: int, pixels: int, rank: int, nonlinearity: str):
         super().__init__()
         self.lags, self.nonlinearity, self.rank = lags, nonlinearity, rank
+        # All of it is set from the average, but for a rank that is larger than the average's.
         if rank:
-            self.temporal = nn.Parameter(torch.randn(cells, rank, lags) * 0.1)
-            self.spatial = nn.Parameter(torch.randn(cells, rank, pixels) * 0.01)
+            self.temporal = nn.Parameter(torch.zeros(cells, rank, lags))
+            self.spatial = nn.Parameter(torch.zeros(cells, rank, pixels))
         else:
-            self.filter = nn.Parameter(torch.randn(cells, lags, pixels) * 0.01)
+            self.filter = nn.Parameter(torch.zeros(cells, lags, pixels))
         self.offset = nn.Parameter(torch.full((cells,), -2.0))
         self.log_gain = nn.Parameter(torch.zeros(cells))
 
@@ -50,17 +51,17 @@ class LNModule(nn.Module):
             return self.filter
         return torch.einsum("crl,crp->clp", self.temporal, self.spatial)
 
-    def forward(self, frames: Tensor) -> Tensor:
+    def forward(self, frames: Tensor, every: int = 1) -> Tensor:
         flat = frames.flatten(1)
         if self.rank:
             cells, rank, lags = self.temporal.shape
             seen = (flat @ self.spatial.flatten(0, 1).T).view(-1, cells, rank)
-            windows = seen.unfold(0, lags, 1).flip(-1)
+            windows = seen.unfold(0, lags, every).flip(-1)
             drive = torch.einsum("ncrl,crl->nc", windows, self.temporal)
         else:
             cells, lags, _ = self.filter.shape
             by_lag = flat @ self.filter.transpose(0, 1).flatten(0, 1).T
-            drive = sum_over_lags(by_lag.view(-1, lags, cells), lags)
+            drive = sum_over_lags(by_lag.view(-1, lags, cells), lags)[::every]
         drive = drive + self.offset
         if self.nonlinearity == "exponential":
             return torch.exp(drive)
@@ -76,6 +77,7 @@ class LN(TorchModel):
     """
 
     Config = LNConfig
+    cells_apart = True
 
     def build(self, field: xr.Dataset) -> nn.Module:
         pixels = int(np.prod([field.sizes[d] for d in ("channel", "y", "x") if d in field.sizes]))
@@ -106,7 +108,8 @@ class LN(TorchModel):
             else:
                 # A drive of standard deviation 2 around -3, with the gain that gives the mean.
                 scale = 2 / (power**0.5 * average.flatten(1).norm(dim=1) + 1e-12)
-                drive = 2 * torch.randn(10_000) - 3
+                quantile = (torch.arange(10_000) + 0.5) / 10_000
+                drive = 2 * torch.special.ndtri(quantile) - 3
                 module.offset.fill_(-3.0)
                 module.log_gain.copy_((mean / nn.functional.softplus(drive).mean()).log())
             if module.rank:
@@ -114,7 +117,7 @@ class LN(TorchModel):
             else:
                 module.filter.copy_(average * scale[:, None, None])
 
-    def penalty(self, module: nn.Module) -> Tensor:
+    def penalty(self, module: nn.Module, prediction: Tensor) -> Tensor:
         assert isinstance(module, LNModule)
         c, shape = self.config, tuple(self.field.sizes[d] for d in ("y", "x"))
         maps: Tensor
@@ -129,8 +132,7 @@ class LN(TorchModel):
             + _second_difference(images, -2)
             + _second_difference(courses, -1)
         )
-        cells = maps.shape[0]
-        return (c.smoothness * rough + c.sparsity * maps.abs().sum()) / cells
+        return c.smoothness * rough + c.sparsity * maps.abs().sum()
 
     def parameters(self) -> xr.Dataset:
         self.check_fitted()

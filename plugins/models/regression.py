@@ -106,18 +106,31 @@ class Regression(Model):
         shape = tuple(train["stimulus"].sizes[d] for d in train["stimulus"].dims[1:])
         kernel = np.zeros((cells, self.lags, *shape), np.float32)
         penalties = np.array([penalty for penalty, _ in self.estimators()])
-        offset, losses, tried = np.zeros(cells), np.zeros((cells, len(penalties))), []
+        offset, losses, tried = np.zeros(cells), np.full((cells, len(penalties)), np.nan), []
         crops = [
             (..., slice(top, top + side[0]), slice(left, left + side[1])) for top, left in corners
         ]
         for cell, crop in enumerate(crops):
             (x, y), (x_held_out, y_held_out) = (windows.of(cell, crop) for windows in seen)
+            if len(y) == 0:
+                raise UserError(
+                    f"cell {field['cell'].values[cell]} has no response in a frame of 'train' with "
+                    f"{self.lags} frames of history; leave it out, or use fewer lags"
+                )
             fitted = [estimator.fit(x, y) for _, estimator in self.estimators()]
-            losses[cell] = [((e.predict(x_held_out) - y_held_out) ** 2).mean() for e in fitted]
+            if len(y_held_out):
+                losses[cell] = [((e.predict(x_held_out) - y_held_out) ** 2).mean() for e in fitted]
             tried.append([(estimator.coef_, estimator.intercept_) for estimator in fitted])
             progress(cell + 1, cells)
         together = isinstance(self.config, PenalisedConfig) and self.config.one_penalty
-        error = losses.mean(0, keepdims=True) if together else losses
+        if np.isnan(losses).all():
+            raise UserError(
+                f"no cell has a response in a frame of 'validation' with {self.lags} frames of "
+                "history; use fewer lags or longer segments"
+            )
+        mean = np.nanmean(losses, 0)
+        # A cell that was not recorded in validation has the penalty that is best for the others.
+        error = mean[None] if together else np.where(np.isnan(losses), mean, losses)
         best = np.broadcast_to(error.argmin(1), cells)
         for cell, crop in enumerate(crops):
             weights, offset[cell] = tried[cell][best[cell]]
@@ -129,7 +142,7 @@ class Regression(Model):
             penalty=("cell", penalties[best]),
         )
         return xr.Dataset(
-            {"validation_loss": ("check", losses.mean(0))},
+            {"validation_loss": ("check", mean)},
             coords={"check": np.arange(len(penalties)), "penalty": ("check", penalties)},
         )
 
@@ -189,19 +202,10 @@ class _Windows:
         self.full = full_history(split["segment"], lags)
 
     def of(self, cell: int, crop: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Checks (frame, lag by check) and responses (frame,) where there is a response.
-
-        Raises:
-            UserError: if there is none.
-        """
+        """Checks (frame, lag by check) and responses (frame,) where there is a response."""
         frames = np.flatnonzero(self.full & np.isfinite(self.response[:, cell]))
-        if len(frames) == 0:
-            raise UserError(
-                f"cell number {cell} has no response in a frame with {self.lags} frames of "
-                "history; leave it out, or use fewer lags"
-            )
-        part = self.stimulus[crop]
-        lagged = [part[frames - lag].reshape(len(frames), -1) for lag in range(self.lags)]
+        part = self.stimulus[crop].reshape(len(self.stimulus), -1)
+        lagged = [part[frames - lag] for lag in range(self.lags)]
         return np.concatenate(lagged, 1, dtype=np.float64), self.response[frames, cell]
 
 

@@ -1,6 +1,6 @@
 """A network for a whole population that separates what a cell reads from where (Klindt 2017)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Literal, Self
 
@@ -24,7 +24,7 @@ from retinakit.layers import (
     roughness,
 )
 from retinakit.spikes import CELLS_AT_ONCE, STA_SMOOTHING, locations
-from retinakit.training import ExactZeros, ImageModelConfig, TorchModel
+from retinakit.training import ExactZeros, Hooks, ImageModelConfig, TorchModel
 
 EVALUATED = 256
 """Frames whose feature maps are held at a time in a prediction."""
@@ -40,9 +40,10 @@ KERNEL_START = 0.01
 class WhatWhereConfig(ImageModelConfig):
     """Options of the network.
 
-    The loss is a mean over cells and frames, and penalties of the readout are means over cells:
-    the weights of the paper serve as they are. Where a weight for smoothness or group sparsity was
-    chosen for a loss summed over N cells, it is divided by N here.
+    The loss is a mean over frames and a sum over cells, and so are the penalties of the readout:
+    the weights of the paper serve as they are. The penalties of the kernels are multiplied by the
+    number of cells, so that their weights do not depend on it: one that was chosen for a loss
+    summed over N cells is divided by N here.
     """
 
     filters: list[int] = Field(
@@ -172,12 +173,10 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-class WhatWhereModule(nn.Module):
-    """Convolution layers that all cells share, and a readout for each cell."""
+class ConvolutionLayers(nn.Module):
+    """The layers that all cells share, from frames to feature maps."""
 
-    activity: Tensor
-
-    def __init__(self, config: WhatWhereConfig, cells: int, channels: int, places: tuple[int, int]):
+    def __init__(self, config: WhatWhereConfig, channels: int):
         super().__init__()
         self.config = config
         self.kernel = nn.ParameterList()
@@ -198,43 +197,14 @@ class WhatWhereModule(nn.Module):
             # 0 for the filters that `without` silenced. Only an evaluated network has such.
             self.register_buffer(f"kept_{layer}", torch.ones(filters, 1, 1))
             incoming = filters
-        self.readout: SeparableReadout | FullReadout
-        signs = {"positive_weight": config.positive_weight, "bias": config.bias}
-        if config.readout == "full":
-            self.readout = FullReadout(cells, incoming, places, bias=config.bias)
-        elif config.readout == "gaussian":
-            self.readout = GaussianReadout(cells, incoming, places, **signs)
-        else:
-            self.readout = FactorizedReadout(
-                cells,
-                incoming,
-                places,
-                # Of |m| there is no gradient where m is 0; proximal steps keep m ≥ 0 themselves.
-                positive_mask=config.positive_mask and not config.exact_zeros,
-                normalise=config.normalise_mask and config.readout == "factorized",
-                **signs,
-            )
 
-    def forward(self, frames: Tensor) -> Tensor:
-        """Frames (n + lags - 1, [channel,] y, x) to expected responses (n, cell)."""
-        if self.training:
-            return self._respond(frames)
-        # The maps of all frames together could fill the memory.
-        before = self.config.lags - 1
-        starts = range(0, len(frames) - before, EVALUATED)
-        return torch.cat([self._respond(frames[a : a + EVALUATED + before]) for a in starts])
-
-    def _respond(self, frames: Tensor) -> Tensor:
-        features = dropout(self.features(frames), self.config.dropout, self.training)
-        self.activity = FUNCTIONS[self.config.output](self.readout(features))
-        return self.activity
-
-    def features(self, frames: Tensor, layers: int | None = None) -> Tensor:
+    def forward(self, frames: Tensor, layers: int | None = None, every: int = 1) -> Tensor:
         """The maps (n, filter, height, width) of a layer, counted from 1; by default the last.
 
         Args:
             frames: (n + lags - 1, [channel,] y, x).
             layers: how many layers to apply.
+            every: give the maps of each `every`-th frame only.
         """
         c, last = self.config, len(self.kernel) - 1
         hidden = frames if frames.ndim == 4 else frames[:, None]
@@ -244,7 +214,7 @@ class WhatWhereModule(nn.Module):
             elif c.lags == 1:
                 hidden = correlate(hidden, kernel[0])
             else:
-                hidden = correlate_in_time(hidden, kernel)
+                hidden = correlate_in_time(hidden, kernel)[::every]
             if c.normalisation == "batch":
                 hidden = self.norm[layer](hidden)
             if c.offset:
@@ -264,6 +234,45 @@ class WhatWhereModule(nn.Module):
             first / first.norm(dim=(3, 4), keepdim=True).norm(dim=0, keepdim=True),
             *(kernel / kernel.norm(dim=(2, 3), keepdim=True) for kernel in others),
         ]
+
+
+class WhatWhereModule(nn.Module):
+    """Convolution layers that all cells share, and a readout for each cell."""
+
+    def __init__(self, config: WhatWhereConfig, cells: int, channels: int, places: tuple[int, int]):
+        super().__init__()
+        self.config = config
+        self.core = ConvolutionLayers(config, channels)
+        features = config.filters[-1]
+        self.readout: SeparableReadout | FullReadout
+        signs = {"positive_weight": config.positive_weight, "bias": config.bias}
+        if config.readout == "full":
+            self.readout = FullReadout(cells, features, places, bias=config.bias)
+        elif config.readout == "gaussian":
+            self.readout = GaussianReadout(cells, features, places, **signs)
+        else:
+            self.readout = FactorizedReadout(
+                cells,
+                features,
+                places,
+                # Of |m| there is no gradient where m is 0; proximal steps keep m ≥ 0 themselves.
+                positive_mask=config.positive_mask and not config.exact_zeros,
+                normalise=config.normalise_mask and config.readout == "factorized",
+                **signs,
+            )
+
+    def forward(self, frames: Tensor, every: int = 1) -> Tensor:
+        """Frames (n + lags - 1, [channel,] y, x) to expected responses (n, cell)."""
+        if self.training or every > 1:
+            return self._respond(frames, every)
+        # The maps of all frames together could fill the memory.
+        before = self.config.lags - 1
+        starts = range(0, len(frames) - before, EVALUATED)
+        return torch.cat([self._respond(frames[a : a + EVALUATED + before]) for a in starts])
+
+    def _respond(self, frames: Tensor, every: int = 1) -> Tensor:
+        features = dropout(self.core(frames, every=every), self.config.dropout, self.training)
+        return FUNCTIONS[self.config.output](self.readout(features))
 
 
 class FullReadout(nn.Module):
@@ -312,6 +321,7 @@ class WhatWhere(TorchModel):
     """
 
     Config = WhatWhereConfig
+    shared = ("core",)
     quick: ClassVar[dict[str, Any]] = TorchModel.quick | {
         "filters": [3, 2],
         "kernels": [3, 3],
@@ -375,20 +385,20 @@ class WhatWhere(TorchModel):
                 "known_kernel is set and the recording has no 'kernel' in 'truth'; leave it out"
             )
         known = torch.from_numpy(truth["kernel"].values).float()[None, :, None]
-        if known.shape != module.kernel[0].shape:
+        if known.shape != module.core.kernel[0].shape:
             raise UserError(
                 f"the true kernels are {tuple(truth['kernel'].shape)} and the network's are "
-                f"{tuple(module.kernel[0].shape[i] for i in (1, 3, 4))} (filter, y, x); set "
+                f"{tuple(module.core.kernel[0].shape[i] for i in (1, 3, 4))} (filter, y, x); set "
                 "filters and kernels to the former"
             )
         with torch.no_grad():
-            module.kernel[0].copy_(known)
-        module.kernel[0].requires_grad_(False)
+            module.core.kernel[0].copy_(known)
+        module.core.kernel[0].requires_grad_(False)
 
-    def penalty(self, module: nn.Module) -> Tensor:
+    def penalty(self, module: nn.Module, prediction: Tensor) -> Tensor:
         assert isinstance(module, WhatWhereModule)
-        c, readout, kernels = self.config, module.readout, module.kernels()
-        total = c.activity_l1 * module.activity.abs().mean()
+        c, readout, kernels = self.config, module.readout, module.core.kernels()
+        total = c.activity_l1 * prediction.abs().mean(0).sum()
         if isinstance(readout, SeparableReadout):
             of_masks = 0.0 if c.exact_zeros else c.mask_l1
             # A term of no weight would still cost a pass over the masks.
@@ -399,27 +409,33 @@ class WhatWhere(TorchModel):
             if c.product_l1:
                 total = total + c.product_l1 * readout.product_l1()
         else:
-            total = total + c.readout_l2 * (readout.weight**2).sum() / len(readout.weight)
+            total = total + c.readout_l2 * (readout.weight**2).sum()
+        of_kernels = torch.zeros((), device=prediction.device)
         if c.smoothness:
             smoothed = kernels if c.smooth_layers == "all" else kernels[:1]
             for kernel in smoothed:
-                total = total + c.smoothness * roughness(kernel, c.normalise_smoothness)
+                of_kernels = of_kernels + c.smoothness * roughness(kernel, c.normalise_smoothness)
         if c.group_sparsity:
             for kernel in kernels[1:] or [kernels[0].flatten(0, 1)]:
-                total = total + c.group_sparsity * group_sparsity(kernel)
-        return total
+                of_kernels = of_kernels + c.group_sparsity * group_sparsity(kernel)
+        return total + prediction.shape[1] * of_kernels
 
-    def exact_zeros(self, module: nn.Module) -> ExactZeros | None:
+    def hooks(self, modules: Sequence[nn.Module]) -> Hooks:
         c = self.config
         if not c.exact_zeros:
-            return None
+            return Hooks()
+        if len(modules) > 1:
+            raise UserError(
+                "exact_zeros takes one recording and was given several; leave it out, or fit each "
+                "recording by itself"
+            )
+        (module,) = modules
         assert isinstance(module, WhatWhereModule)
         assert isinstance(module.readout, FactorizedReadout)
-        cells = module.readout.mask.shape[1]
-        return ExactZeros(module.readout, c.mask_l1 / cells, c.positive_mask, c.refresh_every)
+        return ExactZeros(module.readout, c.mask_l1, c.positive_mask, c.refresh_every)
 
-    def _set_weights(self, weights: dict[str, NDArray[Any]]) -> None:
-        super()._set_weights(weights)
+    def set_weights(self, weights: Mapping[str, NDArray[Any]]) -> None:
+        super().set_weights(weights)
         if self.config.exact_zeros:
             readout = self.module.readout
             assert isinstance(readout, FactorizedReadout)
@@ -431,8 +447,8 @@ class WhatWhere(TorchModel):
     def activity(self, split: Shown, layer: str) -> xr.DataArray:
         self.check_layer(layer)
         split, number = self.prepare(split), list(self.layers()).index(layer) + 1
-        module: Any = self.module
-        values = self.over_frames(partial(module.features, layers=number), split)
+        core: Any = self.module.core
+        values = self.over_frames(partial(core, layers=number), split)
         maps = self.label(values, split, ("frame", "filter", "map_y", "map_x"), name=layer)
         return maps.assign_coords(filter=np.arange(values.shape[1]))
 
@@ -441,7 +457,8 @@ class WhatWhere(TorchModel):
         self.check_units(layer, units, self.config.filters[number])
         silenced = type(self)(self.config, seed=self.seed)
         silenced.restore(self.state())
-        silenced.module.get_buffer(f"kept_{number}")[list(units)] = 0
+        core: Any = silenced.module.core
+        core.get_buffer(f"kept_{number}")[list(units)] = 0
         return silenced
 
     def parameters(self) -> xr.Dataset:
@@ -454,7 +471,7 @@ class WhatWhere(TorchModel):
         self.check_fitted()
         module: Any = self.module
         c, readout = self.config, module.readout
-        first, *deeper = (kernel.detach().numpy() for kernel in module.kernels())
+        first, *deeper = (kernel.detach().numpy() for kernel in module.core.kernels())
         kernel = xr.DataArray(first, dims=("lag", "filter", "channel", "kernel_y", "kernel_x"))
         if "channel" not in self.field.sizes:
             kernel = kernel.isel(channel=0)
@@ -474,7 +491,7 @@ class WhatWhere(TorchModel):
             variables[f"kernel_{layer}"] = (dims, weights)
             coords |= {d: np.arange(n) for d, n in zip(dims, weights.shape, strict=True)}
             incoming = dims[0]
-        for layer, offset in enumerate(module.offset, start=1):
+        for layer, offset in enumerate(module.core.offset, start=1):
             name = "filter" if layer == 1 else f"filter_{layer}"
             suffix = "" if layer == 1 else f"_{layer}"
             variables[f"kernel_bias{suffix}"] = (name, offset.detach().numpy())
