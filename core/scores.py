@@ -1,11 +1,19 @@
 """Scores of a prediction, against a known rate, repeated trials, or single spikes.
 
 All take DataArrays with the dimension `frame` and give one number for each of the other
-coordinates (`cell`, sweeps). Frames where either is NaN are left out; nothing is clipped.
+coordinates (`cell`, sweeps). Frames where either is NaN are left out; nothing is clipped. Where no
+number can be given it is NaN, and `reason` says why.
 """
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
+
+NOT_RECORDED = "the cell was not recorded"
+"""The `reason` of a cell that was not recorded in the frames that are scored."""
+
+RATE_FLOOR = 1e-8
+"""Added to a rate in the logarithm of a Poisson loss, in training too."""
 
 
 def _pair(predicted: xr.DataArray, observed: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
@@ -14,11 +22,99 @@ def _pair(predicted: xr.DataArray, observed: xr.DataArray) -> tuple[xr.DataArray
 
 
 def correlation(predicted: xr.DataArray, observed: xr.DataArray) -> xr.DataArray:
-    """Pearson correlation over frames; NaN where either is constant, to its type's precision."""
+    """Pearson correlation over frames; NaN where either is constant, to its type's precision.
+
+    Example:
+        >>> rate = xr.DataArray([0.0, 1.0, 2.0, 1.0], dims="frame")
+        >>> round(float(correlation(rate, 3 - 2 * rate)), 6)
+        -1.0
+    """
     predicted, observed = _pair(predicted, observed)
     (a, varies_a), (b, varies_b) = _deviation(predicted), _deviation(observed)
     variance = (a**2).mean("frame") * (b**2).mean("frame")
     return (a * b).mean("frame") / variance.where(varies_a & varies_b) ** 0.5
+
+
+def correlation_interval(
+    predicted: xr.DataArray, observed: xr.DataArray, draws: int, block: int, seed: int
+) -> tuple[xr.DataArray, xr.DataArray]:
+    """The 95 % interval of the correlation, by a bootstrap over blocks of frames.
+
+    Args:
+        predicted, observed: (frame, cell).
+        draws: number of bootstrap draws.
+        block: frames that a draw keeps together.
+        seed: of the draws.
+
+    Returns:
+        The 2.5 and 97.5 percentiles over draws, (cell), NaN where the correlation is.
+    """
+    frames = predicted.notnull().any("cell").values
+    both = [a.transpose("frame", "cell").isel(frame=frames) for a in _pair(predicted, observed)]
+    a, b = (_deviation(trace)[0].values for trace in both)
+    known = np.isfinite(a)
+    a, b = np.where(known, a, 0), np.where(known, b, 0)
+    length = min(block, len(a))
+    starts = np.arange(len(a) - length + 1)
+    # A draw's moments are sums over its blocks of those of each block.
+    running = np.cumsum(np.stack([known, a, b, a * a, b * b, a * b]).astype(float), 1)
+    running = np.pad(running, ((0, 0), (1, 0), (0, 0)))
+    of_block = running[:, starts + length] - running[:, starts]
+    random, values = np.random.default_rng(seed), []
+    for _ in range(draws):
+        drawn = random.integers(0, len(starts), -(-len(a) // length))
+        n, *moments = of_block[:, drawn].sum(1)
+        values.append(_correlation_of_moments(n, *moments))
+    missing = correlation(*both).isnull().values
+    drawn_values = np.where(missing, 0.0, np.array(values))
+    low, high = np.nanpercentile(drawn_values, [2.5, 97.5], axis=0)
+    coords = {"cell": predicted["cell"].variable}
+    low, high = (
+        xr.DataArray(np.where(missing, np.nan, edge), coords, ("cell",)) for edge in (low, high)
+    )
+    return low, high
+
+
+def _correlation_of_moments(
+    n: NDArray[np.float64],
+    a: NDArray[np.float64],
+    b: NDArray[np.float64],
+    aa: NDArray[np.float64],
+    bb: NDArray[np.float64],
+    ab: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Pearson correlation from sums over n frames; NaN where either is constant."""
+    n = np.maximum(n, 1)
+    power = np.maximum(aa - a * a / n, 0) * np.maximum(bb - b * b / n, 0)
+    varies = power > 1e-24 * aa * bb
+    return np.divide(ab - a * b / n, np.sqrt(power), out=np.full(len(n), np.nan), where=varies)
+
+
+def reason(predicted: xr.DataArray, observed: xr.DataArray) -> xr.DataArray:
+    """Why a cell has no score, as text; "" where it has one.
+
+    Args:
+        predicted: (frame, ...).
+        observed: ([repeat,] frame, ...).
+
+    Example:
+        >>> dims = ("frame", "cell")
+        >>> predicted = xr.DataArray([[0.1, 0.1], [0.2, 0.1]], dims=dims)
+        >>> reason(predicted, xr.DataArray([[0.0, 0.0], [1.0, 1.0]], dims=dims)).values.tolist()
+        ['', 'the prediction is constant']
+    """
+    if "repeat" in observed.dims:
+        observed = observed.mean("repeat")
+    recorded = observed.notnull().any("frame")
+    predicted, observed = _pair(predicted, observed)
+    reasons = {
+        NOT_RECORDED: ~recorded,
+        "no response in a frame with a full history": observed.isnull().all("frame"),
+        "the response is constant": ~_deviation(observed)[1],
+        "the prediction is constant": ~_deviation(predicted)[1],
+    }
+    holds = [condition.broadcast_like(recorded).values for condition in reasons.values()]
+    return recorded.copy(data=np.select(holds, list(reasons), ""))
 
 
 def _deviation(trace: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
@@ -30,7 +126,14 @@ def _deviation(trace: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
 
 
 def fraction_of_explained_variance(predicted: xr.DataArray, rate: xr.DataArray) -> xr.DataArray:
-    """FEV = 1 - mean (predicted - rate)² / Var(rate), against a rate without noise."""
+    """FEV = 1 - mean (predicted - rate)² / Var(rate), against a rate without noise.
+
+    Example:
+        >>> rate = xr.DataArray([0.0, 1.0, 2.0, 1.0], dims="frame")
+        >>> mean = xr.full_like(rate, 1.0)
+        >>> [float(fraction_of_explained_variance(p, rate)) for p in (rate, mean)]
+        [1.0, 0.0]
+    """
     predicted, rate = _pair(predicted, rate)
     return 1 - ((predicted - rate) ** 2).mean("frame") / rate.var("frame")
 
@@ -46,6 +149,11 @@ def explainable_variance(response: xr.DataArray) -> tuple[xr.DataArray, xr.DataA
 
     Returns:
         explainable variance, noise variance.
+
+    Example:
+        >>> response = xr.DataArray([[0.0, 4.0], [2.0, 6.0]], dims=("repeat", "frame"))
+        >>> [round(float(variance), 6) for variance in explainable_variance(response)]
+        [4.666667, 2.0]
     """
     total = response.var(("repeat", "frame"), ddof=1)
     noise = response.var("repeat", ddof=1).mean("frame")
@@ -60,6 +168,11 @@ def feve(predicted: xr.DataArray, response: xr.DataArray) -> xr.DataArray:
     Args:
         predicted: (frame, ...).
         response: (repeat, frame, ...); the mse is over frames and repeats.
+
+    Example:
+        >>> response = xr.DataArray([[0.0, 4.0], [2.0, 6.0]], dims=("repeat", "frame"))
+        >>> round(float(feve(response.mean("repeat"), response)), 3)  # of few repeats, above 1
+        1.214
     """
     response = response.where(predicted.notnull())
     explainable, noise = explainable_variance(response)
@@ -74,12 +187,18 @@ def correlation_ceiling(response: xr.DataArray) -> xr.DataArray:
     in Schoppe et al. (2016), eqs 5 and 7. NaN where the signal power is not positive.
 
     Args:
-        response: (repeat, frame, ...), complete.
+        response: (repeat, frame, ...); frames where a repeat is missing are left out.
+
+    Example:
+        >>> same = xr.DataArray([[0.0, 4.0, 1.0]] * 3, dims=("repeat", "frame"))
+        >>> round(float(correlation_ceiling(same)), 6)  # without noise
+        1.0
     """
     repeats = response.sizes["repeat"]
+    response = response.where(response.notnull().all("repeat"))
     if repeats < 2:
         return xr.full_like(response.isel(repeat=0, frame=0, drop=True), np.nan, dtype=float)
-    power_of_sum = response.sum("repeat").var("frame", ddof=1)
+    power_of_sum = response.sum("repeat", skipna=False).var("frame", ddof=1)
     sum_of_powers = response.var("frame", ddof=1).sum("repeat")
     signal = (power_of_sum - sum_of_powers) / (repeats * (repeats - 1))
     variance = response.mean("repeat").var("frame", ddof=1)
@@ -87,7 +206,13 @@ def correlation_ceiling(response: xr.DataArray) -> xr.DataArray:
 
 
 def poisson_deviance(predicted: xr.DataArray, response: xr.DataArray) -> xr.DataArray:
-    """Mean Poisson deviance per bin: 2 (y log(y / p) - y + p); 0 for a perfect prediction."""
+    """Mean Poisson deviance per bin: 2 (y log(y / p) - y + p); 0 for a perfect prediction.
+
+    Example:
+        >>> counts = xr.DataArray([1.0, 2.0, 3.0], dims="frame")
+        >>> [round(float(poisson_deviance(p, counts)), 3) for p in (counts, counts + 1)]
+        [0.0, 0.422]
+    """
     predicted, response = _pair(predicted, response)
     positive = response > 0
     ratio = xr.where(positive, response, 1.0) / predicted.where(positive, 1.0)
@@ -97,12 +222,17 @@ def poisson_deviance(predicted: xr.DataArray, response: xr.DataArray) -> xr.Data
 
 
 def poisson_loss(predicted: xr.DataArray, response: xr.DataArray) -> xr.DataArray:
-    """Mean Poisson loss per bin, p - y log(p + 1e-8), as a fit minimises it.
+    """Mean Poisson loss per bin, p - y log(p + RATE_FLOOR), as a fit minimises it.
 
     The negative log-likelihood without what depends on the response alone.
+
+    Example:
+        >>> counts = xr.DataArray([1.0, 2.0], dims="frame")
+        >>> round(float(poisson_loss(counts, counts)), 3)
+        0.807
     """
     predicted, response = _pair(predicted, response)
-    terms = predicted - response * np.log(predicted + 1e-8)
+    terms = predicted - response * np.log(predicted + RATE_FLOOR)
     return terms.mean([dim for dim in ("repeat", "frame") if dim in terms.dims])
 
 
@@ -110,6 +240,11 @@ def bits_per_spike(predicted: xr.DataArray, response: xr.DataArray) -> xr.DataAr
     """Poisson log-likelihood gained over a constant rate, in bits for each spike.
 
     (LL(predicted) - LL(mean response)) / (spikes · ln 2), over the same frames.
+
+    Example:
+        >>> counts = xr.DataArray([0.0, 4.0], dims="frame")
+        >>> [float(bits_per_spike(p, counts)) for p in (counts, counts * 0 + 2)]
+        [1.0, 0.0]
     """
     response = response.where(predicted.notnull())
     predicted = predicted.where(response.notnull())

@@ -123,13 +123,16 @@ class GoodModel(SmallModel):
         checkpoint: Path | None = None,
         progress: Progress = silent,
     ) -> xr.Dataset:
-        done = int(checkpoint.read_text()) if checkpoint and checkpoint.exists() else 0
         curves = super().fit(recording)
+        self.take_steps(checkpoint, progress)
+        return curves
+
+    def take_steps(self, checkpoint: Path | None, progress: Progress) -> None:
+        done = int(checkpoint.read_text()) if checkpoint and checkpoint.exists() else 0
         for step in range(done, 4):
             progress(step, 4)
             if checkpoint:
                 checkpoint.write_text(str(step + 1))
-        return curves
 
 
 class GoodAnalysis(Analysis):
@@ -652,6 +655,125 @@ class SilencesNothing(Layered):
     breaks: ClassVar[list[str]] = ["silenced_units"]
 
 
+class Several(GoodModel):
+    """Rates of cells with an offset that all recordings have in common."""
+
+    several: ClassVar[bool] = True
+    shared: ClassVar[tuple[str, ...]] = ("core",)
+    parts: dict[str, "Several"]
+
+    def fit(
+        self, recording: Any, *, checkpoint: Path | None = None, progress: Progress = silent
+    ) -> xr.Dataset:
+        if isinstance(recording, xr.DataTree):
+            curves = super().fit(recording, checkpoint=checkpoint, progress=progress)
+            self.share(1.0)
+            return curves
+        self.parts = {name: type(self)(self.config, seed=self.seed) for name in recording}
+        for name, part in self.parts.items():
+            curves = part.fit(recording[name])
+        self.take_steps(checkpoint, progress)
+        self.field = part.field
+        return curves
+
+    def share(self, offset: float) -> None:
+        self.weights["module.core.offset"] = offset
+
+    def respond(self, split: xr.Dataset) -> NDArray[Any]:
+        return super().respond(split) + self.weights["module.core.offset"].item()
+
+    @property
+    def recordings(self) -> tuple[str, ...]:
+        return tuple(getattr(self, "parts", ()))
+
+    def of(self, name: str) -> Model:
+        return self.parts[name] if name in self.recordings else super().of(name)
+
+    def parameters(self) -> xr.Dataset:
+        if not self.recordings:
+            return super().parameters()
+        labelled = [
+            part.weights[["offset"]].assign_coords(
+                cell=[f"{name}/{cell}" for cell in part.weights["cell"].values],
+                recording=("cell", [name] * part.weights.sizes["cell"]),
+            )
+            for name, part in self.parts.items()
+        ]
+        return xr.concat(labelled, "cell", coords="minimal", compat="override")[["offset"]]
+
+    def state(self) -> xr.Dataset:
+        if not self.recordings:
+            return super().state()
+        states = []
+        for name, part in self.parts.items():
+            renamed = part.weights.rename({v: f"{name}.{v}" for v in part.weights.variables})
+            renamed.attrs = {f"{name}.{key}": v for key, v in part.weights.attrs.items()}
+            states.append(renamed)
+        joined = xr.merge(states, combine_attrs="no_conflicts")
+        return joined.assign_attrs(recordings=",".join(self.parts))
+
+    def restore(self, state: xr.Dataset) -> None:
+        if "recordings" not in state.attrs:
+            return super().restore(state)
+        self.parts = {name: type(self)() for name in state.attrs["recordings"].split(",")}
+        for name, part in self.parts.items():
+            own = {
+                v: v.removeprefix(f"{name}.") for v in map(str, state.variables) if f"{name}." in v
+            }
+            renamed = state[list(own)].rename(own)
+            renamed.attrs = {
+                key.removeprefix(f"{name}."): v
+                for key, v in state.attrs.items()
+                if f"{name}." in key
+            }
+            part.restore(renamed)
+        self.field = part.field
+        return None
+
+
+class PredictsFirstRecording(Several):
+    def prepare(self, split: Any) -> xr.Dataset:
+        return super().prepare(split) if not self.recordings else self.of("one").prepare(split)
+
+    def respond(self, split: xr.Dataset) -> NDArray[Any]:
+        return super().respond(split) if not self.recordings else self.of("one").respond(split)
+
+    breaks: ClassVar[list[str]] = ["fitted_to_several"]
+
+
+class UnnamedRecordings(Several):
+    def parameters(self) -> xr.Dataset:
+        return super().parameters().drop_vars("recording", errors="ignore")
+
+    breaks: ClassVar[list[str]] = ["parameters_of_several"]
+
+
+class SharesNothing(Several):
+    def share(self, offset: float) -> None:
+        super().share(offset * self.weights.sizes["cell"])
+
+    breaks: ClassVar[list[str]] = ["shared_parts"]
+
+
+class SavesFirstRecording(Several):
+    def state(self) -> xr.Dataset:
+        return self.of("one").state() if self.recordings else super().state()
+
+    breaks: ClassVar[list[str]] = ["several_saved"]
+
+
+class StartsSeveralAgain(Several):
+    def fit(self, recording: Any, **kwargs: Any) -> xr.Dataset:
+        checkpoint = kwargs.get("checkpoint")
+        again = not isinstance(recording, xr.DataTree) and checkpoint and checkpoint.exists()
+        curves = super().fit(recording, **kwargs)
+        for part in self.parts.values() if again else ():
+            part.share(0.0)
+        return curves
+
+    breaks: ClassVar[list[str]] = ["several_resumed"]
+
+
 class StartsAgainInTheMiddle(GoodModel):
     def fit(
         self,
@@ -805,7 +927,7 @@ def test_a_dataset_that_keeps_the_contract_passes(
     check_dataset(dataset, recording)
 
 
-@pytest.mark.parametrize("model", [SmallModel, GoodModel, WithPupil, Layered])
+@pytest.mark.parametrize("model", [SmallModel, GoodModel, WithPupil, Layered, Several])
 def test_a_model_that_keeps_the_contract_passes(model: type[Model], inputs: Inputs) -> None:
     check_model(model, inputs(model))
 

@@ -4,6 +4,9 @@ from .analysis import cases as cases
 from .analysis import groups as groups
 from .analysis import points as points
 from .analysis import sweep_dims as sweep_dims
+from .array_file import StoredArray as StoredArray
+from .array_file import find_array as find_array
+from .array_file import is_matlab as is_matlab
 from .bits import Bits as Bits
 from .config import Config as Config
 from .config import InputPath as InputPath

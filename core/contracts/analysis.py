@@ -61,6 +61,9 @@ class Analysis(Plugin, ABC):
     - `results`: the results of the analyses that the step's `results:` names, by name.
     - `progress`: to be told how far it is (a `retinakit.contracts.progress.Progress`).
 
+    A cell that was not recorded in a split has NaN there, and a text variable `reason (cell)` says
+    why (see `retinakit.scores.reason`).
+
     The pipeline puts what one-by-one runs return into one DataTree: a group for each model or
     dataset, in which every sweep is a dimension.
     """

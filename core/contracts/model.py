@@ -74,6 +74,9 @@ class Model(Plugin, ABC):
     ) -> xr.Dataset:
         """Fits on `train`, chooses on `validation`, does not look at `test`.
 
+        Frames in which a cell has no response (NaN) are left out for that cell. In `validation` a
+        cell may have none.
+
         Args:
             recording: see `retinakit.contracts.recording`.
             checkpoint: a file to write the state of an unfinished fit to now and then, and to go

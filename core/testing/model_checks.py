@@ -25,6 +25,7 @@ from retinakit.testing.model_case import (
     two_segments,
 )
 from retinakit.testing.plugin_checks import PLUGIN_CHECKS
+from retinakit.testing.several_checks import SEVERAL_CHECKS
 from retinakit.testing.small_inputs import small_recording
 
 
@@ -361,4 +362,5 @@ MODEL_CHECKS: tuple[Callable[[Any], None], ...] = (
     parameters_labelled,
     interrupted_fit,
     *LAYER_CHECKS,
+    *SEVERAL_CHECKS,
 )

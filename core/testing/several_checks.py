@@ -39,7 +39,7 @@ def fitted_to_several(case: ModelCase) -> None:
         "of() for a recording that was not fitted", "nowhere", lambda: model.of("nowhere")
     )
     demand_refused(
-        "a prediction by a model of several recordings", "of", lambda: model.predict(case.shown)
+        "a prediction by a model of several recordings", "other", model.predict, case.shown
     )
 
 

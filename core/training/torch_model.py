@@ -24,6 +24,7 @@ from retinakit.contracts.errors import RecordingError, UserError, nearest
 from retinakit.contracts.model import Model, cells_of_recording, coordinates_of
 from retinakit.contracts.progress import Progress, silent
 from retinakit.contracts.recording import segments
+from retinakit.scores import RATE_FLOOR
 from retinakit.training.frames import Frames
 from retinakit.training.hooks import Hooks
 from retinakit.training.loop import Fit, train
@@ -156,7 +157,7 @@ class TorchModel(Model):
             (n, cell), a negative log-likelihood up to a constant.
         """
         if self.config.loss == "poisson":
-            return prediction - torch.xlogy(target, prediction + 1e-8)
+            return prediction - torch.xlogy(target, prediction + RATE_FLOOR)
         return (prediction - target) ** 2
 
     def initialise(self, module: nn.Module, recording: xr.DataTree) -> None:

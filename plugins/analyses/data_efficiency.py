@@ -45,7 +45,8 @@ class DataEfficiency(Analysis):
 
     The result has for each cell the `correlation` with the response of the test frames, and with
     their true rate where it is known; the mean Poisson loss of the fitted model in the frames that
-    it was fitted to and in those for validation; the training `frames` and `spikes`. To be shown
+    it was fitted to and in those for validation; the training `frames` and `spikes`; and `reason`
+    where there is no correlation. To be shown
     as examples it has rates in a part of the test, and receptive fields (the spatial part of the
     spike-triggered average of the training frames) of the cell's spikes and of spikes drawn from
     the model.
@@ -73,6 +74,9 @@ class DataEfficiency(Analysis):
                 "spikes": counted.sum([dim for dim in counted.dims if dim != "cell"]),
             }
         )
+        reason = metrics.reason(predicted, response)
+        if (reason != "").any():
+            result["reason"] = reason
         known = np.flatnonzero(predicted.notnull().all("cell"))
         shown = known[min(self.config.start, len(known) - 1) :][: self.config.frames]
         rates = {"data": response, "model": predicted}

@@ -18,7 +18,7 @@ from retinakit.contracts import (
     segments,
     sweep_dims,
 )
-from retinakit.scores import correlation, correlation_ceiling
+from retinakit.scores import NOT_RECORDED, correlation, correlation_ceiling
 from retinakit.spikes import fit_ellipse, separate, sta
 
 if TYPE_CHECKING:
@@ -99,6 +99,11 @@ class FlashResponse(Analysis):
         if "rate" in test:
             true = test["rate"].transpose("frame", "cell").values[frames]
             result["count_true"] = (("image", "cell"), true.sum(1, dtype=float))
+        lost = xr.DataArray(np.isnan(counts).all((0, 1)), {"cell": test["cell"]}, ("cell",))
+        if lost.any():
+            for name in ("silent_data", "silent_both"):
+                result[name] = result[name].where(~lost)
+            result["reason"] = xr.where(lost, NOT_RECORDED, "")
         # The metrics compare along `frame`; here an image is what is compared.
         over_images = {"image": "frame"}
         result["correlation"] = correlation(

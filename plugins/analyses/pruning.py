@@ -48,7 +48,8 @@ class Pruning(Analysis):
     The result has `correlation (against, kept, cell)` between the prediction with so many filters
     and the mean response of the test, and the true rate where it is known; `correlation_random
     (against, draw, kept, cell)`; `chosen`, the number kept by the options; and of each filter
-    `morans_i`, `z`, and `rank` from 0. A prediction that does not vary has correlation 0.
+    `morans_i`, `z`, and `rank` from 0. A prediction that does not vary has correlation 0, and a
+    cell without responses in the test has NaN.
     """
 
     Config = PruningConfig
@@ -170,7 +171,10 @@ def _correlations(predicted: xr.DataArray, test: xr.Dataset) -> xr.DataArray:
     known = {"response": mean_response(test).astype(float)}
     if "rate" in test:
         known["rate"] = test["rate"]
-    scores = [correlation(predicted, observed).fillna(0) for observed in known.values()]
+    scores = [
+        correlation(predicted, observed).fillna(0).where(observed.notnull().any("frame"))
+        for observed in known.values()
+    ]
     joined: xr.DataArray = xr.concat(scores, "against").assign_coords(against=list(known))
     return joined
 

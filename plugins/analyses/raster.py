@@ -7,7 +7,7 @@ import xarray as xr
 from pydantic import Field
 
 from retinakit.contracts import Analysis, Config, Model, groups, mean_response, sweep_dims
-from retinakit.scores import correlation
+from retinakit.scores import correlation, reason
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,7 +26,8 @@ class Raster(Analysis):
 
     The result has `data (trial, frame, cell)`, `model (model_trial, frame, cell)` drawn
     with the step's seed, `rate_data` (mean over all repeats) and `rate_model (frame, cell)` in
-    spikes per bin, `rate_true` where it is known, and `correlation` in the window shown.
+    spikes per bin, `rate_true` where it is known, `correlation` in the window shown, and `reason`
+    where there is none.
     """
 
     Config = RasterConfig
@@ -52,6 +53,9 @@ class Raster(Analysis):
                 "correlation": correlation(predicted, mean_response(test).astype(float)),
             }
         )
+        why = reason(predicted, mean_response(test).astype(float))
+        if (why != "").any():
+            result["reason"] = why
         result["model"] = (("model_trial", "frame", "cell"), drawn.astype(np.uint16))
         if "rate" in test:
             result["rate_true"] = test["rate"]
@@ -116,5 +120,7 @@ def _spikes(axis: Any, time: Any, trials: xr.DataArray, color: str, label: str) 
     values = np.nan_to_num(trials.transpose(..., "frame").values)
     row, frame = np.nonzero(values > 0)
     axis.plot(time[frame], row, "|", ms=4, mew=0.7, color=color)
+    if np.isnan(trials).all():
+        axis.text(0.5, 0.5, "not recorded", transform=axis.transAxes, ha="center", va="center")
     axis.set(yticks=[], ylim=(len(values) - 0.5, -0.5))
     axis.set_ylabel(label, rotation=0, ha="right", va="center")

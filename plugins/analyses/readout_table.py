@@ -10,6 +10,7 @@ from pydantic import Field
 
 from retinakit.contracts import Analysis, Config, UserError, groups, sweep_dims
 from retinakit.report import chosen
+from retinakit.scores import NOT_RECORDED
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,8 +34,9 @@ class ReadoutTable(Analysis):
 
     Of whatever else a model was swept over, such as penalties, seeds or layers, validation chooses
     the best point for each recording. A cell whose score is not a number, as the correlation of a
-    constant prediction, counts as 0. The result has `value (row, column)`, the mean over the cells
-    of a recording; `cells (row, column)`, how many; and `average (row)` over all of them.
+    constant prediction, counts as 0; one that was not recorded does not count. The result has
+    `value (row, column)`, the mean over the cells of a recording; `cells (row, column)`, how many;
+    and `average (row)` over all of them.
     """
 
     Config = ReadoutTableConfig
@@ -85,10 +87,12 @@ class ReadoutTable(Analysis):
         for column in group[c.columns].values.tolist() if swept else ["all"]:
             one = group.sel({c.columns: column}) if swept else group
             # A cell of another recording has no number at all.
-            of_cells = [v for v in one.data_vars.values() if v.dims == ("cell",)]
-            there = np.any([v.notnull().values for v in of_cells], axis=0)
-            scores = one[c.score].fillna(0).values[there]
-            row[str(column)] = (float(scores.mean()), len(scores))
+            scores = one.drop_vars("reason", errors="ignore").data_vars.values()
+            there = np.any([v.notnull().values for v in scores if v.dims == ("cell",)], axis=0)
+            if "reason" in one:
+                there &= one["reason"].values != NOT_RECORDED
+            values = one[c.score].fillna(0).values[there]
+            row[str(column)] = (float(values.mean()) if len(values) else np.nan, len(values))
         return row
 
     def plot(self, result: xr.DataTree) -> "Figure":

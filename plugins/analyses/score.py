@@ -50,7 +50,7 @@ class Score(Analysis):
     and `bits_per_spike`, and the latter on the validation frames too; none of these where responses
     are negative. `mse_validation` is the mean squared error on the validation frames, to choose
     among fits by. `reliability` is the correlation between odd and even repeats, `stability` that
-    between the first and the last third.
+    between the first and the last third. A score that there is not is NaN, and `reason` says why.
     """
 
     Config = ScoreConfig
@@ -68,12 +68,13 @@ class Score(Analysis):
             "mse_validation": error.mean("frame"),
         }
         held_out = validation["response"].astype(float)
-        if float(response.min()) >= 0 and float(held_out.min()) >= 0:
+        if not ((response < 0).any() or (held_out < 0).any()):
+            over = [dim for dim in response.dims if dim != "cell"]
             scores |= {
                 "deviance": metrics.poisson_deviance(predicted, response),
                 "bits_per_spike": metrics.bits_per_spike(predicted, response),
                 "bits_per_spike_validation": metrics.bits_per_spike(chosen, held_out),
-                "spikes": response.sum([d for d in response.dims if d != "cell"]),
+                "spikes": response.sum(over, min_count=1),
             }
         if "repeat" in response.dims and response.sizes["repeat"] > 1:
             known = predicted.notnull().any("cell").values
@@ -97,38 +98,17 @@ class Score(Analysis):
             scores["correlation_rate"] = metrics.correlation(predicted, test["rate"])
             scores["fev"] = metrics.fraction_of_explained_variance(predicted, test["rate"])
         if self.config.draws:
-            low, high = self._interval(predicted, mean)
+            options = (self.config.draws, self.config.block, self.seed)
+            low, high = metrics.correlation_interval(predicted, mean, *options)
             scores |= {"correlation_low": low, "correlation_high": high}
+        reason = metrics.reason(predicted, mean)
+        if (reason != "").any():
+            scores["reason"] = reason
         result = xr.Dataset(scores).drop_vars(["time", "segment", "frame"], errors="ignore")
         for name, label in LABELS.items():
             if name in result:
                 result[name].attrs["long_name"] = label
         return result
-
-    def _interval(
-        self, predicted: xr.DataArray, mean: xr.DataArray
-    ) -> tuple[xr.DataArray, xr.DataArray]:
-        """The 2.5 and 97.5 percentiles of the correlation over draws of blocks of frames."""
-        known = np.flatnonzero(predicted.notnull().any("cell"))
-        length = min(self.config.block, len(known))
-        random = np.random.default_rng(self.seed)
-        p, r = (a.transpose("frame", "cell").values[known] for a in (predicted, mean))
-        blocks = -(-len(known) // length)
-        values = []
-        for _ in range(self.config.draws):
-            starts = random.integers(0, len(known) - length + 1, blocks)
-            frames = (starts[:, None] + np.arange(length)).ravel()
-            a, b = p[frames] - p[frames].mean(0), r[frames] - r[frames].mean(0)
-            power = (a**2).sum(0) * (b**2).sum(0)
-            values.append(
-                np.divide(
-                    (a * b).sum(0), np.sqrt(power), out=np.full(len(power), np.nan), where=power > 0
-                )
-            )
-        with np.errstate(all="ignore"):
-            low, high = np.nanpercentile(np.array(values), [2.5, 97.5], axis=0)
-        coords = {"cell": predicted["cell"]}
-        return xr.DataArray(low, coords, ("cell",)), xr.DataArray(high, coords, ("cell",))
 
     def plot(self, result: xr.DataTree) -> "Figure":
         from matplotlib.figure import Figure
@@ -171,15 +151,19 @@ class Score(Analysis):
             *("correlation", "ceiling", "normalised_correlation", "correlation_rate", "fev"),
             *("feve", "bits_per_spike", "bits_per_spike_validation", "correlation_low"),
             *("correlation_high", "explainable", "deviance", "reliability", "stability", "spikes"),
-            "mse_validation",
+            *("mse_validation", "reason"),
         ]
         frames = []
         for model, group in groups(result).items():
             columns = [name for name in order if name in group]
             frame = group[columns].to_dataframe().reset_index()
             frame.insert(0, "model", model)
+            # A cell of another point of the sweep has neither scores nor a reason.
+            frame = frame.replace({"reason": ""}, np.nan) if "reason" in frame else frame
             frames.append(frame.dropna(how="all", subset=columns))
         table = pd.concat(frames, ignore_index=True)
+        if "reason" in table:
+            table["reason"] = table["reason"].fillna("")
         return table[[*points(result), *[name for name in order if name in table]]]
 
 
@@ -211,10 +195,17 @@ def _draw(ax: Any, index: int, model: str, values: xr.DataArray, swept: str | No
         flat = values.transpose(swept, ...).values.reshape(values.sizes[swept], -1)
         x = values[swept].values
         ax.plot(x, flat, marker, ms=4, color=color, alpha=0.6)
-        ax.plot(x, np.nanmean(flat, 1), marker=marker, ms=4, color=color, label=model)
+        ax.plot(
+            x,
+            values.mean([d for d in values.dims if d != swept]),
+            marker=marker,
+            ms=4,
+            color=color,
+            label=model,
+        )
         return
     each = values.values.ravel()
-    mean = float(np.nanmean(each)) if np.isfinite(each).any() else np.nan
+    mean = float(values.mean())
     if swept:
         ax.axhline(mean, color=color, ls=level, label=model)
         return

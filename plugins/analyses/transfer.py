@@ -17,7 +17,7 @@ from retinakit.contracts import (
     mean_response,
     sweep_dims,
 )
-from retinakit.scores import correlation, correlation_ceiling
+from retinakit.scores import correlation, correlation_ceiling, reason
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,7 +46,8 @@ class Transfer(Analysis):
     ceiling where there are repeats; of the rate's correlation, or else the response's, `mean_self`
     and `mean_transfer (family)` on and off the diagonal, and `best_of_row` and `best_of_column
     (family)`, in how many the diagonal is largest; and the traces `rate_model (family, model_of,
-    data_of, frame)` and `rate_data (family, data_of, frame)` in spikes per bin.
+    data_of, frame)` and `rate_data (family, data_of, frame)` in spikes per bin. Where the cell of a
+    recording has no score, `reason (family, data_of)` says why.
     """
 
     Config = TransferConfig
@@ -64,8 +65,8 @@ class Transfer(Analysis):
         own, others = _diagonal(result[_headline(result)])
         rivals = np.nan_to_num(others, nan=-np.inf)
         return result.assign(
-            mean_self=("family", np.nanmean(own, 1)),
-            mean_transfer=("family", np.nanmean(others, (1, 2))),
+            mean_self=("family", _mean(own, (1,))),
+            mean_transfer=("family", _mean(others, (1, 2))),
             best_of_row=("family", (own > rivals.max(2)).sum(1)),
             best_of_column=("family", (own > rivals.max(1)).sum(1)),
         )
@@ -92,7 +93,10 @@ class Transfer(Analysis):
         known = predicted.notnull().all("model_of").values
         predicted, test = predicted.isel(frame=known), test.isel(frame=known)
         mean = mean_response(test).astype(float)
-        column = {"correlation": correlation(predicted, mean)}
+        column = {
+            "correlation": correlation(predicted, mean),
+            "reason": reason(predicted.isel(model_of=0, drop=True), mean),
+        }
         if "rate" in test:
             column["correlation_rate"] = correlation(predicted, test["rate"])
         if test.sizes.get("repeat", 1) > 1:
@@ -117,7 +121,8 @@ class Transfer(Analysis):
         group = group.isel(dict.fromkeys(sweep_dims(group), 0))
         name, families = _headline(group), group["family"].values.tolist()
         own, others = _diagonal(group[name])
-        bounds = (float(group[name].min()), float(group[name].max()))
+        known = group[name].notnull().any()
+        bounds = (float(group[name].min()), float(group[name].max())) if known else (0.0, 1.0)
         shown = min(self.config.traces, group.sizes["data_of"])
         columns = 3 if len(families) == 1 else 4
         heights = [3.5] * len(families) + ([0.95 * shown + 2.4] if shown else [])
@@ -202,6 +207,13 @@ def _diagonal(matrix: xr.DataArray) -> tuple[NDArray[Any], NDArray[Any]]:
     values = matrix.transpose("family", "model_of", "data_of").values
     same = np.eye(values.shape[1], dtype=bool)
     return np.diagonal(values, axis1=1, axis2=2), np.where(same, np.nan, values)
+
+
+def _mean(values: NDArray[Any], axis: tuple[int, ...]) -> NDArray[Any]:
+    """The mean of what is known, NaN where nothing is."""
+    known = np.isfinite(values)
+    total, count = np.where(known, values, 0).sum(axis), known.sum(axis)
+    return np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0)
 
 
 def _draw_matrix(axis: Any, matrix: xr.DataArray, bounds: tuple[float, float]) -> None:
