@@ -65,7 +65,7 @@ def test_a_list_of_points_is_one_dimension_with_the_options_as_coordinates(
         ("[{lags: 1}, {lags: none}]", "7:49", "it must be an integer"),
         ("[{}]", "7:28", "the list of points is empty"),
         (
-            "{lags: [1, 2], seed: [%s]}" % ", ".join(map(str, range(50_001))),
+            f"{{lags: [1, 2], seed: {list(range(50_001))}}}",
             "7:28",
             "100002 points",
         ),
