@@ -19,6 +19,7 @@ from .frame_blocks import blocks as blocks
 from .model import ENGINE as ENGINE
 from .model import Model as Model
 from .model import Shown as Shown
+from .model import cells_of_recording as cells_of_recording
 from .model import coordinates_of as coordinates_of
 from .plugin import Plugin as Plugin
 from .progress import Progress as Progress

@@ -283,6 +283,25 @@ class Model(Plugin, ABC):
         return model
 
 
+def cells_of_recording(labelled: xr.Dataset, recording: str) -> xr.Dataset:
+    """Arrays of one recording of several, with its cells named RECORDING/CELL.
+
+    Args:
+        labelled: with the dimension `cell`.
+        recording: its name, which becomes the coordinate `recording` along `cell`.
+
+    Example:
+        >>> import xarray as xr
+        >>> of_one = xr.Dataset({"rate": ("cell", [1.5, 0.5])}, {"cell": [3, 4]})
+        >>> cells_of_recording(of_one, "left")["cell"].values.tolist()
+        ['left/3', 'left/4']
+    """
+    cells = [f"{recording}/{cell}" for cell in labelled["cell"].values]
+    return labelled.assign_coords(
+        cell=("cell", np.array(cells)), recording=("cell", np.array([recording] * len(cells)))
+    )
+
+
 def coordinates_of(split: xr.Dataset, lags: int) -> xr.Dataset:
     """The coordinates that label the parameters of a model of this recording.
 
