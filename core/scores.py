@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 NOT_RECORDED = "the cell was not recorded"
 """The `reason` of a cell that was not recorded in the frames that are scored."""
 
+RATE_FLOOR = 1e-8
+"""Added to a rate in the logarithm of a Poisson loss, in training too."""
+
 
 def _pair(predicted: xr.DataArray, observed: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
     both = predicted.notnull() & observed.notnull()
@@ -19,7 +22,13 @@ def _pair(predicted: xr.DataArray, observed: xr.DataArray) -> tuple[xr.DataArray
 
 
 def correlation(predicted: xr.DataArray, observed: xr.DataArray) -> xr.DataArray:
-    """Pearson correlation over frames; NaN where either is constant, to its type's precision."""
+    """Pearson correlation over frames; NaN where either is constant, to its type's precision.
+
+    Example:
+        >>> rate = xr.DataArray([0.0, 1.0, 2.0, 1.0], dims="frame")
+        >>> round(float(correlation(rate, 3 - 2 * rate)), 6)
+        -1.0
+    """
     predicted, observed = _pair(predicted, observed)
     (a, varies_a), (b, varies_b) = _deviation(predicted), _deviation(observed)
     variance = (a**2).mean("frame") * (b**2).mean("frame")
@@ -87,6 +96,12 @@ def reason(predicted: xr.DataArray, observed: xr.DataArray) -> xr.DataArray:
     Args:
         predicted: (frame, ...).
         observed: ([repeat,] frame, ...).
+
+    Example:
+        >>> dims = ("frame", "cell")
+        >>> predicted = xr.DataArray([[0.1, 0.1], [0.2, 0.1]], dims=dims)
+        >>> reason(predicted, xr.DataArray([[0.0, 0.0], [1.0, 1.0]], dims=dims)).values.tolist()
+        ['', 'the prediction is constant']
     """
     if "repeat" in observed.dims:
         observed = observed.mean("repeat")
@@ -111,7 +126,14 @@ def _deviation(trace: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
 
 
 def fraction_of_explained_variance(predicted: xr.DataArray, rate: xr.DataArray) -> xr.DataArray:
-    """FEV = 1 - mean (predicted - rate)² / Var(rate), against a rate without noise."""
+    """FEV = 1 - mean (predicted - rate)² / Var(rate), against a rate without noise.
+
+    Example:
+        >>> rate = xr.DataArray([0.0, 1.0, 2.0, 1.0], dims="frame")
+        >>> mean = xr.full_like(rate, 1.0)
+        >>> [float(fraction_of_explained_variance(p, rate)) for p in (rate, mean)]
+        [1.0, 0.0]
+    """
     predicted, rate = _pair(predicted, rate)
     return 1 - ((predicted - rate) ** 2).mean("frame") / rate.var("frame")
 
@@ -127,6 +149,11 @@ def explainable_variance(response: xr.DataArray) -> tuple[xr.DataArray, xr.DataA
 
     Returns:
         explainable variance, noise variance.
+
+    Example:
+        >>> response = xr.DataArray([[0.0, 4.0], [2.0, 6.0]], dims=("repeat", "frame"))
+        >>> [round(float(variance), 6) for variance in explainable_variance(response)]
+        [4.666667, 2.0]
     """
     total = response.var(("repeat", "frame"), ddof=1)
     noise = response.var("repeat", ddof=1).mean("frame")
@@ -141,6 +168,11 @@ def feve(predicted: xr.DataArray, response: xr.DataArray) -> xr.DataArray:
     Args:
         predicted: (frame, ...).
         response: (repeat, frame, ...); the mse is over frames and repeats.
+
+    Example:
+        >>> response = xr.DataArray([[0.0, 4.0], [2.0, 6.0]], dims=("repeat", "frame"))
+        >>> round(float(feve(response.mean("repeat"), response)), 3)  # of few repeats, above 1
+        1.214
     """
     response = response.where(predicted.notnull())
     explainable, noise = explainable_variance(response)
@@ -156,6 +188,11 @@ def correlation_ceiling(response: xr.DataArray) -> xr.DataArray:
 
     Args:
         response: (repeat, frame, ...); frames where a repeat is missing are left out.
+
+    Example:
+        >>> same = xr.DataArray([[0.0, 4.0, 1.0]] * 3, dims=("repeat", "frame"))
+        >>> round(float(correlation_ceiling(same)), 6)  # without noise
+        1.0
     """
     repeats = response.sizes["repeat"]
     response = response.where(response.notnull().all("repeat"))
@@ -169,7 +206,13 @@ def correlation_ceiling(response: xr.DataArray) -> xr.DataArray:
 
 
 def poisson_deviance(predicted: xr.DataArray, response: xr.DataArray) -> xr.DataArray:
-    """Mean Poisson deviance per bin: 2 (y log(y / p) - y + p); 0 for a perfect prediction."""
+    """Mean Poisson deviance per bin: 2 (y log(y / p) - y + p); 0 for a perfect prediction.
+
+    Example:
+        >>> counts = xr.DataArray([1.0, 2.0, 3.0], dims="frame")
+        >>> [round(float(poisson_deviance(p, counts)), 3) for p in (counts, counts + 1)]
+        [0.0, 0.422]
+    """
     predicted, response = _pair(predicted, response)
     positive = response > 0
     ratio = xr.where(positive, response, 1.0) / predicted.where(positive, 1.0)
@@ -179,12 +222,17 @@ def poisson_deviance(predicted: xr.DataArray, response: xr.DataArray) -> xr.Data
 
 
 def poisson_loss(predicted: xr.DataArray, response: xr.DataArray) -> xr.DataArray:
-    """Mean Poisson loss per bin, p - y log(p + 1e-8), as a fit minimises it.
+    """Mean Poisson loss per bin, p - y log(p + RATE_FLOOR), as a fit minimises it.
 
     The negative log-likelihood without what depends on the response alone.
+
+    Example:
+        >>> counts = xr.DataArray([1.0, 2.0], dims="frame")
+        >>> round(float(poisson_loss(counts, counts)), 3)
+        0.807
     """
     predicted, response = _pair(predicted, response)
-    terms = predicted - response * np.log(predicted + 1e-8)
+    terms = predicted - response * np.log(predicted + RATE_FLOOR)
     return terms.mean([dim for dim in ("repeat", "frame") if dim in terms.dims])
 
 
@@ -192,6 +240,11 @@ def bits_per_spike(predicted: xr.DataArray, response: xr.DataArray) -> xr.DataAr
     """Poisson log-likelihood gained over a constant rate, in bits for each spike.
 
     (LL(predicted) - LL(mean response)) / (spikes · ln 2), over the same frames.
+
+    Example:
+        >>> counts = xr.DataArray([0.0, 4.0], dims="frame")
+        >>> [float(bits_per_spike(p, counts)) for p in (counts, counts * 0 + 2)]
+        [1.0, 0.0]
     """
     response = response.where(predicted.notnull())
     predicted = predicted.where(response.notnull())

@@ -122,7 +122,13 @@ def test_model(plugin: Entry) -> None:
 def test_a_model_with_exact_zeros() -> None:
     zeros = {"exact_zeros": True, "mask_l1": 0.01, "weight_l1": 0.01, "refresh_every": 7}
     plugin = Registry(builtin_only=True).find("model", "what_where")
-    check_model(quick(plugin, **zeros), small_recording(frames=600))
+    of_several = ["fitted_to_several", "parameters_of_several", "shared_parts"]
+    of_several += ["several_saved", "several_resumed"]
+    check_model(
+        quick(plugin, **zeros),
+        small_recording(frames=600),
+        expected_failures=dict.fromkeys(of_several, "exact_zeros takes one recording"),
+    )
 
 
 @pytest.mark.parametrize("plugin", registered("analysis", distribution=BUILT_IN))

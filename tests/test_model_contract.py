@@ -5,7 +5,16 @@ import pytest
 import torch
 import xarray as xr
 
-from retinakit.contracts import RecordingError, UserError, coordinates_of, full_history, make_split
+from retinakit.contracts import (
+    SPLITS,
+    RecordingError,
+    UserError,
+    coordinates_of,
+    full_history,
+    make_recording,
+    make_split,
+)
+from retinakit.scores import correlation
 from retinakit.testing import SmallModel, small_recording
 from retinakit_plugins.models.cnn import CNN
 from retinakit_plugins.models.ln import LN
@@ -123,6 +132,37 @@ def test_a_model_of_one_recording_has_no_others(model):
     assert model.recordings == ()
     with pytest.raises(UserError, match="not fitted to a recording named 'left'"):
         model.of("left")
+
+
+def test_a_decision_is_a_response_of_classes_at_one_frame():
+    """A task is fitted and scored at the frames of the decisions, as any other recording."""
+
+    def trials(seed):
+        random = np.random.default_rng(seed)
+        side = random.integers(0, 2, 80)
+        stimulus = random.standard_normal((480, 2, 2))
+        stimulus[5::6, :, 0] += np.where(side, 3, -3)[:, None]  # brighter on the left, or darker
+        response = np.full((480, 2), np.nan)
+        response[5::6] = np.eye(2)[1 - side]
+        return make_split(
+            stimulus,
+            response,
+            frame_interval=0.05,
+            segment=np.repeat(np.arange(80), 6),
+            cell=["left", "right"],
+            units="choice",
+            trial={"side": np.repeat(side, 6)},
+        )
+
+    task = make_recording({name: trials(seed) for seed, name in enumerate(SPLITS)})
+    model = SmallModel()
+    model.fit(task)
+    predicted = model.predict(task["test"])
+    decisions = predicted[5::6]
+    chosen = np.where(decisions["side"], "left", "right")
+    assert (decisions.idxmax("cell") == chosen).mean() > 0.95
+    assert predicted.attrs["units"] == "choice"
+    assert (correlation(predicted, task["test"]["response"]) > 0.8).all()
 
 
 LAYERED = [

@@ -5,7 +5,6 @@ import pytest
 import xarray as xr
 
 from retinakit.contracts import (
-    SPLITS,
     RecordingError,
     frame_blocks,
     full_history,
@@ -211,23 +210,6 @@ def test_an_active_test_and_one_of_other_units_are_told_apart():
     ):
         with pytest.raises(RecordingError, match=r"divide .* by 60"):
             validate(recording(test))
-
-
-def test_a_decision_is_a_response_of_classes_at_one_frame():
-    def task(seed):
-        response = np.full((40, 2), np.nan)
-        response[9::10] = np.eye(2)[np.random.default_rng(seed).permutation([0, 0, 1, 1])]
-        stimulus = np.random.default_rng(seed).standard_normal((40, 2, 2))
-        return make_split(
-            stimulus,
-            response,
-            frame_interval=0.05,
-            segment=np.repeat(np.arange(4), 10),
-            cell=["left", "right"],
-            units="choice",
-        )
-
-    validate(xr.DataTree.from_dict({name: task(i) for i, name in enumerate(SPLITS)}))
 
 
 def test_responses_larger_than_a_block_are_checked_whole(monkeypatch):

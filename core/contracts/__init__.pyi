@@ -4,6 +4,9 @@ from .analysis import cases as cases
 from .analysis import groups as groups
 from .analysis import points as points
 from .analysis import sweep_dims as sweep_dims
+from .array_file import StoredArray as StoredArray
+from .array_file import find_array as find_array
+from .array_file import is_matlab as is_matlab
 from .bits import Bits as Bits
 from .config import Config as Config
 from .config import InputPath as InputPath
@@ -16,6 +19,7 @@ from .frame_blocks import blocks as blocks
 from .model import ENGINE as ENGINE
 from .model import Model as Model
 from .model import Shown as Shown
+from .model import cells_of_recording as cells_of_recording
 from .model import coordinates_of as coordinates_of
 from .plugin import Plugin as Plugin
 from .progress import Progress as Progress

@@ -61,6 +61,9 @@ class Analysis(Plugin, ABC):
     - `results`: the results of the analyses that the step's `results:` names, by name.
     - `progress`: to be told how far it is (a `retinakit.contracts.progress.Progress`).
 
+    A cell that was not recorded in a split has NaN there, and a text variable `reason (cell)` says
+    why (see `retinakit.scores.reason`).
+
     The pipeline puts what one-by-one runs return into one DataTree: a group for each model or
     dataset, in which every sweep is a dimension.
     """
@@ -103,18 +106,37 @@ def sweep_dims(group: xr.Dataset) -> list[str]:
 
 
 def cases(result: xr.DataTree) -> Iterator[tuple[str, xr.Dataset]]:
-    """Every point of the sweeps of a combined result, with a label of a few short lines."""
+    """Every point of the sweeps of a combined result, with a label of a few short lines.
+
+    Example:
+        >>> import xarray as xr
+        >>> group = xr.Dataset(
+        ...     {"fev": ("filters", [0.1, 0.4])}, {"filters": [1, 2]}, {"sweep": "filters"}
+        ... )
+        >>> [label for label, _ in cases(xr.DataTree.from_dict({"/cnn": group}))]
+        ['cnn\\nfilters=1', 'cnn\\nfilters=2']
+    """
     for name, group in groups(result).items():
         dims = sweep_dims(group)
-        stacked = group.stack(point=dims) if dims else group.expand_dims("point")
-        for index in range(stacked.sizes["point"]):
-            case = stacked.isel(point=index)
-            values = ", ".join(f"{dim}={case[dim].item()}" for dim in dims if dim != "cell")
+        stacked = group.stack(case=dims, create_index=False) if dims else group.expand_dims("case")
+        for index in range(stacked.sizes["case"]):
+            case = stacked.isel(case=index)
+            options = [dim for dim in _options(group) if dim != "cell"]
+            values = ", ".join(f"{option}={case[option].item()}" for option in options)
             cell = f"cell {case['cell'].item()}" if "cell" in dims else ""
             yield "\n".join(filter(None, (name, values, cell))), case
 
 
+def _options(group: xr.Dataset) -> list[str]:
+    """What was swept: dimensions, and in the place of `point` the options at the points."""
+    found = []
+    for dim in sweep_dims(group):
+        at_points = [str(n) for n, c in group.coords.items() if c.dims == ("point",) and n != dim]
+        found += at_points if dim == "point" and at_points else [dim]
+    return found
+
+
 def points(result: xr.DataTree) -> list[str]:
     """The columns that say what a row of a result's table is about: model, sweeps, cell."""
-    swept = [dim for group in groups(result).values() for dim in sweep_dims(group)]
-    return ["model", *dict.fromkeys(dim for dim in swept if dim != "cell"), "cell"]
+    swept = [option for group in groups(result).values() for option in _options(group)]
+    return ["model", *dict.fromkeys(option for option in swept if option != "cell"), "cell"]

@@ -74,6 +74,9 @@ class Model(Plugin, ABC):
     ) -> xr.Dataset:
         """Fits on `train`, chooses on `validation`, does not look at `test`.
 
+        Frames in which a cell has no response (NaN) are left out for that cell. In `validation` a
+        cell may have none.
+
         Args:
             recording: see `retinakit.contracts.recording`.
             checkpoint: a file to write the state of an unfinished fit to now and then, and to go
@@ -278,6 +281,25 @@ class Model(Plugin, ABC):
             )
             model.restore(tree["state"].to_dataset().load())
         return model
+
+
+def cells_of_recording(labelled: xr.Dataset, recording: str) -> xr.Dataset:
+    """Arrays of one recording of several, with its cells named RECORDING/CELL.
+
+    Args:
+        labelled: with the dimension `cell`.
+        recording: its name, which becomes the coordinate `recording` along `cell`.
+
+    Example:
+        >>> import xarray as xr
+        >>> of_one = xr.Dataset({"rate": ("cell", [1.5, 0.5])}, {"cell": [3, 4]})
+        >>> cells_of_recording(of_one, "left")["cell"].values.tolist()
+        ['left/3', 'left/4']
+    """
+    cells = [f"{recording}/{cell}" for cell in labelled["cell"].values]
+    return labelled.assign_coords(
+        cell=("cell", np.array(cells)), recording=("cell", np.array([recording] * len(cells)))
+    )
 
 
 def coordinates_of(split: xr.Dataset, lags: int) -> xr.Dataset:

@@ -46,6 +46,10 @@ RESPONSE_DIMS = (("frame", "cell"), ("repeat", "frame", "cell"))
 SPIKES_PER_BIN = "spikes per bin"
 RARE_RATE = 5
 """Frames per second from which spike counts are not all multiples of that number by chance."""
+FEW_SPIKES = 10
+"""Fewer spikes in a split say nothing about the mean response of a cell."""
+SAMPLE = 100
+"""Frames that are looked at before all others where a few are most often enough."""
 RARE_RATIO = 10
 """Ratio of the mean responses of two splits that is not due to their stimuli."""
 SPIKES_PER_SECOND = ("hz", "spikes/s", "spikes per second", "1/s")
@@ -87,7 +91,6 @@ def make_split(
         RecordingError: if the arrays do not fit together.
 
     Example:
-        >>> import numpy as np
         >>> split = make_split(
         ...     np.zeros((6, 4, 4)),
         ...     np.zeros((6, 2)),
@@ -199,6 +202,12 @@ def make_recording(
 
     Raises:
         RecordingError: if it breaks the contract.
+
+    Example:
+        >>> split = make_split(np.zeros((9, 4, 4)), np.ones((9, 2)), frame_interval=0.02)
+        >>> recording = make_recording({"train": split, "validation": split, "test": split})
+        >>> recording["test"]["response"].dims
+        ('frame', 'cell')
     """
     recording = xr.DataTree.from_dict(dict(splits))
     recording.attrs.update(attrs or {})
@@ -388,15 +397,23 @@ class _Responses:
         for part in blocks(response, itemsize=8):
             values = response[part].values.reshape(-1, cells)
             finite = np.isfinite(values)
-            infinite |= np.isinf(values).any(0)
-            values = np.where(finite, values, 0)
-            known += finite.sum(0)
+            if finite.all():
+                known += len(values)
+            else:
+                infinite |= np.isinf(values).any(0)
+                known += finite.sum(0)
+                values = np.where(finite, values, 0)
             total += values.sum(0, dtype=float)
-            negative |= bool((values < 0).any())
-            if in_hertz:
-                in_bins = values * interval
-                in_hertz = bool((np.abs(in_bins - np.rint(in_bins)) < 1e-6).all())
+            negative |= bool(values.min(initial=0) < 0)
+            in_hertz = in_hertz and all(
+                _whole(np.multiply(values[some], interval, dtype=float))
+                for some in (slice(SAMPLE), slice(SAMPLE, None))
+            )
         return cls(known, total, infinite, negative, in_hertz and bool(total.any()))
+
+
+def _whole(values: NDArray[np.float64]) -> bool:
+    return bool((np.abs(values - np.rint(values)) < 1e-6).all())
 
 
 def _validate_response(name: str, split: xr.Dataset, found: _Responses) -> None:
@@ -434,7 +451,7 @@ def _compare_responses(name: str, found: _Responses, train: _Responses, split: x
     """Refuses spikes per second in one split and spikes per bin in the other."""
     if split["response"].attrs["units"] != SPIKES_PER_BIN:
         return
-    both = (found.known > 0) & (found.total > 0)
+    both = (found.total >= FEW_SPIKES) & (train.total >= FEW_SPIKES)
     if not both.any():
         return
     means = [one.total[both] / one.known[both] for one in (found, train)]
@@ -458,6 +475,10 @@ def full_history(segment: ArrayLike, lags: int) -> NDArray[np.bool_]:
 
     Returns:
         (frame,) booleans.
+
+    Example:
+        >>> full_history([0, 0, 0, 1, 1], lags=2).tolist()
+        [False, True, True, False, True]
     """
     segment = np.asarray(segment)
     full = np.ones(len(segment), bool)
@@ -467,12 +488,23 @@ def full_history(segment: ArrayLike, lags: int) -> NDArray[np.bool_]:
 
 
 def same_interval(first: float, second: float) -> bool:
-    """Whether two frame intervals (s) are the same but for how exactly they were measured."""
+    """Whether two frame intervals (s) are the same but for how exactly they were measured.
+
+    Example:
+        >>> same_interval(1 / 60, 0.01667), same_interval(1 / 60, 1 / 59)
+        (True, False)
+    """
     return bool(np.isclose(first, second, rtol=1e-2, atol=0))
 
 
 def segments(split: xr.Dataset | xr.DataArray) -> list[slice]:
-    """The slices of `frame` that are one segment each; the whole where there are no segments."""
+    """The slices of `frame` that are one segment each; the whole where there are no segments.
+
+    Example:
+        >>> stimulus = xr.DataArray(np.zeros((5, 1, 1)), dims=("frame", "y", "x"))
+        >>> segments(stimulus.assign_coords(segment=("frame", [0, 0, 1, 1, 1])))
+        [slice(0, 2, None), slice(2, 5, None)]
+    """
     if "segment" not in split.coords:
         return [slice(0, split.sizes["frame"])]
     segment = split["segment"].values
@@ -481,13 +513,26 @@ def segments(split: xr.Dataset | xr.DataArray) -> list[slice]:
 
 
 def mean_response(split: xr.Dataset) -> xr.DataArray:
-    """The response averaged over repeats, (frame, cell)."""
+    """The response averaged over repeats, (frame, cell); NaN where no repeat was recorded.
+
+    Example:
+        >>> response = np.array([[[1.0], [np.nan]], [[3.0], [4.0]]])  # (repeat, frame, cell)
+        >>> split = make_split(np.zeros((2, 1, 1)), response, frame_interval=0.02)
+        >>> mean_response(split).values.tolist()
+        [[2.0], [4.0]]
+    """
     response = split["response"]
     return response.mean("repeat", keep_attrs=True) if "repeat" in response.dims else response
 
 
 def lag_coordinate(lags: Sequence[int] | NDArray[Any], frame_interval: float) -> dict[str, Any]:
-    """The coordinates `lag` (frames) and `lag_time` (s), ready for `coords=`."""
+    """The coordinates `lag` (frames) and `lag_time` (s), ready for `coords=`.
+
+    Example:
+        >>> kernel = xr.DataArray([1.0, 0.5], lag_coordinate([0, 1], 0.02), ("lag",))
+        >>> kernel["lag_time"].values.tolist()
+        [0.0, 0.02]
+    """
     lags = np.asarray(lags)
     return {
         "lag": ("lag", lags, {"units": "frame"}),

@@ -8,7 +8,8 @@ import numpy as np
 import xarray as xr
 
 from retinakit.contracts.errors import UserError
-from retinakit.pipeline.graph import Coords
+from retinakit.contracts.model import cells_of_recording
+from retinakit.pipeline.graph import Coords, Task
 
 
 def combine(points: Sequence[tuple[Coords, xr.Dataset]]) -> xr.Dataset:
@@ -16,7 +17,9 @@ def combine(points: Sequence[tuple[Coords, xr.Dataset]]) -> xr.Dataset:
 
     A swept option becomes a dimension with its values as coordinate. Where the results have that
     dimension already, with one entry each (a sweep over `cell` of one-cell recordings), they are
-    joined along it. Sizes that differ between points (`filter`) are filled with NaN.
+    joined along it. Results of the recordings of one model are joined along `cell`, with the
+    coordinate `recording` and cells named RECORDING/CELL. Sizes that differ between points, such as
+    that of `filter`, are filled with NaN.
 
     Args:
         points: where each result stands, and the result.
@@ -30,8 +33,14 @@ def combine(points: Sequence[tuple[Coords, xr.Dataset]]) -> xr.Dataset:
     dims = list(dict.fromkeys(dim for coords, _ in points for dim, _ in coords))
     # Read from disk, whole numbers would be written as such again, and NaN among them as nonsense.
     combined = _along([(dict(coords), result.drop_encoding()) for coords, result in points], dims)
-    combined.attrs["sweep"] = ",".join(dims)
+    combined.attrs["sweep"] = ",".join(dim for dim in dims if dim in combined.dims)
     return combined
+
+
+def at_point(task: Task, result: xr.Dataset) -> xr.Dataset:
+    """A result with the options of its point as coordinates, for a sweep of listed points."""
+    options = {f"{n}_option" if n in result.variables else n: _label(v) for n, v in task.options}
+    return result.assign_coords(options)
 
 
 def _along(points: list[tuple[dict[str, Any], xr.Dataset]], dims: list[str]) -> xr.Dataset:
@@ -49,29 +58,54 @@ def _along(points: list[tuple[dict[str, Any], xr.Dataset]], dims: list[str]) -> 
         text = json.dumps(coords[dim])
         labels[text] = _label(coords[dim])
         by_value.setdefault(text, []).append((coords, result))
-    parts = []
-    for text, inner in by_value.items():
-        part = _along(inner, others)
-        if dim not in part.dims:
-            if dim in part.coords or dim in part.data_vars:
-                part = part.drop_vars(dim)
-            part = part.expand_dims({dim: [labels[text]]})
-        elif part.sizes[dim] != 1:
-            raise UserError(
-                f"the results have a dimension '{dim}' of {part.sizes[dim]} entries, the name of a "
-                "swept option; rename one of them"
-            )
-        parts.append(part)
+    parts = [_along(inner, others) for inner in by_value.values()]
+    if dim == "recording" and all("cell" in part.dims for part in parts):
+        named = [cells_of_recording(*part) for part in zip(parts, labels.values(), strict=True)]
+        return _joined(named, "cell", "different")
+    parts = [_at(part, dim, label) for part, label in zip(parts, labels.values(), strict=True)]
+    return _joined(parts, dim, "all")
+
+
+def _at(part: xr.Dataset, dim: str, label: Any) -> xr.Dataset:
+    """A result with a swept option as a dimension of one entry."""
+    if dim not in part.dims:
+        if dim in part.coords or dim in part.data_vars:
+            part = part.drop_vars(dim)
+        return part.expand_dims({dim: [label]})
+    if part.sizes[dim] != 1:
+        raise UserError(
+            f"the results have a dimension '{dim}' of {part.sizes[dim]} entries, the name of a "
+            "swept option; rename one of them"
+        )
+    return part
+
+
+def _joined(parts: list[xr.Dataset], dim: str, data_vars: Any) -> xr.Dataset:
+    """Results along a dimension, filled with NaN where other dimensions differ in size."""
+    sizes: dict[Any, set[int]] = {}
+    for part in parts:
+        for name, size in part.sizes.items():
+            sizes.setdefault(name, set()).add(size)
+    # A dimension without a coordinate is counted, so that xarray can align it.
+    counted = [
+        name
+        for name, found in sizes.items()
+        if name != dim and len(found) > 1 and not any(name in part.indexes for part in parts)
+    ]
+    parts = [
+        part.assign_coords({n: np.arange(part.sizes[n]) for n in counted if n in part.dims})
+        for part in parts
+    ]
     joined: xr.Dataset = xr.concat(
         parts,
         dim,
-        data_vars="all",
+        data_vars=data_vars,
         coords="different",
         compat="equals",
         join="outer",
         combine_attrs="drop_conflicts",
     )
-    return joined
+    return joined.drop_vars(counted)
 
 
 def _label(value: Any) -> Any:

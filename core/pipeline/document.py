@@ -22,9 +22,17 @@ class StepDocument(Config):
     seed: int | None = Field(
         None, ge=0, lt=2**32, description="The step's own seed; the pipeline's by default."
     )
-    sweep: dict[str, list[Any]] = Field(
-        {}, description="Options (or seed) to vary; each becomes a dimension of the results."
+    sweep: dict[str, list[Any]] | list[dict[str, Any]] = Field(
+        {},
+        description="Options (or seed) to vary. Lists of values: each option becomes a dimension "
+        "of the results. A list of points, each a mapping with the same options: one dimension "
+        "`point`, with the options as coordinates.",
     )
+
+    @property
+    def swept(self) -> list[str]:
+        """The options that are swept."""
+        return list(self.sweep if isinstance(self.sweep, dict) else self.sweep[0])
 
 
 class DatasetDocument(StepDocument):
@@ -36,7 +44,10 @@ class DatasetDocument(StepDocument):
 class ModelDocument(StepDocument):
     """A step that fits a model."""
 
-    data: str = Field("", description="The dataset to fit.")
+    data: str | list[str] = Field(
+        "",
+        description="The dataset to fit, or several for a model that shares parts between them.",
+    )
 
 
 class AnalysisDocument(StepDocument):

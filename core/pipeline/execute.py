@@ -21,7 +21,7 @@ from retinakit.contracts.errors import UserError
 from retinakit.contracts.model import ENGINE, Model
 from retinakit.contracts.progress import Progress, silent
 from retinakit.contracts.recording import validate
-from retinakit.pipeline.combine import combine
+from retinakit.pipeline.combine import at_point, combine
 from retinakit.pipeline.graph import Coords, Graph, Task
 from retinakit.pipeline.store import Store
 from retinakit.registry.find import Registry
@@ -116,10 +116,10 @@ class Workbench:
             self._at_hand.popitem(last=False)
             gc.collect()  # parents and children of a DataTree hold each other
 
-    def model(self, key: str) -> Model:
-        """The fitted model of a model task."""
+    def model(self, key: str, recording: str = "") -> Model:
+        """The fitted model of a model task, of one of its recordings if it has several."""
         model: Model = self._plugin_class(self.tasks[key]).load(self.store.path(key))
-        return model
+        return model.of(recording) if recording else model
 
     def _plugin_class(self, task: Task) -> Any:
         return self.registry.load(task.kind, task.plugin)
@@ -141,8 +141,12 @@ class Workbench:
         self._write(task, lambda path: write_tree(stored, path), size)
 
     def _fit(self, task: Task, progress: Progress) -> None:
-        model: Model = self._plugin(task)
-        recording = self.recording(task.inputs["data"][0])
+        model: Any = self._plugin(task)
+        recording: Any = self.recording(task.inputs["data"][0])
+        if "data" in task.members:
+            names = [name for name, _ in task.members["data"]]
+            keys = task.inputs["data"]
+            recording = {n: self.recording(key) for n, key in zip(names, keys, strict=True)}
         checkpoint = self.store.checkpoint(task.key)
         try:
             curves = model.fit(recording, checkpoint=checkpoint, progress=progress)
@@ -166,7 +170,7 @@ class Workbench:
             if role == "data":
                 arguments[role] = self.recording(keys[0])
             elif role == "model":
-                arguments[role] = self.model(keys[0])
+                arguments[role] = self.model(keys[0], task.recording)
             elif role == "results":
                 arguments[role] = self._results(keys)
             else:
@@ -178,7 +182,7 @@ class Workbench:
         self._write(task, lambda path: result.to_netcdf(path, engine=ENGINE), result.nbytes)
 
     def _member(self, key: str, step: str, coords: Coords) -> FittedModel:
-        source = _Member(self, key)
+        source = _Member(self, key, str(dict(coords).get("recording", "")))
         return FittedModel(step, dict(coords), source, dict(self.tasks[source.data_key].coords))
 
     def _results(self, keys: Sequence[str]) -> dict[str, xr.DataTree]:
@@ -204,14 +208,19 @@ class _Member:
 
     bench: Workbench
     key: str
+    name: str
+    """Of the recording, if the model has several."""
 
     def model(self) -> Model:
-        return self.bench.model(self.key)
+        return self.bench.model(self.key, self.name)
 
     @property
     def data_key(self) -> str:
         task = self.bench.tasks[self.key]
-        return task.inputs["data"][0] if task.kind == "model" else self.key
+        if task.kind != "model":
+            return self.key
+        names = [name for name, _ in task.members.get("data", ())]
+        return task.inputs["data"][names.index(self.name) if self.name else 0]
 
     def recording(self) -> xr.DataTree:
         return self.bench.recording(self.data_key)
@@ -222,7 +231,8 @@ def combined_result(tasks: Sequence[Task], store: Store) -> xr.DataTree:
     by_about: dict[str, list[tuple[Coords, xr.Dataset]]] = {}
     for task in tasks:
         with xr.open_dataset(store.path(task.key), engine=ENGINE) as result:
-            by_about.setdefault(task.about, []).append((task.coords, result.load()))
+            loaded = at_point(task, result.load())
+            by_about.setdefault(task.about, []).append((task.coords, loaded))
     return xr.DataTree.from_dict(
         {f"/{about}": combine(points) for about, points in by_about.items()}
     )

@@ -9,8 +9,9 @@ import hashlib
 import inspect
 import itertools
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -40,6 +41,9 @@ GIVEN = {
 }
 """What a plugin of each kind may ask for, by the names of parameters."""
 
+MOST_POINTS = 100_000
+"""Points of a sweep; more would take minutes to check alone."""
+
 
 @dataclass(frozen=True)
 class Task:
@@ -52,6 +56,8 @@ class Task:
         members: for a family, the step and coordinates of each of its inputs.
         place: where the step stands in its file.
         files: of a dataset, the names of its input files and hashes of their contents.
+        options: the swept options at this point of a list of points.
+        recording: of an analysis of a model of several recordings, which of them.
     """
 
     key: str
@@ -67,11 +73,14 @@ class Task:
     place: str
     volatile: bool = False
     files: tuple[tuple[str, str], ...] = ()
+    options: Coords = ()
+    recording: str = ""
 
     @property
     def label(self) -> str:
         """A name for people, such as `cnn[filters=4, seed=0]`."""
-        point = ", ".join(f"{name}={value}" for name, value in self.coords)
+        listed = [coord for coord in self.coords if coord[0] != "point"]
+        point = ", ".join(f"{name}={value}" for name, value in (*listed, *self.options))
         about = f" of {self.about}" if self.about else ""
         return self.step + (f"[{point}]" if point else "") + about
 
@@ -187,6 +196,7 @@ class _Builder:
         self.registry, self.documents = registry, documents
         self.steps: dict[str, Step] = {}
         self.tasks: dict[str, Task] = {}
+        self.context = {"folder": str(source.path.resolve().parent)}
 
     def references(self, name: str) -> list[str]:
         """The steps that a step names, checked to exist and to be of the right kind."""
@@ -233,8 +243,9 @@ class _Builder:
                 f"'{document.plugin}' asks for '{min(strange)}', which no pipeline gives "
                 f"(a {kind} is given {', '.join(sorted(GIVEN[kind]))}); tell its author",
             )
-        for point, inputs in self._points(step, place, wants):
-            step.tasks.append(self._task(step, place, dict(point), inputs))
+        where = self.source.position(place)
+        for point in self._points(step, place, wants):
+            step.tasks.append(self._task(step, place, point, where))
         if not step.tasks:
             raise self.source.error(
                 (*place, "data"),
@@ -244,47 +255,91 @@ class _Builder:
         self.tasks |= {task.key: task for task in step.tasks}
         step.dims = tuple(dict.fromkeys(d for task in step.tasks for d, _ in task.coords))
 
-    def _points(
-        self, step: Step, place: Location, wants: set[str]
-    ) -> Iterator[tuple[Coords, "_Inputs"]]:
+    def _points(self, step: Step, place: Location, wants: set[str]) -> Iterator["_Point"]:
         """The points of the step's own sweep, for each of its inputs."""
-        fields = step.cls.Config.model_fields
-        for option, values in step.document.sweep.items():
-            if option not in fields and option != "seed":
-                raise self.source.error(
-                    (*place, "sweep", option),
-                    f"{step.document.plugin} has no option to sweep of that name; "
-                    + nearest(option, [*fields, "seed"]),
-                )
-            if not values:
-                raise self.source.error((*place, "sweep", option), "the list of values is empty")
-            texts = [json.dumps(value, default=str) for value in values]
-            for index, text in enumerate(texts):
-                if text in texts[:index]:
-                    raise self.source.error(
-                        (*place, "sweep", option, index), f"the value {text} is already in the list"
-                    )
-                seed = values[index] if option == "seed" else 0
-                if type(seed) is not int or not 0 <= seed < 2**32:
-                    raise self.source.error(
-                        (*place, "sweep", option, index),
-                        f"it must be an integer from 0 to 2^32 - 1 (got {text})",
-                    )
-            if option in step.document.with_:
-                raise self.source.error(
-                    (*place, "sweep", option), "the option is also given under 'with'; keep one"
-                )
-        own = [[(dim, v) for v in values] for dim, values in step.document.sweep.items()]
+        own = self._sweep(step, place)
         for inputs in self._inputs(step, place, wants):
             taken = {dim for dim, _ in inputs.coords}
-            for dim in step.document.sweep:
+            for dim, _ in own[0][0]:
                 if dim in taken:
                     raise self.source.error(
                         (*place, "sweep", dim),
                         f"what '{step.name}' is given is already swept over '{dim}'",
                     )
-            for point in itertools.product(*own):
-                yield (*inputs.coords, *point), inputs
+            for coords, options in own:
+                yield _Point((*inputs.coords, *coords), options, inputs)
+
+    def _sweep(self, step: Step, place: Location) -> list[tuple[Coords, dict[str, Any]]]:
+        """The points of a step's own sweep: coordinates, and options."""
+        sweep = step.document.sweep
+        if isinstance(sweep, list):
+            return self._listed_points(step, (*place, "sweep"), sweep)
+        for option, values in sweep.items():
+            where = (*place, "sweep", option)
+            self._check_option(step, where, option)
+            if not values:
+                raise self.source.error(where, "the list of values is empty")
+            seen = set()
+            for index, value in enumerate(values):
+                text = json.dumps(value, default=str)
+                if text in seen:
+                    raise self.source.error(
+                        (*where, index), f"the value {text} is already in the list"
+                    )
+                seen.add(text)
+                self._check_seed(option, value, (*where, index))
+        number = math.prod(map(len, sweep.values()))
+        self._check_number(number, (*place, "sweep"))
+        points = itertools.product(*([(dim, v) for v in vs] for dim, vs in sweep.items()))
+        return [(point, dict(point)) for point in points]
+
+    def _listed_points(
+        self, step: Step, place: Location, points: list[dict[str, Any]]
+    ) -> list[tuple[Coords, dict[str, Any]]]:
+        """A list of points as one dimension `point`."""
+        if not points or not points[0]:
+            raise self.source.error(place, "the list of points is empty; give mappings of options")
+        self._check_number(len(points), place)
+        for option in points[0]:
+            self._check_option(step, (*place, 0, option), option)
+        seen = set()
+        for index, point in enumerate(points):
+            if point.keys() != points[0].keys():
+                raise self.source.error(
+                    (*place, index),
+                    f"the point has the options {', '.join(point) or 'none'} and the first has "
+                    f"{', '.join(points[0])}; give every point the same options",
+                )
+            text = json.dumps(point, default=str, sort_keys=True)
+            if text in seen:
+                raise self.source.error((*place, index), "the point is already in the list")
+            seen.add(text)
+            if "seed" in point:
+                self._check_seed("seed", point["seed"], (*place, index, "seed"))
+        return [((("point", index),), point) for index, point in enumerate(points)]
+
+    def _check_option(self, step: Step, where: Location, option: str) -> None:
+        fields = step.cls.Config.model_fields
+        if option not in fields and option != "seed":
+            raise self.source.error(
+                where,
+                f"{step.document.plugin} has no option to sweep of that name; "
+                + nearest(option, [*fields, "seed"]),
+            )
+        if option in step.document.with_:
+            raise self.source.error(where, "the option is also given under 'with'; keep one")
+
+    def _check_seed(self, option: str, value: Any, where: Location) -> None:
+        if option == "seed" and (type(value) is not int or not 0 <= value < 2**32):
+            raise self.source.error(
+                where, f"it must be an integer from 0 to 2^32 - 1 (got {json.dumps(value)})"
+            )
+
+    def _check_number(self, points: int, where: Location) -> None:
+        if points > MOST_POINTS:
+            raise self.source.error(
+                where, f"the sweep has {points} points; make it {MOST_POINTS} or fewer"
+            )
 
     def _inputs(self, step: Step, place: Location, wants: set[str]) -> Iterator["_Inputs"]:
         document = step.document
@@ -310,19 +365,31 @@ class _Builder:
         shared = _Inputs()
         if "results" in wants:
             shared = shared.with_members(
-                "results", [t for n in results for t in self.steps[n].tasks]
+                "results", self._members(t for n in results for t in self.steps[n].tasks)
             )
         if "models" in wants:
-            members = [t for n in models for t in self.steps[n].tasks]
+            members = self._members(t for n in models for t in self.steps[n].tasks)
             shared = shared.with_members("models", members)
         if "recordings" in wants and datasets:
-            members = [t for n in datasets for t in self.steps[n].tasks]
+            members = self._members(t for n in datasets for t in self.steps[n].tasks)
             shared = shared.with_members("recordings", members)
+        if step.kind == "model" and isinstance(data, list):
+            yield from self._several(step, place, datasets)
+            return
         if "model" in wants:
             for model in (t for n in models for t in self.steps[n].tasks):
                 base = _Inputs(
-                    {**shared.keys, "model": (model.key,)}, shared.members, model.coords, model.step
+                    {**shared.keys, "model": (model.key,)},
+                    shared.members,
+                    model.coords,
+                    model.step,
+                    model.options,
                 )
+                if "data" in model.members:
+                    for name, data_task in self._of_recordings(model):
+                        if not datasets or data_task.step in datasets:
+                            yield base.with_recording(name, data_task, "data" in wants)
+                    continue
                 if "data" not in wants:
                     yield base
                     continue
@@ -342,24 +409,72 @@ class _Builder:
             for task in (t for n in datasets for t in self.steps[n].tasks):
                 about = task.step if step.kind == "analysis" else ""
                 yield _Inputs(
-                    {**shared.keys, "data": (task.key,)}, shared.members, task.coords, about
+                    {**shared.keys, "data": (task.key,)},
+                    shared.members,
+                    task.coords,
+                    about,
+                    task.options,
                 )
         else:
             yield shared
 
-    def _task(self, step: Step, place: Location, point: dict[str, Any], inputs: "_Inputs") -> Task:
-        own = {dim: point[dim] for dim in step.document.sweep}
+    def _several(self, step: Step, place: Location, datasets: list[str]) -> Iterator["_Inputs"]:
+        """The recordings of a model of several, at each point that their sweeps have in common."""
+        if not getattr(step.cls, "several", False):
+            raise self.source.error(
+                (*place, "data"),
+                f"'{step.document.plugin}' is fitted to one recording; name one dataset, or take a "
+                "model that shares parts between recordings, such as what_where",
+            )
+        together: list[tuple[list[Task], dict[str, Any]]] = [([], {})]
+        for name in datasets:
+            together = [
+                ([*tasks, task], coords | dict(task.coords))
+                for tasks, coords in together
+                for task in self.steps[name].tasks
+                if all(coords.get(dim, value) == value for dim, value in task.coords)
+            ]
+        for tasks, coords in together:
+            options = {o for task in tasks for o in task.options}
+            members = {"data": tuple((task.step, task.coords) for task in tasks)}
+            keys = {"data": tuple(task.key for task in tasks)}
+            yield _Inputs(keys, members, tuple(coords.items()), "", tuple(options))
+
+    def _of_recordings(self, model: Task) -> Iterator[tuple[str, Task]]:
+        """The names of a model's recordings, and their tasks."""
+        for key, (name, _) in zip(model.inputs["data"], model.members["data"], strict=True):
+            yield name, self.tasks[key]
+
+    def _members(self, tasks: Iterable[Task]) -> list["_Member"]:
+        """Members of a family; a model of several recordings is one for each of them."""
+        found = []
+        for task in tasks:
+            if task.kind == "model" and "data" in task.members:
+                for name, _ in self._of_recordings(task):
+                    coords = (*task.coords, ("recording", name))
+                    found.append(_Member(task.key, task.step, coords))
+            else:
+                found.append(_Member(task.key, task.step, task.coords))
+        return found
+
+    def _task(self, step: Step, place: Location, point: "_Point", position: str) -> Task:
+        inputs, own = point.inputs, dict(point.options)
+        listed = isinstance(step.document.sweep, list)
+        options_here = tuple(own.items()) if listed else ()
         seed: int | None = own.pop("seed", step.document.seed)
         seed = self.document.seed if seed is None else seed
         options = {**step.document.with_, **own}
-        context = {"folder": str(self.source.path.resolve().parent)}
         try:
-            config = step.cls.Config.model_validate(options, context=context)
+            config = step.cls.Config.model_validate(options, context=self.context)
         except ValidationError as error:
             first = error.errors()[0]["loc"]
-            swept = {n: step.document.sweep[n].index(v) for n, v in own.items() if n in first[:1]}
-            section = (*place, "sweep" if swept else "with")
-            raise validation_error(self.source, section, error, step.cls.Config, swept) from None
+            sweep, swept = step.document.sweep, {n for n in own if n in first[:1]}
+            if isinstance(sweep, list) and swept:
+                section, index = (*place, "sweep", dict(point.coords)["point"]), {}
+            else:
+                section = (*place, "sweep" if swept else "with")
+                index = {n: sweep[n].index(own[n]) for n in swept}  # type: ignore[call-overload]
+            raise validation_error(self.source, section, error, step.cls.Config, index) from None
         plugin = step.cls(config, seed=seed)
         resolved = config.model_dump_json()
         identified = json.loads(resolved)
@@ -387,6 +502,7 @@ class _Builder:
             "seed": seed,
             "files": contents,
             "inputs": {role: list(keys) for role, keys in inputs.keys.items()},
+            "recording": inputs.recording,
             # A family's result is labelled with the names and points of its members.
             "members": {
                 role: [list(map(str, m)) for m in ms] for role, ms in inputs.members.items()
@@ -398,15 +514,17 @@ class _Builder:
             kind=step.kind,
             step=step.name,
             about=inputs.about,
-            coords=tuple(point.items()),
+            coords=point.coords,
             plugin=step.entry.full_name,
             config=resolved,
             seed=seed,
             inputs=inputs.keys,
             members=inputs.members,
-            place=self.source.position(place),
+            place=position,
             volatile=bool(getattr(step.cls, "volatile", False)),
             files=tuple(contents),
+            options=(*inputs.options, *options_here),
+            recording=inputs.recording,
         )
 
 
@@ -418,14 +536,39 @@ class _Inputs:
     members: Mapping[str, tuple[tuple[str, Coords], ...]] = field(default_factory=dict)
     coords: Coords = ()
     about: str = ""
+    options: Coords = ()
+    recording: str = ""
 
-    def with_members(self, role: str, tasks: list[Task]) -> "_Inputs":
-        keys = {**self.keys, role: tuple(t.key for t in tasks)}
-        members = {**self.members, role: tuple((t.step, t.coords) for t in tasks)}
-        return _Inputs(keys, members, self.coords, self.about)
+    def with_members(self, role: str, members: list["_Member"]) -> "_Inputs":
+        keys = {**self.keys, role: tuple(member.key for member in members)}
+        found = {**self.members, role: tuple((m.step, m.coords) for m in members)}
+        return replace(self, keys=keys, members=found)
 
     def with_data(self, task: Task, coords: Coords) -> "_Inputs":
-        return _Inputs({**self.keys, "data": (task.key,)}, self.members, coords, self.about)
+        return replace(self, keys={**self.keys, "data": (task.key,)}, coords=coords)
+
+    def with_recording(self, name: str, task: Task, wants_data: bool) -> "_Inputs":
+        coords = (*self.coords, ("recording", name))
+        inputs = self.with_data(task, coords) if wants_data else replace(self, coords=coords)
+        return replace(inputs, recording=name)
+
+
+@dataclass(frozen=True)
+class _Member:
+    """A member of a family that an analysis is given."""
+
+    key: str
+    step: str
+    coords: Coords
+
+
+@dataclass(frozen=True)
+class _Point:
+    """A point of a step's sweep: where it stands, the swept options there, and its inputs."""
+
+    coords: Coords
+    options: Mapping[str, Any]
+    inputs: _Inputs
 
 
 def _parameters(cls: type[Plugin], kind: str) -> set[str]:

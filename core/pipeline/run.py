@@ -21,7 +21,7 @@ from ruamel.yaml import YAML
 
 from retinakit.contracts.errors import UserError
 from retinakit.contracts.model import ENGINE
-from retinakit.pipeline.combine import combine
+from retinakit.pipeline.combine import at_point, combine
 from retinakit.pipeline.execute import (
     Outcome,
     Watcher,
@@ -210,7 +210,7 @@ def _write_step(folder: Path, step: Step, done: list[Task], store: Store) -> dic
         for task in done:
             with xr.open_datatree(store.path(task.key), engine=ENGINE) as tree:
                 for group, points in parts.items():
-                    points.append((task.coords, tree[group].to_dataset().load()))
+                    points.append((task.coords, at_point(task, tree[group].to_dataset().load())))
         combined = {group: combine(points) for group, points in parts.items()}
         xr.DataTree.from_dict(combined).to_netcdf(main, engine=ENGINE)
         files = {f"{section}/{main.name}": "parameters and curves of all fits", **files}
@@ -298,7 +298,8 @@ def resolved(graph: Graph) -> dict[str, Any]:
         for role in ("data", "models", "results"):
             if getattr(document, role, None):
                 entry[role] = getattr(document, role)
-        entry["with"] = {k: v for k, v in config.items() if k not in document.sweep}
+        swept = document.swept if document.sweep else []
+        entry["with"] = {k: v for k, v in config.items() if k not in swept}
         if document.seed is not None:
             entry["seed"] = document.seed
         if document.sweep:

@@ -173,6 +173,8 @@ def _options(step: Step, plugin: Any) -> list[dict[str, Any]]:
         return []
     fields = plugin.Config.model_fields if plugin else {}
     first, sweep = step["tasks"][0], step["sweep"]
+    if isinstance(sweep, list):  # of points
+        sweep = {name: [point[name] for point in sweep] for name in sweep[0]}
     return [
         {
             "name": name,

@@ -152,12 +152,12 @@ def _chosen(
             f"the results of '{name}' have no '{by}'; {nearest(by, map(str, group.data_vars))}"
         )
     value = group[by].mean("cell") if "cell" in group[by].dims else group[by]
-    stacked = (value if largest else -value).stack(point=dims)
+    stacked = (value if largest else -value).stack(candidate=dims)
     # A model whose values are all NaN gets its first point.
-    place = stacked.fillna(-np.inf).argmax("point")
-    best = group.stack(point=dims).isel(point=place)
+    place = stacked.fillna(-np.inf).argmax("candidate")
+    best = group.stack(candidate=dims).isel(candidate=place)
     best = (
-        best.drop_vars("point")
+        best.drop_vars("candidate")
         .rename({dim: f"best_{dim}" for dim in dims})
         .reset_coords([f"best_{dim}" for dim in dims])
     )

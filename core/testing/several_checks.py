@@ -35,9 +35,7 @@ def fitted_to_several(case: ModelCase) -> None:
         demand(
             np.isfinite(prediction[counted]).all(), f"predictions of of('{name}') are not finite"
         )
-    demand_refused(
-        "of() for a recording that was not fitted", "nowhere", lambda: model.of("nowhere")
-    )
+    demand_refused("of() for a recording that was not fitted", "nowhere", model.of, "nowhere")
     demand_refused(
         "a prediction by a model of several recordings", "other", model.predict, case.shown
     )

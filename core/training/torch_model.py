@@ -22,9 +22,10 @@ from torch import Tensor, nn
 
 from retinakit.contracts.config import Config
 from retinakit.contracts.errors import RecordingError, UserError
-from retinakit.contracts.model import Model, coordinates_of
+from retinakit.contracts.model import Model, cells_of_recording, coordinates_of
 from retinakit.contracts.progress import Progress, silent
 from retinakit.contracts.recording import segments
+from retinakit.scores import RATE_FLOOR
 from retinakit.training.frames import Frames
 from retinakit.training.hooks import Hooks
 from retinakit.training.loop import Fit, train
@@ -158,7 +159,7 @@ class TorchModel(Model):
             (n, cell), a negative log-likelihood up to a constant.
         """
         if self.config.loss == "poisson":
-            return prediction - torch.xlogy(target, prediction + 1e-8)
+            return prediction - torch.xlogy(target, prediction + RATE_FLOOR)
         return (prediction - target) ** 2
 
     def initialise(self, module: nn.Module, recording: xr.DataTree) -> None:
@@ -352,7 +353,7 @@ class TorchModel(Model):
                 shared = attrgetter(name)(first.module)
                 setattr(part.module.get_submodule(parent), child, shared)
         self._parts = parts
-        fields = [_of_several(part.field, name) for name, part in parts.items()]
+        fields = [cells_of_recording(part.field, name) for name, part in parts.items()]
         cells = xr.concat([field[["cell", "recording"]] for field in fields], "cell")
         self.field = fields[0].drop_dims("cell").assign_coords(cells.coords)
         self.module = first.module
@@ -490,19 +491,11 @@ def joined(parts: Mapping[str, xr.Dataset]) -> xr.Dataset:
     What has no cells is of all recordings, and is the first one's. The coordinate `recording` says
     whose each cell is, and a cell is named RECORDING/CELL.
     """
-    named = [_of_several(part, name) for name, part in parts.items()]
+    named = [cells_of_recording(part, name) for name, part in parts.items()]
     with_cells = [part[[n for n in part.data_vars if "cell" in part[n].dims]] for part in named]
     cells: xr.Dataset = xr.concat(with_cells, "cell", join="outer", combine_attrs="override")
     alone = [n for n in named[0].data_vars if "cell" not in named[0][n].dims]
     return cells.assign(named[0][alone].data_vars)
-
-
-def _of_several(labelled: xr.Dataset, recording: str) -> xr.Dataset:
-    """Arrays of one recording, with the cells named as those of several."""
-    cells = [f"{recording}/{cell}" for cell in labelled["cell"].values]
-    return labelled.assign_coords(
-        cell=("cell", np.array(cells)), recording=("cell", np.array([recording] * len(cells)))
-    )
 
 
 def randn_of_cells(field: xr.Dataset, *shape: int) -> Tensor:

@@ -1,28 +1,27 @@
-"""Your own recording, from arrays in one HDF5 or NetCDF-4 file."""
+"""Your own recording, from arrays in one HDF5, NetCDF-4 or MATLAB file."""
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 from pydantic import Field
-from xarray.backends import BackendArray
 from xarray.core import indexing
 
 from retinakit.contracts import (
     Config,
     Dataset,
     InputPath,
+    StoredArray,
     UserError,
+    find_array,
     frame_blocks,
+    is_matlab,
     make_recording,
     make_split,
-    nearest,
 )
 
 IN_MEMORY = 2**30
@@ -36,11 +35,13 @@ logger = logging.getLogger("retinakit")
 class HDF5Config(Config):
     """Where the arrays are in the file, and how they are split."""
 
-    path: InputPath = Field(Path("recording.h5"), description="The file, HDF5 or NetCDF-4.")
+    path: InputPath = Field(Path("recording.h5"), description="The file: HDF5, NetCDF-4 or MATLAB.")
     stimulus: str = Field("stimulus", description="Path of the stimulus in the file.")
     response: str = Field("response", description="Path of the spike counts (or rates).")
-    stimulus_dims: list[str] = Field(
-        ["frame", "y", "x"], description="Order of its dimensions: frame, channel, y, x."
+    stimulus_dims: list[str] | None = Field(
+        None,
+        description="Order of its dimensions: frame, channel, y, x. By default frame, y, x; of a "
+        "MATLAB file also y, x, frame, where the last is as long as the response.",
     )
     response_dims: list[str] = Field(
         ["frame", "cell"], description="Order of its dimensions: repeat, frame, cell."
@@ -94,24 +95,22 @@ class HDF5(Dataset):
     volatile = True
 
     def files(self) -> list[Path]:
-        return [self.config.path]
+        """The file, and those that links in it lead to. Looks at the form of what is in it."""
+        c = self.config
+        if not os.path.exists(c.path):  # noqa: PTH110 (Path.exists raises for a long name)
+            return [c.path]
+        arrays = [*self._pair(c.stimulus, c.response, c.response_dims)]
+        if c.test_stimulus is not None and c.test_response is not None:
+            arrays += self._pair(c.test_stimulus, c.test_response, c.test_response_dims)
+        if c.segment is not None:
+            arrays.append(find_array(c.path, c.segment))
+        return list(dict.fromkeys(file for array in arrays for file in array.files))
 
     def load(self) -> xr.DataTree:
-        with _reading(self.config.path) as file:
-            return self._read(file)
-
-    def _read(self, file: h5py.File) -> xr.DataTree:
         c = self.config
-        stimulus = self._movie(file, c.stimulus)
-        response = self._values(file, c.response, c.response_dims, RESPONSE)
-        segment = self._segments(file, len(stimulus))
-        frames = response.shape[-2]
-        if frames != len(stimulus):
-            raise UserError(
-                f"{c.path}: '{c.response}' has {frames} frames and '{c.stimulus}' has "
-                f"{len(stimulus)} (dimension 'frame'); cut them to the same frames, one bin of the "
-                "response for each frame shown"
-            )
+        shown, answers = self._pair(c.stimulus, c.response, c.response_dims)
+        stimulus, response = self._movie(shown), _values(answers)
+        segment = self._segments(len(stimulus))
         own_test = c.test_stimulus is not None and c.test_response is not None
         if not own_test and (c.test_stimulus or c.test_response):
             raise UserError("give both test_stimulus and test_response, or neither")
@@ -125,8 +124,8 @@ class HDF5(Dataset):
                 )
             start = end
         if c.test_stimulus is not None and c.test_response is not None:
-            test = self._movie(file, c.test_stimulus)
-            answer = self._values(file, c.test_response, c.test_response_dims, RESPONSE)
+            shown, answers = self._pair(c.test_stimulus, c.test_response, c.test_response_dims)
+            test, answer = self._movie(shown), _values(answers)
             length = c.test_segment_frames or len(test)
             frame = np.arange(len(test))
             splits["test"] = self._split(test, answer, frame // length)
@@ -135,11 +134,56 @@ class HDF5(Dataset):
                 splits["test"].coords["from_onset"] = ("frame", onset, {"units": "s"})
         return make_recording(splits, {"title": c.path.stem, "source": c.path.name})
 
-    def _movie(self, file: h5py.File, name: str) -> xr.Variable:
+    def _pair(
+        self, stimulus: str, response: str, response_dims: list[str]
+    ) -> tuple[StoredArray, StoredArray]:
+        """A stimulus and the response to it, with their dimensions in the contract's order.
+
+        Raises:
+            UserError: if one of them is not there, or they do not fit together.
+        """
+        path = self.config.path
+        answers = self._ordered(find_array(path, response), response, response_dims, RESPONSE)
+        frames = answers.shape[-2]
+        array = find_array(path, stimulus)
+        dims = self.config.stimulus_dims
+        if dims is None:
+            dims = ["frame", "y", "x"]
+            if is_matlab(path) and array.shape[-1:] == (frames,):
+                if array.shape[0] == frames:
+                    raise UserError(
+                        f"{path}: the first and the last dimension of '{stimulus}' are as long as "
+                        "the response; say with stimulus_dims which is 'frame'"
+                    )
+                dims = ["y", "x", "frame"]
+        shown = self._ordered(array, stimulus, dims, STIMULUS)
+        if shown.shape[0] != frames:
+            raise UserError(
+                f"{path}: '{response}' has {frames} frames and '{stimulus}' has "
+                f"{shown.shape[0]} (dimension 'frame'); cut them to the same frames, one bin of "
+                "the response for each frame shown"
+            )
+        return shown, answers
+
+    def _ordered(
+        self, array: StoredArray, name: str, given: list[str], order: tuple[str, ...]
+    ) -> StoredArray:
+        optional = {"channel", "repeat"}
+        if (
+            len(array.shape) != len(given)
+            or not set(order) - optional <= set(given) <= set(order)
+            or len(set(given)) != len(given)
+        ):
+            raise UserError(
+                f"{self.config.path}: '{name}' is of shape {array.shape} and its dimensions are "
+                f"given as {given}; give one of {list(order)} for each"
+            )
+        return array.transposed([given.index(dim) for dim in order if dim in given])
+
+    def _movie(self, array: StoredArray) -> xr.Variable:
         """A stimulus, which is held if it is small."""
         c = self.config
-        array = self._array(file, name, c.stimulus_dims, STIMULUS)
-        dims = [dim for dim in STIMULUS if dim in c.stimulus_dims]
+        dims = [dim for dim in STIMULUS if dim != "channel" or len(array.shape) == len(STIMULUS)]
         encoding = {}
         if array.chunks is not None:
             encoding["preferred_chunks"] = dict(zip(dims, array.chunks, strict=True))
@@ -153,53 +197,32 @@ class HDF5(Dataset):
                 ) from None
         if movie.nbytes <= IN_MEMORY:
             return movie.load()
-        layer = array.chunks and array.chunks[0] * movie[0].nbytes
-        if layer and layer > frame_blocks.LAYER * frame_blocks.BYTES:
+        layer = array.chunks[0] if array.chunks is not None else 0
+        if layer * movie[0].nbytes > frame_blocks.LAYER * frame_blocks.BYTES:
             logger.warning(
                 "%s: '%s' is stored in chunks of %d frames, too many to be held, so that each is "
                 "decompressed several times; store it in chunks of some hundred frames",
                 c.path,
-                name,
-                array.chunks[0],
+                array.name,
+                layer,
             )
         return movie
 
-    def _array(
-        self, file: h5py.File, name: str, given: list[str], order: tuple[str, ...]
-    ) -> "StoredArray":
-        """The array at a path, with its dimensions in the contract's order."""
-        if name not in file or not isinstance(file[name], h5py.Dataset):
-            known: list[str] = []
-            file.visititems(
-                lambda path, item: known.append(path) if isinstance(item, h5py.Dataset) else None
-            )
-            raise UserError(
-                f"{self.config.path}: there is no array '{name}'; {nearest(name, known)}"
-            )
-        array = file[name]
-        if (
-            array.ndim != len(given)
-            or not set(given) <= set(order)
-            or len(set(given)) != len(given)
-        ):
-            raise UserError(
-                f"{self.config.path}: '{name}' is of shape {array.shape} and its dimensions are "
-                f"given as {given}; give one of {list(order)} for each"
-            )
-        return StoredArray(
-            self.config.path, array, [given.index(dim) for dim in order if dim in given]
-        )
-
-    def _values(
-        self, file: h5py.File, name: str, given: list[str], order: tuple[str, ...]
-    ) -> NDArray[Any]:
-        return np.asarray(self._array(file, name, given, order).get_duck_array())
-
-    def _segments(self, file: h5py.File, frames: int) -> NDArray[Any]:
+    def _segments(self, frames: int) -> NDArray[Any]:
         c = self.config
-        if c.segment is not None:
-            return self._values(file, c.segment, ["frame"], ("frame",))
-        return np.arange(frames) // (c.segment_frames or frames)
+        if c.segment is None:
+            return np.arange(frames) // (c.segment_frames or frames)
+        values = _values(find_array(c.path, c.segment)).reshape(-1)
+        if len(values) != frames:
+            raise UserError(
+                f"{c.path}: '{c.segment}' has {len(values)} values and '{c.stimulus}' has {frames} "
+                "frames; give one integer for each"
+            )
+        if values.dtype.kind == "f":  # MATLAB's usual type
+            if not np.array_equal(values, np.round(values)):
+                raise UserError(f"{c.path}: '{c.segment}' holds numbers that are no integers")
+            values = values.astype(np.int64)
+        return values
 
     def _ends(self, segment: NDArray[Any], test: float) -> tuple[int, int, int]:
         """Where train, validation and test end; between trials, if there are several."""
@@ -239,47 +262,7 @@ class HDF5(Dataset):
         )
 
 
-class StoredArray(BackendArray):
-    """An array of an HDF5 file, read where it is indexed.
-
-    Args:
-        path: of the file.
-        array: in the open file.
-        axes: those of the array, in the order that they are to have.
-    """
-
-    def __init__(self, path: Path, array: h5py.Dataset, axes: list[int]):
-        self.path, self.name, self.axes = path, array.name, axes
-        self.shape = tuple(array.shape[axis] for axis in axes)
-        self.chunks = array.chunks and tuple(array.chunks[axis] for axis in axes)
-        self.dtype = array.dtype
-
-    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
-        return indexing.explicit_indexing_adapter(
-            key, self.shape, indexing.IndexingSupport.OUTER_1VECTOR, self._read
-        )
-
-    def _read(self, key: tuple[Any, ...]) -> Any:
-        stored = [key[self.axes.index(axis)] for axis in range(len(self.axes))]
-        # An axis that is indexed with a number is not in the result.
-        number = (int, np.integer)
-        left = [axis for axis, k in zip(self.axes, key, strict=True) if not isinstance(k, number)]
-        with _reading(self.path) as file:
-            values = file[self.name][tuple(stored)]
-        return np.asarray(values.transpose([sorted(left).index(axis) for axis in left]), order="C")
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[h5py.File]:
-    """An open file; turns what the file system or HDF5 objects to into a sentence."""
-    try:
-        with h5py.File(path, "r") as file:
-            yield file
-    except FileNotFoundError:
-        raise UserError(f"there is no file {path}; check the path") from None
-    except OSError as error:
-        reason = str(error).rpartition("(")[2].rstrip(")")
-        raise UserError(
-            f"{path} cannot be read as HDF5 ({reason}); it may be truncated or of another "
-            "format: copy or export it again"
-        ) from None
+def _values(array: StoredArray) -> NDArray[Any]:
+    values = np.asarray(array.get_duck_array())
+    # The sum of a response in half precision overflows.
+    return values.astype(np.float32) if values.dtype == np.float16 else values

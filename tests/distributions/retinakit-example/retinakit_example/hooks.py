@@ -16,12 +16,20 @@ def retinakit_datasets() -> list[DatasetSpec]:
 
 @hookimpl
 def retinakit_models() -> list[ModelSpec]:
+    models = {
+        "ridge": ("Ridge", "Linear filter by ridge regression, in closed form."),
+        "recurrent": ("Recurrent", "Recurrent network, with a state in time."),
+        "pupil": ("Pupil", "Linear filter with a gain that the pupil sets."),
+        "negative_binomial": ("NegativeBinomial", "Counts more variable than Poisson's."),
+        "shared_core": ("SharedCore", "Convolution that several recordings have in common."),
+    }
     return [
         ModelSpec(
-            name="example_ridge",
-            target="retinakit_example.example_ridge:ExampleRidge",
-            summary="Linear filter by ridge regression, in closed form.",
+            name=f"example_{name}",
+            target=f"retinakit_example.example_{name}:Example{cls}",
+            summary=summary,
         )
+        for name, (cls, summary) in models.items()
     ]
 
 
