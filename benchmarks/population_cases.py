@@ -63,7 +63,7 @@ def steps(respond, penalty, module):
     """Steps of a module whose kernel and masks are given."""
     _, _, frames, target = step_case()
     module = deepcopy(module).train()
-    parameters = [module.kernel[0], module.readout.mask]
+    parameters = [module.core.kernel[0], module.readout.mask]
     optimizer = torch.optim.Adam(parameters, lr=1e-3, fused=True)
     for _ in range(STEPS):
         optimizer.zero_grad()
@@ -74,7 +74,7 @@ def steps(respond, penalty, module):
 
 
 def plain_response(module, frames):
-    maps = conv2d(frames[:, None], module.kernel[0][0])
+    maps = conv2d(frames[:, None], module.core.kernel[0][0])
     maps = batch_norm(maps, None, None, training=True)
     return maps.flatten(1) @ module.readout.mask
 

@@ -41,7 +41,7 @@ def true_model(population):
     readout = model.module.readout
     with torch.no_grad():
         kernels = torch.from_numpy(truth["kernel"].values[::-1].astype(np.float32))
-        model.module.kernel[0].copy_(kernels[None, :, None])
+        model.module.core.kernel[0].copy_(kernels[None, :, None])
         readout.mask.zero_()
         readout.feature_weight.zero_()
         for cell in range(20):
@@ -78,7 +78,7 @@ class TestCellTypes:
 
     def test_a_shifted_kernel_is_the_same(self, true_model, population):
         with torch.no_grad():
-            true_model.module.kernel[0].copy_(true_model.module.kernel[0].roll(1, 3))
+            true_model.module.core.kernel[0].copy_(true_model.module.core.kernel[0].roll(1, 3))
         result = CellTypes({}).run(true_model, population)
         assert (result["kernel_match"] > 0.85).all()  # what rolled over the border is lost
 

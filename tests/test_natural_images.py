@@ -8,6 +8,7 @@ import pytest
 import xarray as xr
 
 from retinakit.contracts import UserError, coordinates_of
+from retinakit.scores import NOT_RECORDED
 from retinakit.simulation import cells_of, simulate
 from retinakit.testing import SmallModel, small_recording
 from retinakit_plugins.analyses.flash_response import FlashResponse, _examples
@@ -186,6 +187,18 @@ class TestFlashResponse:
         result = FlashResponse({}).run(TrueCells(flashes), flashes)
         expected = float(result["count_model"].sum()) * result.sizes["trial"]
         assert float(result["model"].sum()) == pytest.approx(expected, abs=4 * np.sqrt(expected))
+
+    def test_a_cell_that_was_not_recorded_has_no_counts_and_is_not_silent(self, flashes):
+        test = flashes["test"].to_dataset()
+        response = test["response"].where(test["cell"] == test["cell"][0])
+        lost = flashes.copy()
+        lost["test"] = xr.DataTree(test.assign(response=response.transpose("repeat", ...)))
+        model = TrueCells(flashes)
+        found, whole = (FlashResponse({}).run(model, data) for data in (lost, flashes))
+        assert found["reason"].values.tolist() == ["", NOT_RECORDED]
+        for name in ("count_data", "correlation", "ceiling", "silent_data", "silent_both"):
+            assert found[name].isel(cell=1).isnull().all()
+            xr.testing.assert_allclose(found[name].isel(cell=0), whole[name].isel(cell=0))
 
     def test_the_outline_is_around_the_cells_subunits(self):
         cells = SubunitRGC(SMALL | {"frames": 100_000, "cells": 2, "height": 12, "width": 12})

@@ -22,7 +22,6 @@ class Best:
         waited: (start, part), validations without a better loss.
         dropped: (start, part), drops of the learning rate.
         states: the best weights of each start.
-        apart: whether the parts are cells.
     """
 
     loss: Tensor
@@ -30,14 +29,13 @@ class Best:
     waited: Tensor
     dropped: Tensor
     states: list[State]
-    apart: bool
 
     @classmethod
-    def of(cls, starts: Starts, parts: int, apart: bool) -> "Best":
+    def of(cls, starts: Starts, parts: int) -> "Best":
         """The state of a fit that begins."""
         none = torch.zeros((starts.count, parts), dtype=torch.int64)
         loss = torch.full(none.shape, torch.inf, dtype=torch.float64)
-        return cls(loss, none, none, none, starts.states(), apart)
+        return cls(loss, none, none, none, starts.states())
 
     def see(self, losses: Tensor, step: int, starts: Starts, schedule: Schedule) -> None:
         """Keeps the weights that are the best so far.
@@ -88,23 +86,21 @@ class Best:
         for start, state in enumerate(states):
             if better[start].all():
                 self.states[start] = state
-            elif self.apart:
+            elif better[start].any():  # so there are several parts, which are cells
                 for name, value in state.items():
                     self.states[start][name][better[start]] = value[better[start]]
 
 
-def scaled_step(optimizer: Any, starts: Starts, scale: Tensor, apart: bool) -> None:
-    """A step of the optimizer, with the change of each part of the weights multiplied.
+def scaled_step(optimizer: Any, starts: Starts, scale: Tensor) -> None:
+    """A step of the optimizer in which the change of each cell's weights is multiplied.
 
     Args:
-        scale: (start, part).
+        scale: (start, cell).
     """
     before = [parameter.detach().clone() for parameter in starts.parameters()]
     optimizer.step()
-    factors = scale if apart else scale[:, 0]
-    factors = factors if starts.several else factors[0]
+    factors = scale if starts.several else scale[0]
     with torch.no_grad():
         for parameter, old in zip(starts.parameters(), before, strict=True):
             shape = (*factors.shape, *[1] * (parameter.ndim - factors.ndim))
-            weight = factors.to(parameter).view(shape)
-            parameter.copy_(torch.lerp(old, parameter, weight))
+            parameter.copy_(torch.lerp(old, parameter, factors.to(parameter).view(shape)))

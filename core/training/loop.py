@@ -4,7 +4,7 @@ Steps are counted, not epochs, as the papers' stopping rules do. Everything rand
 seed and is part of the checkpoint, so that an interrupted fit goes on as if nothing had happened.
 """
 
-import math
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +23,8 @@ from retinakit.training.frames import Frames
 from retinakit.training.hooks import Hooks
 from retinakit.training.schedule import Schedule
 from retinakit.training.starts import Network, Starts, arguments
+
+logger = logging.getLogger("retinakit")
 
 CHECKPOINT_SHARE = 0.05
 """Writing checkpoints may take this part of the training time."""
@@ -92,7 +94,8 @@ def train(
         loss was best.
 
     Raises:
-        RuntimeError: if the validation loss is not a number from some step on.
+        RuntimeError: if the validation loss is never a number, of a cell where these are fitted
+            apart.
     """
     hooks = hooks or Hooks()
     starts = Starts(networks)
@@ -100,15 +103,18 @@ def train(
     stateful = networks[0].stateful
     batches = Batches(training, schedule.batch, schedule.order, stateful, seed)
     known = [
-        frames.known.sum(0) / number
+        (frames.known.sum(0) / number).clamp_min(1e-12)
         for frames, number in zip(training, batches.frames(), strict=True)
     ]
-    parts = training[0].known.shape[1] if cells_apart else 1
-    fit = Fit(Best.of(starts, parts, cells_apart))
+    # The cells that have responses in validation, and the parts of a fit that it can judge.
+    scored = torch.cat([frames.known.any(0).cpu() for frames in validation])
+    judged = scored if cells_apart else torch.tensor([True])
+    fit = Fit(Best.of(starts, len(judged)))
     state: Any = None
     torch.manual_seed(seed + fabric.global_rank)
     saved = checkpoints.read(checkpoint, digest, fabric.device)
-    if saved is not None:
+    if saved is not None and saved["step"] <= schedule.steps:  # otherwise it is of a longer fit
+        logger.info("goes on from step %d of %d", saved["step"], schedule.steps)
         starts.load_state_dict(saved["starts"])
         optimizer.load_state_dict(saved["optimizer"])
         hooks.resume(saved["hooks"])
@@ -132,47 +138,46 @@ def train(
     order = batches.endless(fit.step * fabric.world_size + fabric.global_rank, fabric.world_size)
     begun = saved_at = time.monotonic()
     cost_of_saving = 0.0
-    since_check, seen = torch.zeros(starts.count, device=fabric.device), 0
     starts.train()
     while fit.step < schedule.steps and not fit.best.ended(schedule):
         scale = fit.best.scale(schedule)
-        learning_rate = schedule.rate(fit.step)
         together = bool((scale == scale[0, 0]).all())
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * (float(scale[0, 0]) if together else 1.0)
-        optimizer.zero_grad(set_to_none=True)
-        hooks.before_step(fit.step, losses)
-        recording, batch = next(order)
-        state = None if batch.begins else _detached(state)
-        of_cells, penalties, state = module(*arguments(recording, batch, state))
-        of_cells = of_cells / (len(batch.target) * known[recording]).clamp_min(1e-12)
-        fabric.backward((of_cells.sum(1) + penalties).sum())
-        if together:
-            optimizer.step()
-        else:
-            scaled_step(optimizer, starts, scale, cells_apart)
-        since_check, seen = since_check + of_cells.detach().mean(1), seen + 1
-        fit.step += 1
+        total, first = torch.zeros(starts.count, device=fabric.device), fit.step
+        check = min(first + schedule.check_every - first % schedule.check_every, schedule.steps)
+        for step in range(first, check):
+            for group in optimizer.param_groups:
+                group["lr"] = schedule.rate(step) * (float(scale[0, 0]) if together else 1.0)
+            optimizer.zero_grad(set_to_none=True)
+            hooks.before_step(step, losses)
+            recording, batch = next(order)
+            state = None if batch.begins else _detached(state)
+            of_cells, penalties, state = module(*arguments(recording, batch, state))
+            of_cells = of_cells / (len(batch.target) * known[recording])
+            fabric.backward((of_cells.sum(1) + penalties).sum())
+            if together:
+                optimizer.step()
+            else:
+                scaled_step(optimizer, starts, scale)
+            total += of_cells.detach().mean(1)
+        fit.step = check
 
-        if fit.step % schedule.check_every and fit.step != schedule.steps:
-            continue
         found = evaluate(starts, validation, schedule.batch)
-        overall = [row.nanmean().item() for row in found]
+        overall = found[:, scored].mean(1)
         for name, number in (
-            ("step", fit.step),
-            ("train_loss", (since_check / seen).tolist()),
-            ("validation_loss", overall),
-            ("learning_rate", learning_rate * scale.max().item()),
+            ("step", check),
+            ("train_loss", (total / (check - first)).tolist()),
+            ("validation_loss", overall.tolist()),
+            ("learning_rate", schedule.rate(check - 1) * scale.max().item()),
         ):
             fit.curves[name].append(number)
-        since_check, seen = torch.zeros_like(since_check), 0
-        if all(map(math.isnan, overall)):  # no step leads back from there
+        of_parts = found if cells_apart else overall[:, None]
+        if of_parts[:, judged].isnan().all():  # no step leads back from there
             break
-        fit.best.see(found if cells_apart else found.nanmean(1, True), fit.step, starts, schedule)
+        fit.best.see(of_parts, check, starts, schedule)
         stalled = fit.best.stalled(schedule)
         if stalled.any() and (cells_apart or bool(stalled.all())):
             _drop(fit.best, stalled, starts, schedule, hooks, losses)
-        progress(fit.step, schedule.steps, f"validation loss {_lowest(fit.best):.5g}")
+        progress(check, schedule.steps, f"validation loss {_lowest(fit.best):.5g}")
         now = time.monotonic()
         regular = fit.step % schedule.check_every == 0
         last = fit.step + schedule.check_every > schedule.steps or fit.best.ended(schedule)
@@ -183,7 +188,7 @@ def train(
             checkpoints.write(checkpoint, content | {"digest": digest})
             saved_at = time.monotonic()
             cost_of_saving = saved_at - now
-    if not fit.best.loss.isfinite().any():
+    if not fit.best.loss[:, judged].isfinite().any(0).all():
         if checkpoint is not None:  # there is nothing to go on from
             checkpoint.unlink(missing_ok=True)
         raise RuntimeError(

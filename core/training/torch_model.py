@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial, wraps
 from operator import attrgetter
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -20,7 +21,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from retinakit.contracts.config import Config
-from retinakit.contracts.errors import RecordingError, UserError, nearest
+from retinakit.contracts.errors import RecordingError, UserError
 from retinakit.contracts.model import Model, cells_of_recording, coordinates_of
 from retinakit.contracts.progress import Progress, silent
 from retinakit.contracts.recording import segments
@@ -114,6 +115,7 @@ class TorchModel(Model):
     faster for small networks. Batch normalisation in training, for one, cannot be."""
 
     module: nn.Module
+    _parts: Mapping[str, "TorchModel"] = MappingProxyType({})  # by recording, if of several
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -183,7 +185,7 @@ class TorchModel(Model):
         checkpoint: Path | None = None,
         progress: Progress = silent,
     ) -> xr.Dataset:
-        config = self.config
+        config, self._parts = self.config, {}
         recordings = self._named(recording)
         fields = [
             coordinates_of(one["train"].to_dataset(), config.lags) for one in recordings.values()
@@ -280,7 +282,7 @@ class TorchModel(Model):
                 modules = self._modules(recordings, fields)
             network = Network(modules, self.penalty, self.loss, config.lags, self.stateful)
             networks.append(network.to(fabric.device))
-        together = self.starts_together and config.devices == 1
+        together = self.starts_together and config.devices == 1 and not self.stateful
         groups = [networks] if together else [[network] for network in networks]
         fits: list[Fit] = []
         for index, group in enumerate(groups):
@@ -325,8 +327,9 @@ class TorchModel(Model):
         """
         options = json.loads(self.config.model_dump_json())
         if options["decay"] != "cosine":
-            options.pop("steps")
-        options.pop("starts" if not self.starts_together else "", None)
+            options["burn_in"] = min(options["burn_in"], options.pop("steps"))
+        if not self.starts_together:
+            options.pop("starts")
         hashed = hashlib.blake2b(digest_size=16)
         hashed.update(json.dumps([type(self).__name__, options, self.seed, start]).encode())
         for field, frames in zip(fields, training, strict=True):
@@ -336,16 +339,10 @@ class TorchModel(Model):
 
     @property
     def recordings(self) -> tuple[str, ...]:
-        return tuple(self.__dict__.get("_parts", {}))
+        return tuple(self._parts)
 
-    def of(self, name: str) -> "TorchModel":
-        parts: dict[str, TorchModel] = self.__dict__.get("_parts", {})
-        if name not in parts:
-            raise UserError(
-                f"the {type(self).__name__} was not fitted to a recording named '{name}'; "
-                f"{nearest(name, parts)}"
-            )
-        return parts[name]
+    def of(self, name: str) -> Model:
+        return self._parts[name] if name in self._parts else super().of(name)
 
     def _join(self, parts: dict[str, "TorchModel"]) -> None:
         """Makes this the model of several recordings, which has a model of each."""
@@ -431,6 +428,7 @@ class TorchModel(Model):
         return self.field.assign(arrays)
 
     def restore(self, state: xr.Dataset) -> None:
+        self._parts = {}
         if "recordings" in state.attrs:
             parts = {}
             for index, name in enumerate(json.loads(state.attrs["recordings"])):
@@ -531,7 +529,7 @@ def _chosen(fits: list[Fit]) -> dict[str, Tensor]:
     """The best weights of all starts; of each cell its own where cells are fitted apart."""
     states = [state for fit in fits for state in fit.best.states]
     losses = torch.cat([fit.best.loss for fit in fits])
-    if not fits[0].best.apart:
+    if losses.shape[1] == 1:
         return states[int(losses[:, 0].argmin())]
     best = losses.argmin(0).tolist()
     return {
