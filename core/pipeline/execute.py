@@ -31,7 +31,7 @@ from retinakit.contracts.recording import validate
 from retinakit.pipeline.combine import at_point, combine
 from retinakit.pipeline.document import SECTIONS
 from retinakit.pipeline.graph import Coords, Graph, Task
-from retinakit.pipeline.store import Store
+from retinakit.pipeline.store import Store, StoreError
 from retinakit.registry.find import Registry
 
 RECORDINGS_AT_HAND = 2
@@ -43,8 +43,9 @@ class Outcome:
     """How a task ended.
 
     `status`: "done", "stored" (it was there already), "failed" (the plugin raised), "invalid" (a
-    mistake of the user's that was met in the run), or "skipped" (an input is missing). `message`
-    explains the last three, and says of a fit that is done if it went on from a checkpoint.
+    mistake of the user's that was met in the run), "skipped" (an input is missing), or "stopped"
+    (the store cannot be written to, which ends the run). `message` explains the last four, and says
+    of a fit that is done if it went on from a checkpoint.
     """
 
     key: str
@@ -104,8 +105,9 @@ class Workbench:
                     make(task, progress)
             return ended("done", "went on from a checkpoint" if resumed else "")
         except UserError as error:
+            status = "stopped" if isinstance(error, StoreError) else "invalid"
             section = SECTIONS[task.kind]
-            return ended("invalid", f"{task.place}: {section}.{task.label}: {error}")
+            return ended(status, f"{task.place}: {section}.{task.label}: {error}")
         except Exception as error:
             message = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
             return ended("failed", message, traceback.format_exc())
@@ -312,6 +314,8 @@ def run_here(
                 watcher.progressed(key, done, total, message)
 
             outcome = bench.run(task, progress)
+        if outcome.status == "stopped":
+            raise StoreError(outcome.message)
         outcomes[task.key] = outcome
         watcher.ended(task, outcome)
     return outcomes
@@ -446,6 +450,8 @@ def run_on_dask(
                         f"the workers of {scheduler} do not write to {store.root}; choose a folder "
                         "that they see too with --store"
                     )
+                if outcome.status == "stopped":
+                    raise StoreError(outcome.message)
                 outcomes[key] = outcome
                 watcher.ended(graph.tasks[key], outcome)
         finally:

@@ -30,6 +30,10 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 logger = logging.getLogger("retinakit")
 
 
+class StoreError(UserError):
+    """A folder that results go to cannot be written to; nothing else can be made then."""
+
+
 class Store:
     """Results by key, in a folder.
 
@@ -245,13 +249,13 @@ def writing_to(place: Path) -> Iterator[None]:
         # HDF5 reports a refused write as an OSError whose errno may stand in its text alone.
         text = str(error)
         if error.errno in _FULL or any(f"errno = {code}," in text for code in _FULL):
-            raise UserError(
+            raise StoreError(
                 f"{place}: the disk is full; free some space and run again, which goes on from here"
             ) from error
         if isinstance(error, (PermissionError, FileExistsError, NotADirectoryError)) or (
             error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT)
         ):
-            raise UserError(
+            raise StoreError(
                 f"{place}: cannot be written to ({error.strerror or text}); "
                 "choose another folder with --store or --out"
             ) from error
