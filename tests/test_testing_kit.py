@@ -818,6 +818,7 @@ class AsksForSpikes(GoodAnalysis):
         "result_labelled",
         "analysis_determinism",
         "inputs_unchanged",
+        "unrecorded_cell",
         "result_stored",
         "plotted_from_disk",
         "plotted_after_sweep",
@@ -856,6 +857,15 @@ class ChangesModel(GoodOfModel):
         return result
 
     breaks: ClassVar[list[str]] = ["analysis_determinism", "inputs_unchanged"]
+
+
+class WantsEveryCell(GoodAnalysis):
+    def run(self, data: xr.DataTree) -> xr.Dataset:
+        if data["test"].to_dataset()["response"].isnull().any():
+            raise UserError("a response of the test is missing")
+        return super().run(data)
+
+    breaks: ClassVar[list[str]] = ["unrecorded_cell"]
 
 
 class ResultNotStored(GoodAnalysis):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import xarray as xr
 
 from retinakit.contracts.analysis import Analysis, FittedModel
@@ -15,6 +16,7 @@ from retinakit.contracts.progress import silent
 from retinakit.registry.find import Entry
 from retinakit.testing.case import Case, demand, instance_of, run_checks
 from retinakit.testing.comparisons import difference_of, labelled, through_netcdf, tree_of
+from retinakit.testing.model_case import hide
 from retinakit.testing.plugin_checks import PLUGIN_CHECKS
 from retinakit.testing.small_inputs import SmallModel, small_recording
 
@@ -192,6 +194,19 @@ def inputs_unchanged(case: AnalysisCase) -> None:
         demand(difference is None, f"run() changed {name}: {difference}")
 
 
+def unrecorded_cell(case: AnalysisCase) -> None:
+    """A cell that has no response in `validation` and `test` does not stop the analysis."""
+    cells = case.recording["train"].sizes["cell"]
+    if cells == 1 or not {"data", "recordings", "model", "models"} & set(case.wanted):
+        return
+    last = np.arange(cells) == cells - 1
+    lost = {
+        name: np.tile(last, (case.recording[name].sizes["frame"], 1))
+        for name in ("validation", "test")
+    }
+    AnalysisCase(case.plugin, hide(case.recording, lost), case.models, case.results).run()
+
+
 def result_stored(case: AnalysisCase) -> None:
     """NetCDF keeps everything."""
     for result in case.result.values():
@@ -252,6 +267,7 @@ ANALYSIS_CHECKS: tuple[Callable[[Any], None], ...] = (
     result_labelled,
     analysis_determinism,
     inputs_unchanged,
+    unrecorded_cell,
     result_stored,
     plotted_from_disk,
     plotted_after_sweep,
