@@ -94,6 +94,51 @@ class Store:
         """Where an unfinished fit keeps its state."""
         return self.root / "unfinished" / key / "checkpoint"
 
+    def finished(self, extended: str) -> int | None:
+        """How far the longest finished fit is whose state is kept, such as its number of steps.
+
+        Args:
+            extended: a hash of all that fits of several lengths have in common.
+        """
+        folders = (self.root / "finished" / extended).glob("*")
+        return max(
+            (int(folder.name) for folder in folders if folder.name.isdecimal()), default=None
+        )
+
+    def extend(self, key: str, extended: str, amount: int) -> bool:
+        """Lets an unfinished fit go on from a finished one; returns whether it can."""
+        source, target = (
+            self.root / "finished" / extended / str(amount),
+            self.checkpoint(key).parent,
+        )
+        with writing_to(self.root), self.lock(extended):
+            if not source.is_dir() or not any(source.iterdir()):
+                return False
+            shutil.rmtree(target, ignore_errors=True)
+            shutil.copytree(source, target)
+            return True
+
+    def keep_finished(self, key: str, extended: str, amount: int, *, state: bool) -> None:
+        """Keeps the state of a finished fit, in place of that of a shorter one.
+
+        Args:
+            state: whether there is one to go on from; else only the length is kept.
+        """
+        folder = self.root / "finished" / extended
+        with writing_to(self.root), self.lock(extended):
+            longest = self.finished(extended)
+            if longest is not None and longest >= amount:
+                return
+            shutil.rmtree(folder, ignore_errors=True)
+            (folder / str(amount)).mkdir(parents=True)
+            if state:
+                shutil.copytree(
+                    self.checkpoint(key).parent,
+                    folder / str(amount),
+                    dirs_exist_ok=True,
+                    ignore=shutil.ignore_patterns("*.unfit"),
+                )
+
     def write(
         self, key: str, write: Callable[[Path], None], meta: dict[str, Any], size: int = 0
     ) -> None:
