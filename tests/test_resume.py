@@ -175,6 +175,46 @@ def test_what_a_killed_run_left_of_a_result_is_cleared_away(
     assert not left.exists()
 
 
+# Longer fits.
+
+STEPS = FIT.replace("STARTS", "1").replace("steps: 600", "steps: 40, decay: drop")
+
+
+def test_a_longer_fit_goes_on_from_a_finished_one_to_the_same_weights(
+    command: Callable[..., Any], tmp_path: Path
+) -> None:
+    longer = STEPS.replace("steps: 40", "steps: 80")
+    (tmp_path / "p.yaml").write_text(STEPS)
+    assert command("p.yaml").code == 0
+    runs = {}
+    for out in ("runs", "anew"):
+        (tmp_path / "p.yaml").write_text(longer)
+        done = command("p.yaml", "--out", out)
+        assert done.code == 0, done.err
+        runs[out] = tmp_path / Path(done.out.split()[1]).parent
+    assert ended(runs["runs"])["cnn"]["message"] == "went on from the fit of 40 steps"
+    assert "message" not in ended(runs["anew"])["cnn"]
+    assert same_fits(*runs.values())
+    # A shorter fit does not go on from a longer one, and leaves it in its place.
+    (tmp_path / "p.yaml").write_text(STEPS.replace("steps: 40", "steps: 60"))
+    done = command("p.yaml")
+    assert "message" not in ended(tmp_path / Path(done.out.split()[1]).parent)["cnn"]
+    (kept,) = (tmp_path / "runs/store/finished").glob("*/*")
+    assert kept.name == "80"
+
+
+def test_a_longer_fit_that_cannot_go_on_says_why(
+    command: Callable[..., Any], tmp_path: Path
+) -> None:
+    for steps in (20, 40):
+        text = STEPS.replace("steps: 40, decay: drop", f"steps: {steps}, decay: cosine")
+        (tmp_path / "p.yaml").write_text(text)
+        done = command("p.yaml")
+        assert done.code == 0, done.err
+    message = ended(tmp_path / Path(done.out.split()[1]).parent)["cnn"]["message"]
+    assert message.startswith("began anew, not from the fit of 20 steps: with decay 'cosine'")
+
+
 # Several processes.
 
 

@@ -11,10 +11,12 @@ import numpy as np
 import pandas as pd
 import pydantic
 import pytest
+import torch
 import xarray as xr
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
+from torch import nn
 
 from retinakit import Analysis, Config, Dataset, Model, UserError
 from retinakit.contracts import (
@@ -353,6 +355,19 @@ class WantsResponses(GoodModel):
         return super().respond(split) + ("response" in split)
 
     breaks: ClassVar[list[str]] = ["forms_of_stimulus"]
+
+
+class SumOfPixels(nn.Module):
+    """Predicts the sum of a frame; with `every`, not from the first prediction on."""
+
+    def forward(self, frames: torch.Tensor, every: int = 1) -> torch.Tensor:
+        return frames[4:].sum((1, 2))[:, None][every - 1 :: every]
+
+
+class BeginsLate(GoodModel):
+    module = SumOfPixels()
+
+    breaks: ClassVar[list[str]] = ["every_prediction"]
 
 
 class PredictsWithoutHistory(GoodModel):

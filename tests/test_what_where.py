@@ -7,7 +7,7 @@ import torch
 import xarray as xr
 from sklearn.linear_model import Lasso
 
-from retinakit.contracts import UserError, coordinates_of
+from retinakit.contracts import SPLITS, UserError, coordinates_of, make_recording
 from retinakit.scores import fraction_of_explained_variance
 from retinakit.testing import small_recording
 from retinakit.training import Certificate, ExactZeros
@@ -249,6 +249,27 @@ class TestFits:
             if data is recording:
                 expected = found
         torch.testing.assert_close(found, expected)
+
+    def test_recordings_with_a_core_in_common_are_predicted_better_than_each_alone(self):
+        whole = population(500)
+
+        def part(cells, frames, interval):
+            splits = {n: whole[n].to_dataset().isel(cell=cells) for n in SPLITS}
+            splits["train"] = splits["train"].isel(frame=frames)
+            for name, split in splits.items():
+                time = split["time"] * interval / split.attrs["frame_interval"]
+                splits[name] = split.assign_coords(time=time).assign_attrs(frame_interval=interval)
+            return make_recording(splits)
+
+        options = PENALISED | {"mask_l1": 0.03, "steps": 300}
+        recordings = {
+            "long": part(slice(18), slice(None), 0.1),
+            "short": part(slice(18, 30), slice(200), 0.05),
+        }
+        alone = [WhatWhere(options).fit(one)["best_validation_loss"] for one in recordings.values()]
+        separate = np.average([loss.item() for loss in alone], weights=[18, 12])
+        shared = WhatWhere(options).fit(recordings)["best_validation_loss"].item()
+        assert shared < separate
 
     def test_early_predictions_are_normalised_by_what_was_seen(self):
         model = WhatWhere(LINEAR | SHORT | {"steps": 1, "check_every": 1, "learning_rate": 1e-9})

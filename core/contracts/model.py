@@ -40,8 +40,15 @@ class Model(Plugin, ABC):
     field: xr.Dataset
     """What `coordinates_of` gave at the fit: lags, channels, pixels and cells."""
 
+    extends: ClassVar[str] = ""
+    """The option, such as `steps`, with a larger value of which a finished fit is continued."""
+
     several: ClassVar[bool] = False
     """Whether `fit` may be given several recordings, as a mapping from their names."""
+
+    def begins_anew(self) -> str:
+        """Why a fit with a larger value of `extends` begins anew; "" if a finished one goes on."""
+        return ""
 
     @property
     def recordings(self) -> tuple[str, ...]:

@@ -45,7 +45,7 @@ class Outcome:
     `status`: "done", "stored" (it was there already), "failed" (the plugin raised), "invalid" (a
     mistake of the user's that was met in the run), "skipped" (an input is missing), or "stopped"
     (the store cannot be written to, which ends the run). `message` explains the last four, and says
-    of a fit that is done if it went on from a checkpoint.
+    what a fit that is done went on from, if not from the start.
     """
 
     key: str
@@ -100,10 +100,10 @@ class Workbench:
             with self.store.making(task.key):
                 if self.store.has(task.key):
                     return Outcome(task.key, task.label, "stored")
-                resumed = any(self.store.checkpoint(task.key).parent.glob("*"))
+                beginning = self._goes_on(task)
                 with _limited_threads(self.threads):
                     make(task, progress)
-            return ended("done", "went on from a checkpoint" if resumed else "")
+            return ended("done", beginning)
         except UserError as error:
             status = "stopped" if isinstance(error, StoreError) else "invalid"
             section = SECTIONS[task.kind]
@@ -163,6 +163,7 @@ class Workbench:
             keys = task.inputs["data"]
             recording = {n: self.recording(key) for n, key in zip(names, keys, strict=True)}
         checkpoint = self.store.checkpoint(task.key)
+        amount = getattr(model.config, model.extends) if task.extended else 0
         try:
             curves = model.fit(recording, checkpoint=checkpoint, progress=progress)
         except UserError:  # to go on would end the same
@@ -174,7 +175,25 @@ class Workbench:
             with h5py.File(path, "a") as file:
                 file.attrs["retinakit_plugin"] = task.plugin
 
+        if task.extended:
+            self.store.keep_finished(task.key, task.extended, amount, state=not model.begins_anew())
         self._write(task, write)
+
+    def _goes_on(self, task: Task) -> str:
+        """Says what a fit goes on from, if there is anything, and makes it ready."""
+        if any(self.store.checkpoint(task.key).parent.glob("*")):
+            return "went on from a checkpoint"
+        finished = self.store.finished(task.extended) if task.extended else None
+        if finished is None:
+            return ""
+        model: Any = self._plugin(task)
+        if finished == (amount := getattr(model.config, model.extends)):
+            return ""
+        if reason := model.begins_anew():
+            return f"began anew, not from the fit of {finished} {model.extends}: {reason}"
+        if finished > amount or not self.store.extend(task.key, task.extended, finished):
+            return ""
+        return f"went on from the fit of {finished} {model.extends}"
 
     def _analyse(self, task: Task, progress: Progress) -> None:
         analysis = self._plugin(task)

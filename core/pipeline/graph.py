@@ -59,6 +59,7 @@ class Task:
         options: the swept options at this point of a list of points.
         recording: of an analysis of a model of several recordings, which of them.
         pipeline: the name of the pipeline.
+        extended: of a fit, a hash of all but the option that a finished fit can be extended in.
     """
 
     key: str
@@ -77,6 +78,7 @@ class Task:
     options: Coords = ()
     recording: str = ""
     pipeline: str = ""
+    extended: str = ""
 
     @property
     def label(self) -> str:
@@ -530,9 +532,12 @@ class _Builder:
                 role: [list(map(str, m)) for m in ms] for role, ms in inputs.members.items()
             },
         }
-        text = json.dumps(identity, sort_keys=True)
+        extended, extends = "", getattr(step.cls, "extends", "")
+        if extends:
+            others = {name: value for name, value in identified.items() if name != extends}
+            extended = _hash(identity | {"config": others})
         return Task(
-            key=hashlib.blake2b(text.encode(), digest_size=16).hexdigest(),
+            key=_hash(identity),
             kind=step.kind,
             step=step.name,
             about=inputs.about,
@@ -548,7 +553,13 @@ class _Builder:
             options=(*inputs.options, *options_here),
             recording=inputs.recording,
             pipeline=self.document.name,
+            extended=extended,
         )
+
+
+def _hash(identity: Mapping[str, Any]) -> str:
+    text = json.dumps(identity, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ temporary name and renamed when it is whole, so that a reader never sees a part 
 
 import errno
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -99,6 +100,10 @@ class Store:
         shutil.rmtree(self.folder(key), ignore_errors=True)
         shutil.rmtree(self.checkpoint(key).parent, ignore_errors=True)
 
+    def lock(self, name: str) -> FileLock:
+        """Held while what has this name is written."""
+        return FileLock(self.root / "locks" / f"{name}.lock")
+
     @contextmanager
     def making(self, key: str) -> Iterator[None]:
         """Holds a lock while a result is made, so that two runs do not make it twice.
@@ -107,7 +112,7 @@ class Store:
             UserError: if the store cannot be written to.
         """
         self._prepare()
-        lock = FileLock(self.root / "locks" / f"{key}.lock")
+        lock = self.lock(key)
         with lock:
             try:
                 yield
@@ -147,7 +152,10 @@ class Store:
                 if entry.used < oldest:
                     shutil.rmtree(self.folder(entry.key))
                     number, freed = number + 1, freed + entry.size
-            for folder in (self.root / "unfinished").glob("*"):
+            states = itertools.chain(
+                *((self.root / n).glob("*") for n in ("unfinished", "finished"))
+            )
+            for folder in states:
                 files = [path for path in folder.rglob("*") if path.is_file()]
                 newest = max((path.stat().st_mtime for path in files), default=0.0)
                 if max(newest, folder.stat().st_mtime) < oldest:
@@ -162,6 +170,51 @@ class Store:
     def checkpoint(self, key: str) -> Path:
         """Where an unfinished fit keeps its state."""
         return self.root / "unfinished" / key / "checkpoint"
+
+    def finished(self, extended: str) -> int | None:
+        """How far the longest finished fit is whose state is kept, such as its number of steps.
+
+        Args:
+            extended: a hash of all that fits of several lengths have in common.
+        """
+        folders = (self.root / "finished" / extended).glob("*")
+        return max(
+            (int(folder.name) for folder in folders if folder.name.isdecimal()), default=None
+        )
+
+    def extend(self, key: str, extended: str, amount: int) -> bool:
+        """Lets an unfinished fit go on from a finished one; returns whether it can."""
+        source, target = (
+            self.root / "finished" / extended / str(amount),
+            self.checkpoint(key).parent,
+        )
+        with writing_to(self.root), self.lock(extended):
+            if not source.is_dir() or not any(source.iterdir()):
+                return False
+            shutil.rmtree(target, ignore_errors=True)
+            shutil.copytree(source, target)
+            return True
+
+    def keep_finished(self, key: str, extended: str, amount: int, *, state: bool) -> None:
+        """Keeps the state of a finished fit, in place of that of a shorter one.
+
+        Args:
+            state: whether there is one to go on from; else only the length is kept.
+        """
+        folder = self.root / "finished" / extended
+        with writing_to(self.root), self.lock(extended):
+            longest = self.finished(extended)
+            if longest is not None and longest >= amount:
+                return
+            shutil.rmtree(folder, ignore_errors=True)
+            (folder / str(amount)).mkdir(parents=True)
+            if state:
+                shutil.copytree(
+                    self.checkpoint(key).parent,
+                    folder / str(amount),
+                    dirs_exist_ok=True,
+                    ignore=shutil.ignore_patterns("*.unfit"),
+                )
 
     def write(
         self, key: str, write: Callable[[Path], None], meta: dict[str, Any], size: int = 0

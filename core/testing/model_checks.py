@@ -1,5 +1,6 @@
 """Checks of models. The name of a check is that of its function."""
 
+import inspect
 import re
 from collections.abc import Callable, Mapping
 from io import BytesIO
@@ -131,6 +132,28 @@ def covariates_used(case: ModelCase) -> None:
     demand(
         not equal(case.prediction.values, other.values),
         "'covariates' is among the model's inputs, and other covariates give the same prediction",
+    )
+
+
+def every_prediction(case: ModelCase) -> None:
+    """A torch module whose `forward` has a parameter `every` gives each `every`-th prediction."""
+    module = getattr(case.model, "module", None)
+    if module is None or "every" not in inspect.signature(module.forward).parameters:
+        return
+    import torch
+
+    lags, shown = case.model.lags, case.shown
+    inputs = [
+        torch.from_numpy(shown[name].values[: 3 * lags].astype(np.float32))
+        for name in getattr(case.plugin, "inputs", ("stimulus",))
+    ]
+    with torch.no_grad():
+        expected, found = module(*inputs)[::lags], module(*inputs, every=lags)
+    dims = ("frame", "cell")
+    same_values(
+        xr.DataArray(expected.numpy(), dims=dims),
+        xr.DataArray(found.numpy(), dims=dims),
+        f"with every={lags}, the predictions are not those at 0, {lags}, {2 * lags} ...",
     )
 
 
@@ -346,6 +369,7 @@ MODEL_CHECKS: tuple[Callable[[Any], None], ...] = (
     prediction_labelled,
     forms_of_stimulus,
     covariates_used,
+    every_prediction,
     history_only,
     rate_not_negative,
     model_determinism,

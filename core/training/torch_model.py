@@ -43,7 +43,12 @@ class TorchConfig(Config):
         "response", description="What to fit: the recorded response, or the known rate."
     )
     loss: Literal["poisson", "mse"] = Field("poisson", description="What to minimise.")
-    steps: int = Field(5000, ge=1, description="Training steps at most.")
+    steps: int = Field(
+        5000,
+        ge=1,
+        description="Training steps at most. If it is raised later, a fit with decay 'drop' or "
+        "'constant' goes on from the finished one; with 'cosine' it begins anew.",
+    )
     batch: int = Field(2000, ge=1, description="Frames in a batch.")
     order: Literal["contiguous", "shuffled"] = Field(
         "contiguous",
@@ -114,6 +119,7 @@ class TorchModel(Model):
     """Whether several starts may be trained as one vectorised module (`torch.vmap`), which is
     faster for small networks. Batch normalisation in training, for one, cannot be."""
 
+    extends = "steps"
     module: nn.Module
     _parts: Mapping[str, "TorchModel"] = MappingProxyType({})  # by recording, if of several
 
@@ -220,6 +226,14 @@ class TorchModel(Model):
                 part.set_weights(_of_recording(weights, index))
             self._join(parts)
         return curves
+
+    def begins_anew(self) -> str:
+        if self.config.decay != "cosine":
+            return ""
+        return (
+            "with decay 'cosine' the learning rate of each step depends on steps; with 'drop' or "
+            "'constant' it goes on"
+        )
 
     def _named(self, recording: xr.DataTree | Mapping[str, xr.DataTree]) -> dict[str, xr.DataTree]:
         """The recordings by name; a single one has the name ""."""
