@@ -56,7 +56,44 @@ def test_runs_hold_every_frame_with_a_history_once():
 
 def test_a_small_integer_stimulus_stays_as_small_as_it_is():
     split = small_recording(frames=300)["train"].to_dataset()
-    assert Frames(split, "response", 5, CPU)._stimulus.dtype == torch.int8
+    frames = Frames(split, "response", 5, CPU)
+    assert frames._frames(slice(0, 3)).dtype == torch.int8
+
+
+@pytest.mark.parametrize("kind", ["bits", "file"])
+def test_a_movie_larger_than_memory_gives_the_same_batches(kind, tmp_path, monkeypatch):
+    split = small_recording(frames=700, truth=False)["train"].to_dataset()
+    if kind == "file":
+        split["stimulus"] = split["stimulus"].astype(np.float32) * split["frame"] / 10
+    in_memory = Frames(split, "response", 5, CPU)
+    split.to_netcdf(tmp_path / "split.nc", engine="h5netcdf")
+    monkeypatch.setattr(
+        "retinakit.training.frames.IN_MEMORY",
+        split["stimulus"].nbytes // (4 if kind == "bits" else 2),
+    )
+    monkeypatch.setattr("retinakit.contracts.frame_blocks.BYTES", 64 * 100)
+    with xr.open_dataset(tmp_path / "split.nc", engine="h5netcdf") as stored:
+        frames = Frames(stored, "response", 5, CPU)
+        assert frames.from_file == (kind == "file")
+        for run in frames.runs(64):
+            torch.testing.assert_close(frames.batch(run).inputs, in_memory.batch(run).inputs)
+        drawn = np.array([300, 17, 44])
+        torch.testing.assert_close(frames.windows(drawn).inputs, in_memory.windows(drawn).inputs)
+
+
+def test_a_fit_from_a_file_is_that_from_memory(tmp_path, monkeypatch):
+    recording = small_recording(frames=600, truth=False)
+    recording = recording.map_over_datasets(
+        lambda s: s.assign(stimulus=s["stimulus"].astype(np.float32)) if "stimulus" in s else s
+    )
+    expected = LN(QUICK)
+    expected.fit(recording)
+    recording.to_netcdf(tmp_path / "recording.nc", engine="h5netcdf")
+    monkeypatch.setattr("retinakit.training.frames.IN_MEMORY", 1000)
+    with xr.open_datatree(tmp_path / "recording.nc", engine="h5netcdf") as stored:
+        found = LN(QUICK)
+        found.fit(stored)
+    xr.testing.assert_identical(found.state(), expected.state())
 
 
 def test_the_sum_over_lags_is_a_causal_filter():

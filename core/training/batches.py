@@ -1,6 +1,7 @@
 """The order of batches in training: endless epochs, each in an order of its own."""
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -37,6 +38,18 @@ class Batches:
             for item in items[skip::step]:
                 yield self._batch(item)
             epoch, skip = epoch + 1, (skip - self.length) % step
+
+    def ahead(self, position: int, step: int) -> Iterator[tuple[int, Batch]]:
+        """As `endless`; where batches come from a file, the next is read during a step."""
+        batches = self.endless(position, step)
+        if not any(frames.from_file for frames in self.training):
+            yield from batches
+        with ThreadPoolExecutor(1) as reader:
+            coming = reader.submit(next, batches)
+            while True:
+                batch = coming.result()
+                coming = reader.submit(next, batches)
+                yield batch
 
     def spread(self, number: int | None) -> list[Item]:
         """A number of batches that are spread over the data, or all of them; without a shuffle."""

@@ -1,6 +1,6 @@
 """A split of a recording, held for training: batches of frames with what is to be predicted."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from retinakit.contracts.errors import RecordingError
+from retinakit.contracts.frame_blocks import blocks
 from retinakit.contracts.recording import full_history, mean_response, segments
+
+IN_MEMORY = 2**30
+"""Bytes up to which a stimulus that lies in a file is held in memory."""
 
 Run = tuple[int, int]
 """The first frame of a batch, and the one after its last."""
@@ -39,7 +43,11 @@ class Batch:
 
 
 class Frames:
-    """A split on the training device.
+    """A split to be trained on, or validated on.
+
+    A stimulus that is in memory stays there, and one in a file is read if it is not large. Of a
+    large one, two values are held as bits, an eighth of a byte each; any other stays in its file,
+    and its frames are read when a batch needs them. What fits on the training device is held there.
 
     Args:
         split: of a recording.
@@ -50,6 +58,7 @@ class Frames:
 
     Attributes:
         known: (frame, cell), false where unknown or without a full history.
+        from_file: whether batches are read from a file.
 
     Raises:
         RecordingError: if the split lacks the target or the covariates, or has no frame with a
@@ -81,7 +90,8 @@ class Frames:
         self.target = torch.from_numpy(np.where(known, values, np.float32(0))).to(device)
         self.known = torch.from_numpy(known).to(device)
         self.segments = segments(split)
-        self._stimulus = torch.from_numpy(_compact(split["stimulus"].values)).to(device)
+        self.from_file = False
+        self._frames = self._reader(split["stimulus"])
         self._covariate: Tensor | None = None
         if "covariates" in inputs:
             self._covariate = _covariates(split).to(device)
@@ -127,8 +137,69 @@ class Frames:
         return Batch(inputs, self.target[at], self.known[at], shuffled=True)
 
     def _inputs(self, frames: slice | Tensor) -> tuple[Tensor, ...]:
-        inputs = (self._stimulus[frames].float(),)
+        inputs = (self._frames(frames).to(self.device, torch.float32),)
         return inputs if self._covariate is None else (*inputs, self._covariate[frames])
+
+    def _reader(self, stimulus: xr.DataArray) -> Callable[[slice | Tensor], Tensor]:
+        """Gives frames of a stimulus."""
+        # xarray has no public word for what is in memory already.
+        if stimulus.variable._in_memory or stimulus.nbytes <= IN_MEMORY:
+            held = _placed(torch.from_numpy(_compact(stimulus.values)), self.device)
+            return lambda frames: held[_on(held, frames)]
+        if stimulus.dtype.itemsize == 1 and stimulus.nbytes / 8 <= IN_MEMORY:
+            packed = _packed(stimulus)
+            if packed is not None:
+                return packed
+        self.from_file = True
+        return lambda frames: torch.from_numpy(_compact(_read(stimulus, frames)))
+
+
+def _placed(held: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device, if it takes no more than half of what is free there."""
+    if device.type == "cuda" and held.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
+        return held
+    return held.to(device)
+
+
+def _on(held: Tensor, frames: slice | Tensor) -> slice | Tensor:
+    return frames.to(held.device) if isinstance(frames, Tensor) else frames
+
+
+def _read(stimulus: xr.DataArray, frames: slice | Tensor) -> NDArray[Any]:
+    """Frames of a file: a run, or windows one after another, each of which is a run."""
+    if isinstance(frames, slice):
+        return stimulus[frames].values
+    numbers = frames.cpu().numpy()
+    starts = np.flatnonzero(np.r_[True, np.diff(numbers) != 1])
+    runs = zip(starts, [*starts[1:], len(numbers)], strict=True)
+    return np.concatenate(
+        [stimulus[int(numbers[a]) : int(numbers[b - 1]) + 1].values for a, b in runs]
+    )
+
+
+def _packed(stimulus: xr.DataArray) -> Callable[[slice | Tensor], Tensor] | None:
+    """Gives frames of a stimulus of two values, which is held as bits; None if it has a third."""
+    low = high = None
+    parts = []
+    for part in blocks(stimulus):
+        values = stimulus[part].values
+        low = values.min() if low is None else min(low, values.min())
+        high = values.max() if high is None else max(high, values.max())
+        bits = values == high
+        if not (bits | (values == low)).all():
+            return None
+        parts.append((high, np.packbits(bits.reshape(len(bits), -1), axis=1)))
+    if any(of_part != high for of_part, _ in parts):  # a block of one value came first
+        return None
+    held = np.concatenate([packed for _, packed in parts])
+    shape, pixels = stimulus.shape[1:], int(np.prod(stimulus.shape[1:]))
+
+    def unpack(frames: slice | Tensor) -> Tensor:
+        chosen = frames if isinstance(frames, slice) else frames.cpu().numpy()
+        bits = np.unpackbits(held[chosen], axis=1, count=pixels).reshape(-1, *shape)
+        return torch.from_numpy(np.where(bits, np.float32(high), np.float32(low)))
+
+    return unpack
 
 
 def _compact(stimulus: NDArray[Any]) -> NDArray[Any]:

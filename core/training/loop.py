@@ -135,7 +135,7 @@ def train(
             yield (of_cells / count).nan_to_num().sum()
         starts.train()
 
-    order = batches.endless(fit.step * fabric.world_size + fabric.global_rank, fabric.world_size)
+    order = batches.ahead(fit.step * fabric.world_size + fabric.global_rank, fabric.world_size)
     begun = saved_at = time.monotonic()
     cost_of_saving = 0.0
     starts.train()
