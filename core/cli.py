@@ -2,7 +2,9 @@
 
 import json
 import os
+import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,19 +41,36 @@ def run(
     scheduler: Annotated[
         str | None, Parameter(help="Address of a dask cluster that sees the same store.")
     ] = None,
+    threads: Annotated[
+        int | None,
+        Parameter(
+            help="Threads of the arithmetic in each step; by default OMP_NUM_THREADS, or a quarter "
+            "of the processors. Results depend on it in their last bits."
+        ),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        Parameter(
+            name="--set",
+            negative="",
+            help="Another value in the pipeline, such as models.cnn.with.filters=8.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, Flag, Parameter(help="Only show the steps and what is stored.")
     ] = False,
     force: Annotated[
         list[str] | None,
-        Parameter(negative="", help="A step to compute again although it is stored."),
+        Parameter(negative="", help="A step to compute again, with all that follows from it."),
     ] = None,
     no_plugins: NoPlugins = False,
 ) -> int:
     """Runs a pipeline and writes its report."""
     if workers < 1:
         raise UserError(f"--workers is a number of processes, at least 1 (got {workers})")
-    graph, registry = _build(pipeline, profile, no_plugins)
+    if threads is not None and threads < 1:
+        raise UserError(f"--threads is a number of threads, at least 1 (got {threads})")
+    graph, registry = _build(pipeline, profile, no_plugins, set_ or [])
     from retinakit.pipeline.store import Store
 
     where = store or Path(os.environ.get("RETINAKIT_STORE") or out / "store")
@@ -63,7 +82,7 @@ def run(
     from retinakit.pipeline.watch import watcher
 
     with watcher(len(graph.tasks)) as watching:
-        folder, failed = run_pipeline(
+        folder, failed, problems = run_pipeline(
             graph,
             store=opened,
             out=out,
@@ -71,6 +90,7 @@ def run(
             watcher=watching,
             workers=workers,
             scheduler=scheduler,
+            threads=threads,
         )
     print(f"report: {folder / 'report.html'}")
     if failed:
@@ -78,7 +98,9 @@ def run(
             f"{failed} of {len(graph.tasks)} tasks have no result; the report says why",
             file=sys.stderr,
         )
-    return 1 if failed else 0
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    return 1 if failed or problems else 0
 
 
 @app.command
@@ -164,8 +186,44 @@ def report(
     if not (run / "provenance.json").is_file():
         raise UserError(f"{run}: not the folder of a run (there is no provenance.json in it)")
     with writing_to(run):
-        path = write_report(run, Registry(builtin_only=no_plugins))
-    print(f"report: {path}")
+        written = write_report(run, Registry(builtin_only=no_plugins))
+    print(f"report: {written.path}")
+    for trouble in written.troubles:
+        print(trouble, file=sys.stderr)
+    return 1 if written.troubles else 0
+
+
+@app.command
+def store(
+    folder: Annotated[
+        Path | None,
+        Parameter(help="The store; by default $RETINAKIT_STORE, or runs/store."),
+    ] = None,
+    /,
+    *,
+    clear_unused: Annotated[
+        float | None,
+        Parameter(help="Remove what no run of the last so many days used."),
+    ] = None,
+) -> int:
+    """Lists what is stored by pipeline and step, with its size and age; or clears what is old."""
+    from retinakit.pipeline.store import Store
+    from retinakit.pipeline.stored import listing
+
+    where = folder or Path(os.environ.get("RETINAKIT_STORE") or "runs/store")
+    if not where.is_dir():
+        raise UserError(f"{where}: there is no store; name its folder")
+    opened = Store(where, create=False)
+    if clear_unused is not None:
+        if not clear_unused >= 0:
+            raise UserError(f"--clear-unused is a number of days, 0 or more (got {clear_unused})")
+        number, freed = opened.clear(clear_unused)
+        print(f"{number} results removed, {freed / 1e6:.1f} MB freed")
+        return 0
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else 160, markup=False)
+    console.print(listing(opened.entries()))
     return 0
 
 
@@ -179,12 +237,14 @@ def doctor() -> int:
     return 0
 
 
-def _build(path: Path, profile: str | None, no_plugins: bool) -> tuple[Any, Any]:
+def _build(
+    path: Path, profile: str | None, no_plugins: bool, changes: list[str] | None = None
+) -> tuple[Any, Any]:
     from retinakit.pipeline.document import read_pipeline
     from retinakit.pipeline.graph import build
     from retinakit.registry.find import Registry
 
-    source, document = read_pipeline(path, profile)
+    source, document = read_pipeline(path, profile, changes or [])
     registry = Registry(builtin_only=no_plugins)
     return build(source, document, registry), registry
 
@@ -202,18 +262,30 @@ def _show_graph(graph: Any, where: Path) -> int:
 
 
 def _forget(graph: Any, opened: Any, names: list[str]) -> None:
+    """Removes the results of steps, and of all that follows from them."""
     from retinakit.contracts.errors import nearest
 
-    steps = {step.name: step for step in graph.steps}
+    steps = [step.name for step in graph.steps]
     for name in names:
         if name not in steps:
             raise UserError(f"--force {name}: there is no such step; {nearest(name, steps)}")
-        for task in steps[name].tasks:
-            opened.forget(task.key)
+    for task in graph.following(names):
+        opened.forget(task.key)
+
+
+class Stopped(KeyboardInterrupt):
+    """The process was asked to end."""
+
+
+def _stop(number: int, frame: Any) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is ending already
+    raise Stopped
 
 
 def main() -> None:
     """Entry point: exit code 0 if all went well, 1 if a step failed, 2 for a mistake."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _stop)
     try:
         code = app(
             sys.argv[1:], result_action="return_value", exit_on_error=False, print_error=False
@@ -222,9 +294,9 @@ def main() -> None:
     except (UserError, CycloptsError) as error:
         print(f"retina-run: {' '.join(str(error).split())}", file=sys.stderr)
         code = 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("retina-run: interrupted; run it again to go on from here", file=sys.stderr)
-        code = 130
+        code = 143 if isinstance(error, Stopped) else 130
     except BrokenPipeError:  # who reads the output, such as `head`, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1

@@ -216,7 +216,7 @@ def steps_of(folder: Path) -> list[dict[str, Any]]:
 
 def draw(folder: Path, registry: Any = None) -> str:
     registry = registry or Installed(score=Score, broken=Broken)
-    path = write_report(folder, registry)
+    path = write_report(folder, registry).path
     return path.read_text(encoding="utf-8")
 
 

@@ -21,6 +21,7 @@ from .model import Model as Model
 from .model import Shown as Shown
 from .model import cells_of_recording as cells_of_recording
 from .model import coordinates_of as coordinates_of
+from .netcdf import storable as storable
 from .plugin import Plugin as Plugin
 from .progress import Progress as Progress
 from .progress import silent as silent

@@ -1,10 +1,13 @@
 """Reads a pipeline file, and says of every mistake in it where it stands."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from retinakit.contracts.config import Config
 from retinakit.contracts.errors import UserError, nearest
@@ -87,6 +90,7 @@ class Source:
         self.content = content
         self._positions = positions
         self._moved: dict[Location, Location] = {}  # where what a profile sets stands
+        self._given: dict[Location, str] = {}  # what the command line sets
 
     @classmethod
     def read(cls, path: Path) -> "Source":
@@ -121,24 +125,46 @@ class Source:
                 f"--profile {profile}: {self.path} has no such profile; {nearest(profile, known)}"
             )
         for path, value in known[profile].items():
-            *parents, last = location = tuple(path.split("."))
             stands = ("profiles", profile, path)
-            node = self.content
-            for depth, part in enumerate(parents):
-                if part not in node and depth < 2:  # a section and a step must be there
-                    raise self.error(stands, _nowhere(depth, part, node))
-                child = node.get(part, {})
-                if not isinstance(child, dict):
-                    whole = ".".join(location[: depth + 1])
-                    raise self.error(stands, f"'{whole}' is no mapping; set it as a whole")
-                node[part] = dict(child)  # another profile may have set the same one
-                node = node[part]
-            node[last] = value
-            self._moved[location] = stands
+            self._set(path, value, partial(self.error, stands))
+            self._moved[tuple(path.split("."))] = stands
+
+    def change(self, change: str) -> None:
+        """Sets a value that the command line gives, such as "models.cnn.with.filters=8".
+
+        Raises:
+            UserError: if it is of another form, or its path leads nowhere.
+        """
+        path, equals, text = change.partition("=")
+        try:
+            value = YAML(typ="safe", pure=True).load(text) if equals else None
+        except YAMLError:
+            equals = ""
+        if not equals:
+            raise UserError(f"--set {change}: give a path and a value, PATH=VALUE")
+        self._set(path, value, lambda message: UserError(f"--set {change}: {message}"))
+        self._given[tuple(path.split("."))] = f"--set {change}"
+
+    def _set(self, path: str, value: Any, error: Callable[[str], UserError]) -> None:
+        """Sets the value at a path of names and dots."""
+        *parents, last = location = tuple(path.split("."))
+        node = self.content
+        for depth, part in enumerate(parents):
+            if part not in node and depth < 2:  # a section and a step must be there
+                raise error(_nowhere(depth, part, node))
+            child = node.get(part, {})
+            if not isinstance(child, dict):
+                whole = ".".join(location[: depth + 1])
+                raise error(f"'{whole}' is no mapping; set it as a whole")
+            node[part] = dict(child)  # another profile may have set the same one
+            node = node[part]
+        node[last] = value
 
     def position(self, location: Location) -> str:
         """`file:line:column` of the value at a location, or of its nearest known parent."""
         for end in range(len(location), 0, -1):
+            if location[:end] in self._given:
+                return self._given[location[:end]]
             if location[:end] in self._moved:
                 location = self._moved[location[:end]] + location[end:]
                 break
@@ -169,11 +195,14 @@ def _nowhere(depth: int, part: str, known: Mapping[str, Any]) -> str:
     return f"there is no section '{part}'; {nearest(part, SECTIONS.values())}"
 
 
-def read_pipeline(path: Path, profile: str | None = None) -> tuple[Source, PipelineDocument]:
+def read_pipeline(
+    path: Path, profile: str | None = None, changes: Sequence[str] = ()
+) -> tuple[Source, PipelineDocument]:
     """Reads a pipeline file and checks its form (not yet plugins, options or references).
 
     Args:
         profile: one of the file's profiles; its name is added to that of the pipeline.
+        changes: other values, as the command line gives them: "PATH=VALUE".
 
     Raises:
         UserError: with file, line and column.
@@ -183,6 +212,11 @@ def read_pipeline(path: Path, profile: str | None = None) -> tuple[Source, Pipel
     if profile is not None:
         source.apply(profile)
         document = _checked(source)
+    for change in changes:
+        source.change(change)
+    if changes:
+        document = _checked(source)
+    if profile is not None:
         document = document.model_copy(update={"name": f"{document.name}-{profile}"})
     return source, document
 

@@ -4,24 +4,31 @@ import gc
 import inspect
 import json
 import logging
+import os
+import signal
+import threading
 import time
 import traceback
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import h5py
 import xarray as xr
+from threadpoolctl import threadpool_limits
 
 from retinakit.contracts.analysis import FittedModel
 from retinakit.contracts.errors import UserError
 from retinakit.contracts.model import ENGINE, Model
+from retinakit.contracts.netcdf import storable
 from retinakit.contracts.progress import Progress, silent
 from retinakit.contracts.recording import validate
 from retinakit.pipeline.combine import at_point, combine
+from retinakit.pipeline.document import SECTIONS
 from retinakit.pipeline.graph import Coords, Graph, Task
 from retinakit.pipeline.store import Store
 from retinakit.registry.find import Registry
@@ -35,8 +42,8 @@ class Outcome:
     """How a task ended.
 
     `status`: "done", "stored" (it was there already), "failed" (the plugin raised), "invalid" (a
-    mistake of the user's), or "skipped" (an input is missing). `message` explains the last three,
-    and says what a fit that is done went on from, if not from the start.
+    mistake of the user's that was met in the run), or "skipped" (an input is missing). `message`
+    explains the last three, and says what a fit that is done went on from, if not from the start.
     """
 
     key: str
@@ -65,36 +72,42 @@ class Workbench:
 
     Args:
         tasks: by key, the tasks to run and everything they depend on.
+        threads: of the arithmetic in a task. Sums over another number of threads differ in their
+            last bits, so it does not depend on the number of processes.
     """
 
-    def __init__(self, store: Store, tasks: Mapping[str, Task], registry: Registry):
+    def __init__(
+        self, store: Store, tasks: Mapping[str, Task], registry: Registry, threads: int = 1
+    ):
         self.store, self.tasks, self.registry = store, dict(tasks), registry
+        self.threads = threads
         self._at_hand: OrderedDict[str, xr.DataTree] = OrderedDict()
 
     def run(self, task: Task, progress: Progress = silent) -> Outcome:
         """Makes the result of a task, unless the store has it. Never raises an Exception."""
         begun = time.monotonic()
+
+        def ended(status: str, message: str = "", trace: str = "") -> Outcome:
+            seconds = time.monotonic() - begun
+            return Outcome(task.key, task.label, status, seconds, message, trace)
+
+        make = {"dataset": self._load, "model": self._fit, "analysis": self._analyse}[task.kind]
         try:
-            with self.store.lock(task.key):
+            if self.store.has(task.key):
+                return Outcome(task.key, task.label, "stored")
+            with self.store.making(task.key):
                 if self.store.has(task.key):
                     return Outcome(task.key, task.label, "stored")
                 beginning = self._goes_on(task)
-                {"dataset": self._load, "model": self._fit, "analysis": self._analyse}[task.kind](
-                    task, progress
-                )
-            return Outcome(task.key, task.label, "done", time.monotonic() - begun, beginning)
+                with _limited_threads(self.threads):
+                    make(task, progress)
+            return ended("done", beginning)
         except UserError as error:
-            return Outcome(task.key, task.label, "invalid", time.monotonic() - begun, str(error))
-        except Exception as error:
+            section = SECTIONS[task.kind]
+            return ended("invalid", f"{task.place}: {section}.{task.label}: {error}")
+        except (Exception, SystemExit) as error:
             message = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-            return Outcome(
-                task.key,
-                task.label,
-                "failed",
-                time.monotonic() - begun,
-                message,
-                traceback.format_exc(),
-            )
+            return ended("failed", message, traceback.format_exc())
 
     def recording(self, key: str) -> xr.DataTree:
         """The recording of a dataset task: at hand, from the store, or made again if volatile."""
@@ -196,7 +209,7 @@ class Workbench:
                     self._member(key, step, coords)
                     for key, (step, coords) in zip(keys, task.members[role], strict=True)
                 ]
-        result = analysis.run(**arguments)
+        result = storable(analysis.run(**arguments))
         self._write(task, lambda path: result.to_netcdf(path, engine=ENGINE), result.nbytes)
 
     def _member(self, key: str, step: str, coords: Coords) -> FittedModel:
@@ -211,6 +224,7 @@ class Workbench:
 
     def _write(self, task: Task, write: Callable[[Path], None], size: int = 0) -> None:
         meta = {
+            "pipeline": task.pipeline,
             "step": task.step,
             "label": task.label,
             "plugin": task.plugin,
@@ -279,11 +293,35 @@ def write_tree(tree: xr.DataTree, path: Path) -> None:
     tree.to_netcdf(path, engine=ENGINE, encoding=encoding)
 
 
+def default_threads() -> int:
+    """Threads of a task: OMP_NUM_THREADS, or a quarter of the processors, which four tasks fill."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return int(given) if given.isdecimal() and int(given) else max(1, (os.cpu_count() or 1) // 4)
+
+
+@contextmanager
+def _limited_threads(threads: int) -> Iterator[None]:
+    """Arithmetic on a number of threads, that of torch too.
+
+    torch is imported for this: imported later, it would take the number of its process, which is
+    another in dask's workers.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with threadpool_limits(threads):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def run_here(
-    graph: Graph, store: Store, registry: Registry, watcher: Watcher
+    graph: Graph, store: Store, registry: Registry, watcher: Watcher, threads: int = 1
 ) -> dict[str, Outcome]:
-    """Runs everything in this process, and stops at a mistake of the user's."""
-    bench = Workbench(store, graph.tasks, registry)
+    """Runs everything in this process. What fails stops only what depends on it."""
+    bench = Workbench(store, graph.tasks, registry, threads)
     outcomes: dict[str, Outcome] = {}
     for task in graph.in_order():
         outcome = _missing_input(task, [outcomes[key] for key in task.dependencies])
@@ -296,8 +334,6 @@ def run_here(
             outcome = bench.run(task, progress)
         outcomes[task.key] = outcome
         watcher.ended(task, outcome)
-        if outcome.status == "invalid":
-            break
     return outcomes
 
 
@@ -316,7 +352,7 @@ def _run_remotely(
     tasks: dict[str, Task],
     root: Path,
     builtin_only: bool,
-    threads: int | None,
+    threads: int,
     *inputs: Outcome,
 ) -> Outcome:
     """Runs a task in a worker process, which keeps its recordings at hand for the next."""
@@ -325,12 +361,8 @@ def _run_remotely(
     outcome = _missing_input(tasks[key], inputs)
     if outcome is not None:
         return outcome
-    if threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)
     bench = _BENCHES.setdefault(
-        root, Workbench(Store(root), {}, Registry(builtin_only=builtin_only))
+        root, Workbench(Store(root), {}, Registry(builtin_only=builtin_only), threads)
     )
     bench.tasks |= tasks
     worker, last = get_worker(), 0.0
@@ -354,6 +386,7 @@ def run_on_dask(
     *,
     workers: int | None = None,
     scheduler: str | None = None,
+    threads: int = 1,
 ) -> dict[str, Outcome]:
     """Runs independent tasks in parallel on dask.distributed.
 
@@ -372,25 +405,22 @@ def run_on_dask(
             "running in parallel needs dask; install retinakit[distributed], or leave out "
             "--workers and --scheduler"
         ) from None
-    threads = None
-    if scheduler is None and workers:
-        import torch
-
-        threads = max(1, torch.get_num_threads() // workers)
     run = uuid.uuid4().hex
     outcomes: dict[str, Outcome] = {}
     with dask.config.set({"distributed.worker.daemon": False, "distributed.admin.log-length": 0}):
         cluster = None
         try:
             if scheduler is None:
-                cluster = LocalCluster(
-                    n_workers=workers,
-                    threads_per_worker=1,
-                    processes=True,
-                    memory_limit=0,
-                    dashboard_address=":0",
-                    silence_logs=logging.ERROR,
-                )
+                with _ignored(signal.SIGINT):  # Ctrl-C ends this process, which ends the workers
+                    cluster = LocalCluster(
+                        n_workers=workers,
+                        threads_per_worker=1,
+                        processes=True,
+                        memory_limit=0,
+                        host="127.0.0.1",
+                        dashboard_address=None,
+                        silence_logs=logging.CRITICAL,
+                    )
             client = Client(cluster if cluster is not None else scheduler, timeout="10s")
         except (OSError, TimeoutError) as error:
             raise UserError(f"the dask scheduler {scheduler} does not answer ({error})") from None
@@ -438,14 +468,24 @@ def run_on_dask(
                     )
                 outcomes[key] = outcome
                 watcher.ended(graph.tasks[key], outcome)
-                if outcome.status == "invalid":
-                    client.cancel(list(futures.values()))
-                    break
         finally:
             client.close()
             if cluster is not None:
                 cluster.close()
     return outcomes
+
+
+@contextmanager
+def _ignored(number: signal.Signals) -> Iterator[None]:
+    """A signal that processes started here ignore."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
 
 
 def _ancestry(graph: Graph, task: Task) -> dict[str, Task]:

@@ -1,8 +1,8 @@
 """The graph of a pipeline: steps, the tasks that a sweep makes of them, and what identifies each.
 
 A step is what the file names. A task is one point of its sweep: one recording, one fit, one run of
-an analysis on one model. A task's key is a hash of the plugin and its version, the resolved
-options, the seed, the contents of input files, and the keys of its inputs.
+an analysis on one model. A task's key is a hash of the plugin, its version and its code, the
+resolved options, the seed, the contents of input files, and the keys of its inputs.
 """
 
 import hashlib
@@ -12,7 +12,6 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from retinakit.pipeline.document import (
     StepDocument,
     validation_error,
 )
+from retinakit.pipeline.hashes import code_hash, file_hash
 from retinakit.registry.find import Entry, Registry, load_entry
 
 Coords = tuple[tuple[str, Any], ...]
@@ -59,6 +59,7 @@ class Task:
         options: the swept options at this point of a list of points.
         recording: of an analysis of a model of several recordings, which of them.
         extended: of a fit, a hash of all but the option that a finished fit can be extended in.
+        pipeline: the name of the pipeline.
     """
 
     key: str
@@ -77,6 +78,7 @@ class Task:
     options: Coords = ()
     recording: str = ""
     extended: str = ""
+    pipeline: str = ""
 
     @property
     def label(self) -> str:
@@ -101,6 +103,7 @@ class Step:
     document: StepDocument
     entry: Entry
     cls: type[Plugin]
+    code: str
     tasks: list[Task] = field(default_factory=list)
     dims: tuple[str, ...] = ()
 
@@ -112,6 +115,16 @@ class Graph:
     document: PipelineDocument
     steps: list[Step]
     tasks: dict[str, Task]
+
+    def following(self, names: Iterable[str]) -> list[Task]:
+        """The tasks of some steps and all that depend on them."""
+        found: dict[str, Task] = {}
+        wanted = set(names)
+        for step in self.steps:  # after the steps that they depend on
+            for task in step.tasks:
+                if step.name in wanted or any(key in found for key in task.dependencies):
+                    found[task.key] = task
+        return list(found.values())
 
     def in_order(self) -> Iterator[Task]:
         """Tasks after their inputs, going deep first, so that a recording is used while at hand."""
@@ -236,7 +249,16 @@ class _Builder:
             cls = load_entry(entry)
         except UserError as error:
             raise self.source.error((*place, "plugin"), str(error)) from None
-        step = Step(kind, name, document, entry, cls)
+        if inspect.isabstract(cls):
+            missing = ", ".join(sorted(getattr(cls, "__abstractmethods__", ())))
+            raise self.source.error(
+                (*place, "plugin"),
+                f"'{document.plugin}' does not define {missing}, which every {kind} needs; tell "
+                "its author",
+            )
+        assert entry.spec is not None
+        code = code_hash(entry.spec.target.partition(":")[0], entry.distribution)
+        step = Step(kind, name, document, entry, cls, code)
         wants = _parameters(cls, kind)
         strange = wants - GIVEN[kind]
         if strange:
@@ -488,7 +510,7 @@ class _Builder:
         for path in paths:
             option = next((n for n, value in identified.items() if value == str(path)), None)
             try:
-                contents.append((path.name, content_hash(path)))
+                contents.append((path.name, file_hash(path)))
             except UserError as error:
                 where = (
                     *place,
@@ -499,7 +521,7 @@ class _Builder:
             if option:  # what a file holds counts, not where it is
                 identified[option] = contents[-1]
         identity = {
-            "plugin": [step.kind, step.entry.full_name, step.entry.version],
+            "plugin": [step.kind, step.entry.full_name, step.entry.version, step.code],
             "config": identified,
             "seed": seed,
             "files": contents,
@@ -531,6 +553,7 @@ class _Builder:
             options=(*inputs.options, *options_here),
             recording=inputs.recording,
             extended=extended,
+            pipeline=self.document.name,
         )
 
 
@@ -588,27 +611,3 @@ def _parameters(cls: type[Plugin], kind: str) -> set[str]:
         return {"data"}
     method = {"dataset": "load", "analysis": "run"}[kind]
     return set(inspect.signature(getattr(cls, method)).parameters) - {"self"}
-
-
-def content_hash(path: Path) -> str:
-    """A hash of a file's contents.
-
-    Raises:
-        UserError: if it cannot be read.
-    """
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        raise UserError(f"there is no file {path}; check the path") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror})") from None
-    return _content_hash(path, status.st_size, status.st_mtime_ns)
-
-
-@lru_cache
-def _content_hash(path: Path, size: int, changed: int) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror})") from None

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import xarray as xr
+from filelock import FileLock, Timeout
 from ruamel.yaml import YAML
 
 from retinakit.contracts.errors import UserError
@@ -26,6 +27,7 @@ from retinakit.pipeline.execute import (
     Outcome,
     Watcher,
     combined_result,
+    default_threads,
     run_here,
     run_on_dask,
 )
@@ -35,6 +37,12 @@ from retinakit.registry.find import Registry
 
 logger = logging.getLogger("retinakit")
 LIBRARIES = ("retinakit", "torch", "numpy", "scipy", "xarray", "h5py", "numba", "lightning-fabric")
+ALIVE = ".alive"
+"""A file in an unfinished folder that its run holds a lock on."""
+
+BEGINNING = 60
+"""Seconds within which a run has made that file."""
+
 FOLDERS = {"dataset": "datasets", "model": "models", "analysis": "analyses"}
 
 
@@ -77,65 +85,93 @@ def run_pipeline(
     watcher: Watcher,
     workers: int = 1,
     scheduler: str | None = None,
-) -> tuple[Path, int]:
+    threads: int | None = None,
+) -> tuple[Path, int, list[str]]:
     """Runs a pipeline and writes its folder.
 
     Args:
         out: the folder of runs; this one is `out/name/date-time`.
         workers: processes; 1 runs everything in this one.
         scheduler: the address of a dask cluster to run on instead.
+        threads: of the arithmetic in a task; `default_threads` by default.
 
     Returns:
-        The folder, and how many tasks failed or were skipped.
+        The folder, how many tasks failed or were skipped, and sentences on what else went wrong:
+        results that could not be joined or drawn.
 
     Raises:
-        UserError: for a mistake of the user's; nothing but finished steps in the store is left.
+        UserError: if a folder cannot be written to, or the cluster does not serve.
     """
     started = datetime.now().astimezone()
     begun = time.monotonic()
     with writing_to(out):
+        sweep_dead(out / graph.document.name)
         folder, partial = _new_folder(out / graph.document.name, started)
+        alive = FileLock(partial / ALIVE)
+        alive.acquire()
     log = None
     try:
         with writing_to(out):
             log = Log(partial / "log.jsonl", watcher)
         log.write("run", name=graph.document.name, tasks=len(graph.tasks))
+        threads = threads or default_threads()
         if workers > 1 or scheduler:
             outcomes = run_on_dask(
-                graph, store, registry, log, workers=workers, scheduler=scheduler
+                graph,
+                store,
+                registry,
+                log,
+                workers=workers,
+                scheduler=scheduler,
+                threads=threads,
             )
         else:
-            outcomes = run_here(graph, store, registry, log)
-        for key, outcome in outcomes.items():
-            if outcome.status == "invalid":
-                task = graph.tasks[key]
-                section = FOLDERS[task.kind]
-                raise UserError(f"{task.place}: {section}.{outcome.label}: {outcome.message}")
+            outcomes = run_here(graph, store, registry, log, threads)
         with writing_to(out):
-            write_folder(partial, graph, outcomes, store, started, time.monotonic() - begun)
-            _report(partial, registry)
+            problems = write_folder(
+                partial, graph, outcomes, store, started, time.monotonic() - begun
+            )
+            problems += _report(partial, registry)
             lost = sum(not outcome.ok for outcome in outcomes.values())
-            log.write("finished", seconds=time.monotonic() - begun, failed=lost)
+            log.write("finished", seconds=time.monotonic() - begun, failed=lost, problems=problems)
             log.close()
+            (partial / ALIVE).unlink(missing_ok=True)
             partial.rename(folder)
     except BaseException:
         if log is not None:
             log.close()
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    return folder, lost
+    finally:
+        alive.release()
+    return folder, lost, problems
 
 
-def _report(folder: Path, registry: Registry) -> None:
-    """Draws the report; the arrays of the run are kept even if that goes wrong."""
+def sweep_dead(parent: Path) -> None:
+    """Removes the unfinished folders of runs that were killed: nobody holds their lock."""
+    for partial in parent.glob("*.partial"):
+        with suppress(OSError, Timeout):
+            begins = time.time() - partial.stat().st_mtime < BEGINNING
+            if begins and not (partial / ALIVE).exists():
+                continue
+            with FileLock(partial / ALIVE, timeout=0):
+                shutil.rmtree(partial, ignore_errors=True)
+
+
+def _report(folder: Path, registry: Registry) -> list[str]:
+    """Draws the report, and says what it could not draw.
+
+    The arrays of the run are kept even if the report itself goes wrong.
+    """
     from retinakit.report.page import write_report
 
     try:
-        write_report(folder, registry)
-    except (OSError, UserError):
+        return write_report(folder, registry).troubles
+    except OSError:
         raise
     except Exception:
-        logger.exception("the report could not be drawn; `retina-run report` tries again")
+        logger.exception("the report could not be drawn")
+        return ["the report could not be drawn; `retina-run report` tries again"]
 
 
 def _new_folder(parent: Path, started: datetime) -> tuple[Path, Path]:
@@ -159,8 +195,12 @@ def write_folder(
     store: Store,
     started: datetime,
     seconds: float,
-) -> None:
-    """Writes the arrays of every step, `resolved.yaml` and `provenance.json`."""
+) -> list[str]:
+    """Writes the arrays of every step, `resolved.yaml` and `provenance.json`.
+
+    Returns:
+        Why results of a step could not be joined, for each such step; single results are stored.
+    """
     steps = []
     for step in graph.steps:
         done = [task for task in step.tasks if outcomes[task.key].ok]
@@ -168,8 +208,11 @@ def write_folder(
         if done:
             try:
                 files = _write_step(folder, step, done, store)
-            except UserError as error:
-                problem = str(error)
+            except OSError:
+                raise
+            except Exception as error:  # what is joined is from plugins
+                problem = str(error) if isinstance(error, UserError) else _name_of(error)
+                logger.warning("%s could not be written as one file: %s", step.name, problem)
         steps.append(_describe(step, outcomes, files, problem))
     provenance = {
         "name": graph.document.name,
@@ -187,6 +230,11 @@ def write_folder(
     (folder / "provenance.json").write_text(json.dumps(provenance, indent=1), encoding="utf-8")
     with (folder / "resolved.yaml").open("w", encoding="utf-8") as file:
         YAML().dump(resolved(graph), file)
+    return [f"{step['name']}: {step['problem']}" for step in steps if step["problem"]]
+
+
+def _name_of(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _write_step(folder: Path, step: Step, done: list[Task], store: Store) -> dict[str, str]:

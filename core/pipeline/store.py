@@ -11,13 +11,15 @@ import logging
 import os
 import shutil
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from retinakit.contracts.errors import UserError
 
@@ -42,10 +44,19 @@ class Store:
         self.root = root
         if not create:
             return
-        with writing_to(root):
-            for folder in (root, root / "locks", root / "unfinished"):
+        try:
+            self._prepare()
+        except UserError:
+            if not root.is_dir():
+                raise
+            logger.info("%s cannot be written to; what is stored there is read", root)
+
+    def _prepare(self) -> None:
+        """Sees that the folder can be written to."""
+        with writing_to(self.root):
+            for folder in (self.root, self.root / "locks", self.root / "unfinished"):
                 folder.mkdir(parents=True, exist_ok=True)
-            probe = root / "unfinished" / uuid.uuid4().hex
+            probe = self.root / "unfinished" / uuid.uuid4().hex
             probe.touch()
             probe.unlink()
 
@@ -59,11 +70,7 @@ class Store:
 
     def meta(self, key: str) -> dict[str, Any] | None:
         """What is known of a result, or None if it is not there."""
-        try:
-            meta: dict[str, Any] = json.loads((self.folder(key) / META).read_text())
-        except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
-            return None
-        return meta
+        return _read_meta(self.folder(key) / META)
 
     def verifies(self, key: str) -> bool:
         """Whether a result is there and is what was written."""
@@ -76,6 +83,8 @@ class Store:
         if not folder.exists():
             return False
         if self.verifies(key):
+            with suppress(OSError):  # the time of the last use; a store may be read-only
+                os.utime(folder / META)
             return True
         logger.warning("the stored result %s does not verify; it is computed again", folder)
         shutil.rmtree(folder, ignore_errors=True)
@@ -86,9 +95,65 @@ class Store:
         shutil.rmtree(self.folder(key), ignore_errors=True)
         shutil.rmtree(self.checkpoint(key).parent, ignore_errors=True)
 
-    def lock(self, key: str) -> FileLock:
-        """Held while a result is made, so that two runs do not make it twice."""
-        return FileLock(self.root / "locks" / f"{key}.lock")
+    @contextmanager
+    def making(self, key: str) -> Iterator[None]:
+        """Holds a lock while a result is made, so that two runs do not make it twice.
+
+        Raises:
+            UserError: if the store cannot be written to.
+        """
+        self._prepare()
+        lock = FileLock(self.root / "locks" / f"{key}.lock")
+        with lock:
+            try:
+                yield
+            finally:
+                if self.folder(key).exists():  # whoever still waits for it finds the result
+                    Path(lock.lock_file).unlink(missing_ok=True)
+
+    def entries(self) -> Iterator["Entry"]:
+        """What is in the store, in no order."""
+        for meta_path in self.root.glob("[0-9a-f][0-9a-f]/*/" + META):
+            meta, folder = _read_meta(meta_path), meta_path.parent
+            with suppress(OSError):
+                size = sum(path.stat().st_size for path in folder.iterdir())
+                made = (folder / RESULT).stat().st_mtime
+                used = max(made, meta_path.stat().st_mtime)
+                about = meta or {}
+                yield Entry(
+                    folder.name,
+                    str(about.get("pipeline", "")),
+                    str(about.get("step", "")),
+                    str(about.get("plugin", "")),
+                    size,
+                    made,
+                    used,
+                )
+
+    def clear(self, days: float) -> tuple[int, int]:
+        """Removes results, unfinished fits and locks that no run has used for a number of days.
+
+        Returns:
+            How many results were removed, and the bytes that all of it took.
+        """
+        oldest = time.time() - days * 86400
+        number, freed = 0, 0
+        with writing_to(self.root):
+            for entry in self.entries():
+                if entry.used < oldest:
+                    shutil.rmtree(self.folder(entry.key))
+                    number, freed = number + 1, freed + entry.size
+            for folder in (self.root / "unfinished").glob("*"):
+                files = [path for path in folder.rglob("*") if path.is_file()]
+                newest = max((path.stat().st_mtime for path in files), default=0.0)
+                if max(newest, folder.stat().st_mtime) < oldest:
+                    freed += sum(path.stat().st_size for path in files)
+                    shutil.rmtree(folder, ignore_errors=True)
+            for path in (self.root / "locks").glob("*.lock"):
+                if path.stat().st_mtime < oldest:
+                    with suppress(Timeout), FileLock(path, timeout=0):
+                        path.unlink(missing_ok=True)
+        return number, freed
 
     def checkpoint(self, key: str) -> Path:
         """Where an unfinished fit keeps its state."""
@@ -164,10 +229,42 @@ class Store:
                 (work / META).write_text(json.dumps(meta, indent=1))
                 (work / RESULT).chmod(0o444)  # it may be hard-linked into run folders
                 self.folder(key).parent.mkdir(exist_ok=True)
-                work.rename(self.folder(key))
+                try:
+                    work.rename(self.folder(key))
+                except OSError:
+                    if not self.verifies(key):  # another run was faster
+                        raise
         finally:
             shutil.rmtree(work, ignore_errors=True)
         shutil.rmtree(self.checkpoint(key).parent, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A result in the store.
+
+    Attributes:
+        pipeline, step, plugin: that made it.
+        size: in bytes.
+        made, used: seconds since 1970, when it was written and when a run last used it.
+    """
+
+    key: str
+    pipeline: str
+    step: str
+    plugin: str
+    size: int
+    made: float
+    used: float
+
+
+def _read_meta(path: Path) -> dict[str, Any] | None:
+    """A file of metadata, or None if it is damaged or not there."""
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return meta if isinstance(meta, dict) else None
 
 
 def reserve(folder: Path, size: int = 0) -> None:

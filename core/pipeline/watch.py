@@ -11,13 +11,13 @@ WORDS = {
     "stored": "already there",
     "failed": "FAILED",
     "skipped": "skipped",
-    "invalid": "stopped",
+    "invalid": "FAILED",
 }
 
 
 def _line(task: Task, outcome: Outcome) -> str:
     seconds = f" in {outcome.seconds:.1f} s" if outcome.status == "done" else ""
-    message = f": {outcome.message}" if outcome.message and outcome.status != "invalid" else ""
+    message = f": {outcome.message}" if outcome.message else ""
     return f"{task.kind:8} {task.label}: {WORDS[outcome.status]}{seconds}{message}"
 
 

@@ -14,7 +14,7 @@ from datetime import datetime
 from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import h5netcdf
 import matplotlib as mpl
@@ -56,7 +56,19 @@ STYLE: dict[Any, Any] = {
 SANS_SERIF = ("Helvetica Neue", "Arial", "Liberation Sans")
 
 
-def write_report(folder: Path, registry: Registry) -> Path:
+class Report(NamedTuple):
+    """A page that was written.
+
+    Attributes:
+        path: of the page.
+        troubles: sentences on what could not be drawn, each with the step.
+    """
+
+    path: Path
+    troubles: list[str]
+
+
+def write_report(folder: Path, registry: Registry) -> Report:
     """Draws `report.html` in the folder of a run.
 
     A result that cannot be drawn is said so in its place, and the rest of the page is drawn.
@@ -66,10 +78,10 @@ def write_report(folder: Path, registry: Registry) -> Path:
         registry: where the plugins are that draw the results.
 
     Returns:
-        The path of the page.
+        The path of the page, and what could not be drawn.
     """
     run = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
-    page = _render(folder, run, registry)
+    page, troubles = _render(folder, run, registry)
     path = folder / "report.html"
     unfinished = folder / f".report-{uuid.uuid4().hex}.html"
     try:
@@ -77,10 +89,10 @@ def write_report(folder: Path, registry: Registry) -> Path:
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
-    return path
+    return Report(path, troubles)
 
 
-def _render(folder: Path, run: Mapping[str, Any], registry: Registry) -> str:
+def _render(folder: Path, run: Mapping[str, Any], registry: Registry) -> tuple[str, list[str]]:
     steps = run["steps"]
     # Whatever style the caller has set stays out of the page, and is there again afterwards.
     with style.context(["default", STYLE, {"font.family": _fonts()}]):
@@ -99,7 +111,7 @@ def _render(folder: Path, run: Mapping[str, Any], registry: Registry) -> str:
         lstrip_blocks=True,
     )
     environment.filters["duration"] = duration
-    return environment.get_template("page.html.j2").render(
+    page = environment.get_template("page.html.j2").render(
         run=run,
         started=datetime.fromisoformat(run["started"]),
         command=shlex.join(run["command"]),
@@ -113,6 +125,8 @@ def _render(folder: Path, run: Mapping[str, Any], registry: Registry) -> str:
         model=next((file["path"] for file in files if file["what"] == "model"), None),
         resolved=resolved.read_text(encoding="utf-8") if resolved.exists() else "",
     )
+    troubles = [f"{s['step']['name']}: {t.sentence}" for s in sections for t in s["troubles"]]
+    return page, troubles
 
 
 @dataclass(frozen=True)
