@@ -35,6 +35,22 @@ def is_empty(path: Path) -> bool:
 
 
 @pytest.fixture
+def mistake(command: Callable[..., Any], tmp_path: Path) -> Callable[..., str]:
+    """The sentence on the one step that fails in a run, which goes on to a report and exits 1."""
+
+    def run(text: str) -> str:
+        (tmp_path / "p.yaml").write_text(text.lstrip())
+        ended = command("p.yaml")
+        assert ended.code == 1, ended.err
+        assert "report.html" in ended.out
+        assert "Traceback" not in ended.err
+        (line,) = (line for line in ended.err.splitlines() if ": FAILED: " in line)
+        return line.partition(": FAILED: ")[2]
+
+    return run
+
+
+@pytest.fixture
 def refusal(tmp_path: Path, command: Callable[..., Any]) -> Callable[..., str]:
     """Runs a pipeline that is not right; returns the one sentence that says so.
 
@@ -533,30 +549,30 @@ def test_an_array_that_does_not_fit_is_refused_with_its_file_and_name(
     ],
 )
 def test_a_response_that_nothing_can_be_fitted_to_is_refused(
-    refusal: Callable[..., str], tmp_path: Path, value: float, problem: str
+    mistake: Callable[..., str], tmp_path: Path, value: float, problem: str
 ) -> None:
     write_arrays(tmp_path / "mine.h5", response=response(1, value))
-    assert refusal(FILE) == f"p.yaml:2:3: datasets.mine: train: {problem}"
+    assert mistake(FILE) == f"p.yaml:2:3: datasets.mine: train: {problem}"
 
 
 # What the options make impossible.
 
 
-def test_a_filter_in_time_of_several_cells_asks_which(refusal: Callable[..., str]) -> None:
+def test_a_filter_in_time_of_several_cells_asks_which(mistake: Callable[..., str]) -> None:
     text = f"""
 datasets:
   cells: {{{CELL}, threshold: 0.0, cells: 2}}}}
   one: {{plugin: temporal_collapse, data: cells, with: {{lags: 5}}}}
 """
-    assert refusal(text) == (
+    assert mistake(text) == (
         "p.yaml:3:3: datasets.one: the recording has 2 cells and the filter is one cell's; choose "
         "one with cell: 0, or each in turn with sweep: {cell: [...]}"
     )
 
 
-def test_a_convolution_larger_than_the_field_is_refused(refusal: Callable[..., str]) -> None:
+def test_a_convolution_larger_than_the_field_is_refused(mistake: Callable[..., str]) -> None:
     text = SMALL.replace("plugin: ln", "plugin: cnn").replace("lags: 5", "lags: 5, kernel: 12")
-    sentence = refusal(text)
+    sentence = mistake(text)
     assert sentence.startswith("p.yaml:4:3: models.ln: filters of 12 checks")
     assert sentence.endswith("it has 8 x 8; make kernel smaller")
 

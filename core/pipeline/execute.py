@@ -30,7 +30,7 @@ from retinakit.contracts.recording import validate
 from retinakit.pipeline.combine import at_point, combine
 from retinakit.pipeline.document import SECTIONS
 from retinakit.pipeline.graph import Coords, Graph, Task
-from retinakit.pipeline.store import Store
+from retinakit.pipeline.store import Store, StoreError
 from retinakit.registry.find import Registry
 
 RECORDINGS_AT_HAND = 2
@@ -42,8 +42,9 @@ class Outcome:
     """How a task ended.
 
     `status`: "done", "stored" (it was there already), "failed" (the plugin raised), "invalid" (a
-    mistake of the user's that was met in the run), or "skipped" (an input is missing). `message`
-    explains the last three, and says what a fit that is done went on from, if not from the start.
+    mistake of the user's that was met in the run), "skipped" (an input is missing), or "stopped"
+    (the store cannot be written to, which ends the run). `message` explains the last four, and says
+    what a fit that is done went on from, if not from the start.
     """
 
     key: str
@@ -103,8 +104,9 @@ class Workbench:
                     make(task, progress)
             return ended("done", beginning)
         except UserError as error:
+            status = "stopped" if isinstance(error, StoreError) else "invalid"
             section = SECTIONS[task.kind]
-            return ended("invalid", f"{task.place}: {section}.{task.label}: {error}")
+            return ended(status, f"{task.place}: {section}.{task.label}: {error}")
         except (Exception, SystemExit) as error:
             message = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
             return ended("failed", message, traceback.format_exc())
@@ -332,6 +334,8 @@ def run_here(
                 watcher.progressed(key, done, total, message)
 
             outcome = bench.run(task, progress)
+        if outcome.status == "stopped":
+            raise StoreError(outcome.message)
         outcomes[task.key] = outcome
         watcher.ended(task, outcome)
     return outcomes
@@ -466,6 +470,8 @@ def run_on_dask(
                         f"the workers of {scheduler} do not write to {store.root}; choose a folder "
                         "that they see too with --store"
                     )
+                if outcome.status == "stopped":
+                    raise StoreError(outcome.message)
                 outcomes[key] = outcome
                 watcher.ended(graph.tasks[key], outcome)
         finally:

@@ -30,6 +30,10 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 logger = logging.getLogger("retinakit")
 
 
+class StoreError(UserError):
+    """A folder that results go to cannot be written to; nothing else can be made then."""
+
+
 class Store:
     """Results by key, in a folder.
 
@@ -75,7 +79,7 @@ class Store:
     def verifies(self, key: str) -> bool:
         """Whether a result is there and is what was written."""
         meta, path = self.meta(key), self.path(key)
-        return meta is not None and path.exists() and meta.get("sha256") == _digest(path)
+        return meta is not None and path.is_file() and meta.get("sha256") == _digest(path)
 
     def has(self, key: str) -> bool:
         """Whether a result is there and verifies; one that does not is removed, with a warning."""
@@ -103,13 +107,16 @@ class Store:
             UserError: if the store cannot be written to.
         """
         self._prepare()
-        lock = FileLock(self.root / "locks" / f"{key}.lock")
+        lock = self._lock(key)
         with lock:
             try:
                 yield
             finally:
                 if self.folder(key).exists():  # whoever still waits for it finds the result
                     Path(lock.lock_file).unlink(missing_ok=True)
+
+    def _lock(self, name: str) -> FileLock:
+        return FileLock(self.root / "locks" / f"{name}.lock")
 
     def entries(self) -> Iterator["Entry"]:
         """What is in the store, in no order."""
@@ -143,7 +150,7 @@ class Store:
                 if entry.used < oldest:
                     shutil.rmtree(self.folder(entry.key))
                     number, freed = number + 1, freed + entry.size
-            for folder in (self.root / "unfinished").glob("*"):
+            for folder in (*self.root.glob("unfinished/*"), *self.root.glob("finished/*")):
                 files = [path for path in folder.rglob("*") if path.is_file()]
                 newest = max((path.stat().st_mtime for path in files), default=0.0)
                 if max(newest, folder.stat().st_mtime) < oldest:
@@ -176,7 +183,7 @@ class Store:
             self.root / "finished" / extended / str(amount),
             self.checkpoint(key).parent,
         )
-        with writing_to(self.root), self.lock(extended):
+        with writing_to(self.root), self._lock(extended):
             if not source.is_dir() or not any(source.iterdir()):
                 return False
             shutil.rmtree(target, ignore_errors=True)
@@ -190,7 +197,7 @@ class Store:
             state: whether there is one to go on from; else only the length is kept.
         """
         folder = self.root / "finished" / extended
-        with writing_to(self.root), self.lock(extended):
+        with writing_to(self.root), self._lock(extended):
             longest = self.finished(extended)
             if longest is not None and longest >= amount:
                 return
@@ -290,13 +297,13 @@ def writing_to(place: Path) -> Iterator[None]:
         # HDF5 reports a refused write as an OSError whose errno may stand in its text alone.
         text = str(error)
         if error.errno in _FULL or any(f"errno = {code}," in text for code in _FULL):
-            raise UserError(
+            raise StoreError(
                 f"{place}: the disk is full; free some space and run again, which goes on from here"
             ) from error
         if isinstance(error, (PermissionError, FileExistsError, NotADirectoryError)) or (
             error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT)
         ):
-            raise UserError(
+            raise StoreError(
                 f"{place}: cannot be written to ({error.strerror or text}); "
                 "choose another folder with --store or --out"
             ) from error
