@@ -28,10 +28,11 @@ class Network(Core):
         self.network, self.penalty = network, penalty
 
     def forward(self, movie):
-        return self.network(movie[0].transpose(0, 1).float())[None]
+        self.rate = self.network(movie[0].transpose(0, 1).float())
+        return self.rate[None]
 
     def regularizer(self):
-        return self.penalty(self.network)
+        return self.penalty(self.network, self.rate)
 
 
 class NoReadout(torch.nn.Module):

@@ -67,7 +67,8 @@ def steps(respond, penalty, module):
     optimizer = torch.optim.Adam(parameters, lr=1e-3, fused=True)
     for _ in range(STEPS):
         optimizer.zero_grad()
-        loss = (respond(module, frames) - target).square().mean() + penalty(module)
+        response = respond(module, frames)
+        loss = (response - target).square().mean(0).sum() + penalty(module, response)
         loss.backward()
         optimizer.step()
     return torch.cat([p.detach().flatten() for p in parameters]).numpy()
@@ -88,7 +89,7 @@ def step_sides():
         partial(
             steps,
             plain_response,
-            lambda module: weight * module.readout.mask.abs().sum(0).mean(),
+            lambda module, response: weight * module.readout.mask.abs().sum(),
             module,
         ),
     )

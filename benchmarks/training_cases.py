@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from contest import Contest
 
-from retinakit.training.torch_model import coordinates_of
+from retinakit.contracts import coordinates_of
 from retinakit_plugins.datasets.subunit_rgc import SubunitRGC
 from retinakit_plugins.datasets.temporal_collapse import TemporalCollapse
 from retinakit_plugins.models.cnn import CNN
@@ -77,7 +77,8 @@ def plain_torch(version):
         target = counts[start : start + batch]
         optimizer.zero_grad()
         rate = module(stimulus[start - history : start + batch])
-        loss = (rate - target * torch.log(rate + 1e-8)).mean() + like.penalty(module)
+        loss = (rate - target * torch.log(rate + 1e-8)).mean(0).sum()
+        loss = loss + like.penalty(module, rate)
         loss.backward()
         optimizer.step()
         decay.step()

@@ -259,6 +259,14 @@ class TestSeveralRecordings:
         model.fit(recordings, checkpoint=tmp_path / "checkpoint")
         xr.testing.assert_identical(model.state(), fitted.state())
 
+    def test_it_can_be_fitted_anew_to_one_recording(self, recordings):
+        again, expected = (WhatWhere(self.OPTIONS | {"steps": 10}) for _ in range(2))
+        again.fit(recordings)
+        for model in (again, expected):
+            model.fit(recordings["a"])
+        assert again.recordings == ()
+        xr.testing.assert_identical(again.state(), expected.state())
+
     def test_what_cannot_be_is_refused(self, recordings):
         with pytest.raises(UserError, match="LN is fitted to one recording"):
             LN().fit(recordings)
@@ -283,6 +291,28 @@ def test_a_checkpoint_that_does_not_fit_is_set_aside(damage, tmp_path, caplog):
     xr.testing.assert_identical(model.state(), expected.state())
     assert "begins anew" in caplog.text
     assert checkpoint.with_suffix(".0.pt.unfit").exists()
+
+
+def test_a_shorter_fit_does_not_take_a_longer_ones_checkpoint(tmp_path):
+    recording = small_recording(frames=600, truth=False)
+    options = {"lags": 3, "batch": 200, "check_every": 10, "decay": "constant"}
+    LN(options | {"steps": 40}).fit(recording, checkpoint=tmp_path / "checkpoint")
+    after, anew = LN(options | {"steps": 20}), LN(options | {"steps": 20})
+    after.fit(recording, checkpoint=tmp_path / "checkpoint")
+    anew.fit(recording)
+    xr.testing.assert_identical(after.state(), anew.state())
+
+
+def test_one_cell_whose_rate_is_no_number_is_told(monkeypatch):
+    """The other cell, whose loss is a number, does not hide it."""
+
+    def loss(self, module, prediction, target):
+        return (prediction - target) ** 2 * torch.tensor([1.0, torch.nan])
+
+    monkeypatch.setattr(TorchModel, "loss", loss)
+    for kind in (LN, CNN):  # cells that are fitted apart, and together
+        with pytest.raises(RuntimeError, match="diverged"):
+            kind(kind.quick | {"steps": 20}).fit(small_recording(frames=600, truth=False))
 
 
 @pytest.mark.parametrize("decay", ["constant", "drop"])

@@ -30,6 +30,10 @@ class Best:
     dropped: Tensor
     states: list[State]
 
+    def __post_init__(self) -> None:
+        for name in ("loss", "step", "waited", "dropped"):  # a checkpoint is read to a GPU
+            setattr(self, name, getattr(self, name).cpu())
+
     @classmethod
     def of(cls, starts: Starts, parts: int) -> "Best":
         """The state of a fit that begins."""

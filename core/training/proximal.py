@@ -20,7 +20,12 @@ PIECE = 2**18
 
 
 def shrink(values: Tensor, by: Tensor | float, nonnegative: bool = False) -> Tensor:
-    """Soft thresholding, argmin over z of (z - v)² / 2 + by · |z|; with z ≥ 0 if asked."""
+    """Soft thresholding, argmin over z of (z - v)² / 2 + by · |z|; with z ≥ 0 if asked.
+
+    Example:
+        >>> shrink(torch.tensor([-2.0, 0.5, 3.0]), 1.0).tolist()
+        [-1.0, 0.0, 2.0]
+    """
     if nonnegative:
         return (values - by).clamp_min(0)
     return values.sign() * (values.abs() - by).clamp_min(0)
@@ -30,6 +35,11 @@ def gradient(losses: Iterable[Tensor], parameter: Tensor) -> Tensor:
     """The gradient of the sum of losses, such as those of all batches, one graph at a time.
 
     Compute them without a support: it must be the gradient of every entry.
+
+    Example:
+        >>> mask = torch.tensor([1.0, 2.0], requires_grad=True)
+        >>> gradient(((mask**2).sum() for _ in range(3)), mask).tolist()
+        [6.0, 12.0]
     """
     total = torch.zeros_like(parameter)
     for loss in losses:
@@ -66,6 +76,12 @@ def certificate(
         gradient: of the loss alone, at every entry and on all data; see `gradient`.
         l1: the weight of the penalty, above 0.
         nonnegative: whether the parameter is held at 0 or above.
+
+    Example:
+        The first entry should leave 0; the second is where gradient and penalty cancel.
+
+        >>> certificate(torch.tensor([0.0, 0.7]), torch.tensor([-1.5, -1.0]), l1=1.0)
+        Certificate(outside=0.5, inside=0.0)
     """
     outside, inside = [], []
     for values, slope in zip(
