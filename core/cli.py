@@ -16,6 +16,7 @@ app = App(
     name="retina-run",
     help="Runs a pipeline: from a stimulus and spikes to models, scores, figures and a report.",
     help_format="plaintext",
+    suppress_keyboard_interrupt=False,  # main says how a run ended
 )
 
 NoPlugins = Annotated[

@@ -58,8 +58,8 @@ class Task:
         files: of a dataset, the names of its input files and hashes of their contents.
         options: the swept options at this point of a list of points.
         recording: of an analysis of a model of several recordings, which of them.
-        extended: of a fit, a hash of all but the option that a finished fit can be extended in.
         pipeline: the name of the pipeline.
+        extended: of a fit, a hash of all but the option that a finished fit can be extended in.
     """
 
     key: str
@@ -77,8 +77,8 @@ class Task:
     files: tuple[tuple[str, str], ...] = ()
     options: Coords = ()
     recording: str = ""
-    extended: str = ""
     pipeline: str = ""
+    extended: str = ""
 
     @property
     def label(self) -> str:
@@ -552,8 +552,8 @@ class _Builder:
             files=tuple(contents),
             options=(*inputs.options, *options_here),
             recording=inputs.recording,
-            extended=extended,
             pipeline=self.document.name,
+            extended=extended,
         )
 
 

@@ -6,6 +6,7 @@ temporary name and renamed when it is whole, so that a reader never sees a part 
 
 import errno
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -99,6 +100,10 @@ class Store:
         shutil.rmtree(self.folder(key), ignore_errors=True)
         shutil.rmtree(self.checkpoint(key).parent, ignore_errors=True)
 
+    def lock(self, name: str) -> FileLock:
+        """Held while what has this name is written."""
+        return FileLock(self.root / "locks" / f"{name}.lock")
+
     @contextmanager
     def making(self, key: str) -> Iterator[None]:
         """Holds a lock while a result is made, so that two runs do not make it twice.
@@ -107,16 +112,13 @@ class Store:
             UserError: if the store cannot be written to.
         """
         self._prepare()
-        lock = self._lock(key)
+        lock = self.lock(key)
         with lock:
             try:
                 yield
             finally:
                 if self.folder(key).exists():  # whoever still waits for it finds the result
                     Path(lock.lock_file).unlink(missing_ok=True)
-
-    def _lock(self, name: str) -> FileLock:
-        return FileLock(self.root / "locks" / f"{name}.lock")
 
     def entries(self) -> Iterator["Entry"]:
         """What is in the store, in no order."""
@@ -150,7 +152,10 @@ class Store:
                 if entry.used < oldest:
                     shutil.rmtree(self.folder(entry.key))
                     number, freed = number + 1, freed + entry.size
-            for folder in (*self.root.glob("unfinished/*"), *self.root.glob("finished/*")):
+            states = itertools.chain(
+                *((self.root / n).glob("*") for n in ("unfinished", "finished"))
+            )
+            for folder in states:
                 files = [path for path in folder.rglob("*") if path.is_file()]
                 newest = max((path.stat().st_mtime for path in files), default=0.0)
                 if max(newest, folder.stat().st_mtime) < oldest:
@@ -183,7 +188,7 @@ class Store:
             self.root / "finished" / extended / str(amount),
             self.checkpoint(key).parent,
         )
-        with writing_to(self.root), self._lock(extended):
+        with writing_to(self.root), self.lock(extended):
             if not source.is_dir() or not any(source.iterdir()):
                 return False
             shutil.rmtree(target, ignore_errors=True)
@@ -197,7 +202,7 @@ class Store:
             state: whether there is one to go on from; else only the length is kept.
         """
         folder = self.root / "finished" / extended
-        with writing_to(self.root), self._lock(extended):
+        with writing_to(self.root), self.lock(extended):
             longest = self.finished(extended)
             if longest is not None and longest >= amount:
                 return
