@@ -271,7 +271,7 @@ def _forget(graph: Any, opened: Any, names: list[str]) -> None:
         if name not in steps:
             raise UserError(f"--force {name}: there is no such step; {nearest(name, steps)}")
     for task in graph.following(names):
-        opened.forget(task.key)
+        opened.forget(task.key, task.extended)
 
 
 class Stopped(KeyboardInterrupt):

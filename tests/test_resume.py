@@ -195,7 +195,10 @@ def test_a_longer_fit_goes_on_from_a_finished_one_to_the_same_weights(
     assert ended(runs["runs"])["cnn"]["message"] == "went on from the fit of 40 steps"
     assert "message" not in ended(runs["anew"])["cnn"]
     assert same_fits(*runs.values())
-    # A shorter fit does not go on from a longer one, and leaves it in its place.
+    # A fit that is forced begins anew, and a shorter one does not go on from a longer one, which
+    # stays in its place.
+    done = command("p.yaml", "--force", "cnn")
+    assert "message" not in ended(tmp_path / Path(done.out.split()[1]).parent)["cnn"]
     (tmp_path / "p.yaml").write_text(STEPS.replace("steps: 40", "steps: 60"))
     done = command("p.yaml")
     assert "message" not in ended(tmp_path / Path(done.out.split()[1]).parent)["cnn"]

@@ -95,8 +95,14 @@ class Store:
         shutil.rmtree(folder, ignore_errors=True)
         return False
 
-    def forget(self, key: str) -> None:
-        """Removes a result and the state of an unfinished fit, if they are there."""
+    def forget(self, key: str, extended: str = "") -> None:
+        """Removes a result and the state of its unfinished fit, if they are there.
+
+        Args:
+            extended: if given, the state of finished fits that it could go on from is removed too.
+        """
+        if extended:
+            shutil.rmtree(self.root / "finished" / extended, ignore_errors=True)
         shutil.rmtree(self.folder(key), ignore_errors=True)
         shutil.rmtree(self.checkpoint(key).parent, ignore_errors=True)
 
