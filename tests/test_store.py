@@ -40,6 +40,11 @@ class Raises(Base):
         raise ZeroDivisionError("no luck")
 
 
+class Leaves(Base):
+    def run(self, data):
+        raise SystemExit("as a script does")
+
+
 class CannotDraw(Base):
     def plot(self, result):
         raise ValueError("no paper")
@@ -49,7 +54,12 @@ class CannotDraw(Base):
 def retinakit_analyses():
     return [
         AnalysisSpec(name=name, target=f"lab_store:{target}", summary=".")
-        for name, target in (("base", "Base"), ("raises", "Raises"), ("cannot_draw", "CannotDraw"))
+        for name, target in (
+            ("base", "Base"),
+            ("raises", "Raises"),
+            ("leaves", "Leaves"),
+            ("cannot_draw", "CannotDraw"),
+        )
     ]
 """
 
@@ -125,6 +135,7 @@ models:
 analyses:
   base: {{plugin: base, data: good}}
   raises: {{plugin: raises, data: good}}
+  leaves: {{plugin: leaves, data: good}}
   cannot_draw: {{plugin: cannot_draw, data: good}}
   score: {{plugin: score, models: [ols, lost]}}
 """
@@ -133,7 +144,13 @@ analyses:
     assert "Traceback" not in ended.stderr
     (folder,) = (tmp_path / "runs/pipeline").iterdir()
     page = (folder / "report.html").read_text()
-    for sentence in ("no luck", "no paper", "p.yaml:3:3: datasets.bad", "zero spikes"):
+    for sentence in (
+        "no luck",
+        "as a script does",
+        "no paper",
+        "p.yaml:3:3: datasets.bad",
+        "zero spikes",
+    ):
         assert sentence in page
     assert "cannot_draw: The figure could not be made (ValueError: no paper)" in ended.stderr
     assert {path.name for path in (folder / "analyses").iterdir()} == {
@@ -217,6 +234,32 @@ def test_the_store_lists_what_it_has_and_clears_what_is_not_used(tmp_path: Path)
     assert number == 1 and freed > 0
     assert {entry.key for entry in store.entries()} == {"bb22"}
     assert not list((tmp_path / "locks").iterdir())
+
+
+def test_a_result_that_is_a_folder_is_no_result(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    write(store, "aa11")
+    store.path("aa11").unlink()
+    store.path("aa11").mkdir()
+    assert not store.has("aa11")
+    write(store, "aa11")
+    assert store.has("aa11")
+
+
+def test_torch_has_a_tasks_threads_where_the_task_imports_it() -> None:
+    """A worker of dask starts with OMP_NUM_THREADS=1, and its sums would be other ones."""
+    code = """
+import sys
+from retinakit.pipeline.execute import _limited_threads
+assert "torch" not in sys.modules
+with _limited_threads(2):
+    import torch
+    print(torch.get_num_threads())
+"""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", code]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert ended.stdout == "2\n", ended.stderr
 
 
 @pytest.mark.parametrize("damage", ["[]", "3", "folder", "{"])

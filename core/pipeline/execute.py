@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import signal
-import sys
 import threading
 import time
 import traceback
@@ -108,7 +107,7 @@ class Workbench:
             status = "stopped" if isinstance(error, StoreError) else "invalid"
             section = SECTIONS[task.kind]
             return ended(status, f"{task.place}: {section}.{task.label}: {error}")
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             message = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
             return ended("failed", message, traceback.format_exc())
 
@@ -304,18 +303,20 @@ def default_threads() -> int:
 
 @contextmanager
 def _limited_threads(threads: int) -> Iterator[None]:
-    """Arithmetic on a number of threads, that of torch too."""
-    before = None
-    if "torch" in sys.modules:
-        torch = sys.modules["torch"]
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
+    """Arithmetic on a number of threads, that of torch too.
+
+    torch is imported for this: imported later, it would take the number of its process, which is
+    another in dask's workers.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
     try:
         with threadpool_limits(threads):
             yield
     finally:
-        if before is not None:
-            torch.set_num_threads(before)
+        torch.set_num_threads(before)
 
 
 def run_here(

@@ -189,7 +189,10 @@ def _imports(tree: ast.AST, package: str) -> list[tuple[str, str]]:
             argument = node.args[0] if node.args else None
             if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
                 found.append((argument.value, ""))
-        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in (
+            getattr(node.test, "id", ""),
+            getattr(node.test, "attr", ""),
+        ):
             waiting += node.orelse
         else:
             waiting += ast.iter_child_nodes(node)

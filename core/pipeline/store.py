@@ -80,7 +80,7 @@ class Store:
     def verifies(self, key: str) -> bool:
         """Whether a result is there and is what was written."""
         meta, path = self.meta(key), self.path(key)
-        return meta is not None and path.exists() and meta.get("sha256") == _digest(path)
+        return meta is not None and path.is_file() and meta.get("sha256") == _digest(path)
 
     def has(self, key: str) -> bool:
         """Whether a result is there and verifies; one that does not is removed, with a warning."""
