@@ -136,20 +136,30 @@ def test_a_likelihood_of_its_own_has_parameters_of_its_own():
     assert model.parameters()["size"].item() == pytest.approx(2, rel=0.2)
 
 
-@pytest.mark.parametrize("kind", [LN, GLM, LNP, CNN, WhatWhere])
-def test_shuffled_windows_are_predicted_as_contiguous_frames(kind):
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [(LN, {"rank": 0}), (LN, {}), (GLM, {}), (LNP, {}), (CNN, {}), (CNN, {"rank": 1})]
+    + [(WhatWhere, {}), (WhatWhere, {"kernels": [7, 1]})],
+)
+def test_shuffled_windows_are_predicted_and_learned_from_as_contiguous_frames(kind, options):
     torch.manual_seed(0)
     field = small_recording(frames=50, truth=False)["train"].to_dataset()
-    model = kind(kind.quick | {"lags": 3})
+    model = kind(kind.quick | {"lags": 3} | options)
     module = model.build(
         xr.Dataset(coords={n: field[n] for n in ("cell", "y", "x")} | {"lag": range(3)})
     )
     module.eval()
+    weights = [w for w in module.parameters() if w.requires_grad]
+    for weight in weights:  # no filter is 0, and no gradient vanishes
+        weight.data += 0.1 * torch.randn_like(weight)
     movie = torch.from_numpy(field["stimulus"].values).float()
-    expected = module(movie)  # of the frames from 2 on
     drawn = torch.tensor([7, 30, 2])
     windows = movie[(drawn[:, None] + torch.arange(-2, 1)).flatten()]
-    torch.testing.assert_close(module(windows, every=3), expected[drawn - 2])
+    expected = module(movie)[drawn - 2]  # the first one is that of frame 2
+    found = module(windows, every=3)
+    torch.testing.assert_close(found, expected)
+    gradients = [torch.autograd.grad((y**2).sum(), weights) for y in (found, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
 
 
 def test_shuffled_training_needs_no_more_than_single_known_frames():

@@ -102,6 +102,7 @@ def test_the_sum_over_lags_is_a_causal_filter():
     shifted = torch.from_numpy(stimulus[:, None] * kernel)
     expected = [sum(kernel[lag] * stimulus[t - lag] for lag in range(4)) for t in range(3, 30)]
     np.testing.assert_allclose(sum_over_lags(shifted, 4), expected)
+    np.testing.assert_allclose(sum_over_lags(shifted, 4, every=5), expected[::5])
 
 
 @pytest.mark.parametrize(("frames", "lags"), [(30, 4), (63, 1), (200, 20)])
@@ -111,6 +112,7 @@ def test_filters_over_lags_are_causal_filters_of_each_channel(frames, lags):
     weight = torch.randn(lags, 3, dtype=torch.float64)
     expected = sum_over_lags(movie[:, None] * weight[:, :, None], lags)
     torch.testing.assert_close(filter_over_lags(movie, weight), expected)
+    torch.testing.assert_close(filter_over_lags(movie, weight, every=7), expected[::7])
 
 
 @pytest.mark.parametrize("advantage", [0.0, 9.0])
@@ -129,6 +131,8 @@ def test_a_correlation_is_that_of_torch_however_it_is_taken(
     ).transpose(0, 1)
     found = convolution.correlate_in_time(movie, kernels, stride)
     torch.testing.assert_close(found, expected)
+    some = convolution.correlate_in_time(movie, kernels, stride, every=4)
+    torch.testing.assert_close(some, expected[::4])
     weight = torch.randn_like(expected)
     gradients = [torch.autograd.grad((y * weight).sum(), kernels)[0] for y in (found, expected)]
     torch.testing.assert_close(*gradients)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
-from retinakit.layers.lags import sum_over_lags
+from retinakit.layers.lags import histories, sum_over_lags
 
 DENSE_ADVANTAGE = 3.0
 """Up to this ratio of the field to the filter's area, a convolution is taken as a product."""
@@ -32,11 +32,17 @@ def correlate(frames: Tensor, kernels: Tensor, stride: int = 1) -> Tensor:
     return product.view(-1, *placed.shape[:3])
 
 
-def correlate_in_time(frames: Tensor, kernels: Tensor, stride: int = 1) -> Tensor:
-    """The same in space and time: kernels (lag, k, channel, y, x), to (n - lags + 1, k, y, x)."""
+def correlate_in_time(frames: Tensor, kernels: Tensor, stride: int = 1, every: int = 1) -> Tensor:
+    """The same in space and time: kernels (lag, k, channel, y, x), to (n - lags + 1, k, y, x).
+
+    With `every`, only each `every`-th frame of the result, from the first on.
+    """
     lags = len(kernels)
     if lags == 1:
-        return correlate(frames, kernels[0], stride)
+        return correlate(frames[::every], kernels[0], stride)
+    if every > 1:  # the frames of a history are then the channels of one image
+        images = histories(frames, lags, every).flatten(1, 2)
+        return correlate(images, kernels.flip(0).transpose(0, 1).flatten(1, 2), stride)
     if _prefers_convolution(frames, kernels):
         product = conv2d(frames, kernels.flatten(0, 1), stride=stride)
         return sum_over_lags(product.unflatten(1, kernels.shape[:2]), lags)

@@ -119,11 +119,11 @@ class CNNModule(nn.Module):
             frames = frames[:, None]
         if self.separable:
             drive = correlate(frames, self.space.flatten(0, 1), self.stride)
-            drive = filter_over_lags(drive, self.course.flatten(1))
+            drive = filter_over_lags(drive, self.course.flatten(1), every)
             drive = drive.unflatten(1, self.course.shape[1:]).sum(1)
         else:
-            drive = correlate_in_time(frames, self.kernel, self.stride)
-        hidden = self._rectify(drive[::every] + self.bias[:, None, None])
+            drive = correlate_in_time(frames, self.kernel, self.stride, every)
+        hidden = self._rectify(drive + self.bias[:, None, None])
         deeper = list(zip(self.deeper, self.deeper_bias, strict=True))
         for kernel, bias in deeper[: None if layers is None else layers - 1]:
             hidden = self._rectify(conv2d(hidden, kernel, bias, padding=self.padding))

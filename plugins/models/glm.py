@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from retinakit.contracts import mean_response
-from retinakit.layers import roughness, sum_over_lags
+from retinakit.layers import filter_in_space_and_time, roughness
 from retinakit.training import ImageModelConfig, TorchModel, randn_of_cells
 
 FILTER_START = 1e-3
@@ -50,9 +50,7 @@ class GLMModule(nn.Module):
             self.bias = nn.Parameter(torch.zeros(cells))
 
     def forward(self, frames: Tensor, every: int = 1) -> Tensor:
-        cells, lags, _ = self.filter.shape
-        by_lag = frames.flatten(1) @ self.filter.transpose(0, 1).flatten(0, 1).T
-        drive = sum_over_lags(by_lag.view(-1, lags, cells), lags)[::every] + self.offset
+        drive = filter_in_space_and_time(frames.flatten(1), self.filter, every) + self.offset
         return drive.relu() + self.bias if self.nonlinearity == "relu" else drive.exp()
 
 

@@ -8,7 +8,7 @@ import xarray as xr
 from pydantic import Field
 from torch import Tensor, nn
 
-from retinakit.layers import sum_over_lags
+from retinakit.layers import filter_in_space_and_time
 from retinakit.spikes import sta
 from retinakit.training import TorchConfig, TorchModel
 
@@ -59,9 +59,7 @@ class LNModule(nn.Module):
             windows = seen.unfold(0, lags, every).flip(-1)
             drive = torch.einsum("ncrl,crl->nc", windows, self.temporal)
         else:
-            cells, lags, _ = self.filter.shape
-            by_lag = flat @ self.filter.transpose(0, 1).flatten(0, 1).T
-            drive = sum_over_lags(by_lag.view(-1, lags, cells), lags)[::every]
+            drive = filter_in_space_and_time(flat, self.filter, every)
         drive = drive + self.offset
         if self.nonlinearity == "exponential":
             return torch.exp(drive)

@@ -18,7 +18,6 @@ from retinakit.layers import (
     GaussianReadout,
     SeparableReadout,
     Support,
-    correlate,
     correlate_in_time,
     group_sparsity,
     roughness,
@@ -211,10 +210,8 @@ class ConvolutionLayers(nn.Module):
         for layer, kernel in enumerate(self.kernels()[:layers]):
             if layer:
                 hidden = conv2d(hidden, kernel, padding=c.padding)
-            elif c.lags == 1:
-                hidden = correlate(hidden, kernel[0])
             else:
-                hidden = correlate_in_time(hidden, kernel)[::every]
+                hidden = correlate_in_time(hidden, kernel, every=every)
             if c.normalisation == "batch":
                 hidden = self.norm[layer](hidden)
             if c.offset:
