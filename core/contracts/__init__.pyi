@@ -27,10 +27,12 @@ from .progress import Progress as Progress
 from .progress import silent as silent
 from .recording import SPIKES_PER_BIN as SPIKES_PER_BIN
 from .recording import SPLITS as SPLITS
+from .recording import as_response as as_response
 from .recording import full_history as full_history
 from .recording import lag_coordinate as lag_coordinate
 from .recording import make_recording as make_recording
 from .recording import make_split as make_split
 from .recording import mean_response as mean_response
 from .recording import segments as segments
+from .recording import space_sizes as space_sizes
 from .recording import validate as validate

@@ -525,6 +525,43 @@ def mean_response(split: xr.Dataset) -> xr.DataArray:
     return response.mean("repeat", keep_attrs=True) if "repeat" in response.dims else response
 
 
+def space_sizes(labelled: xr.Dataset | xr.DataArray) -> dict[str, int]:
+    """The sizes of a frame: of `channel` where there are channels, `y` and `x`.
+
+    Example:
+        >>> import xarray as xr
+        >>> space_sizes(xr.Dataset(coords={"x": [0, 1, 2], "y": [0, 1], "cell": [5]}))
+        {'y': 2, 'x': 3}
+    """
+    return {dim: labelled.sizes[dim] for dim in ("channel", "y", "x") if dim in labelled.sizes}
+
+
+def as_response(split: xr.Dataset, target: str) -> xr.Dataset:
+    """A split whose `response` is what a model is fitted to.
+
+    Args:
+        target: "response", which leaves the split as it is, or "rate".
+
+    Raises:
+        RecordingError: if the rate is wanted and not known.
+
+    Example:
+        >>> import numpy as np
+        >>> split = make_split(
+        ...     np.zeros((2, 1, 1)), np.ones((2, 1)), frame_interval=0.1, rate=np.full((2, 1), 0.5)
+        ... )
+        >>> as_response(split, "rate")["response"].values.ravel().tolist()
+        [0.5, 0.5]
+    """
+    if target != "rate":
+        return split
+    if "rate" not in split:
+        raise RecordingError(
+            "target is 'rate' and the recording has no 'rate'; use target: response"
+        )
+    return split.assign(response=split["rate"])
+
+
 def lag_coordinate(lags: Sequence[int] | NDArray[Any], frame_interval: float) -> dict[str, Any]:
     """The coordinates `lag` (frames) and `lag_time` (s), ready for `coords=`.
 

@@ -28,7 +28,7 @@ from matplotlib.figure import Figure
 
 from retinakit.contracts.errors import UserError
 from retinakit.contracts.model import ENGINE
-from retinakit.contracts.recording import SPIKES_PER_BIN, SPLITS
+from retinakit.contracts.recording import SPIKES_PER_BIN, SPLITS, space_sizes
 from retinakit.registry.find import Registry
 
 T = TypeVar("T")
@@ -353,7 +353,7 @@ def _split(name: str, split: xr.Dataset) -> dict[str, Any]:
 def _field(split: xr.Dataset) -> str:
     if "x" not in split.sizes:
         return "–"
-    sizes = " × ".join(str(split.sizes[dim]) for dim in ("channel", "y", "x") if dim in split.sizes)
+    sizes = " × ".join(map(str, space_sizes(split).values()))
     if split["x"].attrs.get("units") == "µm" and split.sizes["x"] > 1:
         return f"{sizes} of {abs(float(split['x'][1] - split['x'][0])):.3g} µm"
     return f"{sizes} checks"

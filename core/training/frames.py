@@ -12,7 +12,7 @@ from torch import Tensor
 
 from retinakit.contracts.errors import RecordingError
 from retinakit.contracts.frame_blocks import blocks
-from retinakit.contracts.recording import full_history, mean_response, segments
+from retinakit.contracts.recording import as_response, full_history, mean_response, segments
 
 IN_MEMORY = 2**30
 """Bytes up to which a stimulus that lies in a file is held in memory."""
@@ -73,12 +73,7 @@ class Frames:
         device: torch.device,
         inputs: Sequence[str] = ("stimulus",),
     ):
-        if target == "rate" and "rate" not in split:
-            raise RecordingError(
-                "target is 'rate' and the recording has no 'rate'; use target: response"
-            )
-        response = split["rate"] if target == "rate" else mean_response(split)
-        values = np.asarray(response, dtype=np.float32)
+        values = np.asarray(mean_response(as_response(split, target)), dtype=np.float32)
         self.lags, self.device = lags, device
         self.full = full_history(split["segment"], lags)
         known = np.isfinite(values) & self.full[:, None]

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, softplus
 
-from retinakit.contracts import Shown, UserError
+from retinakit.contracts import Shown, UserError, as_response
 from retinakit.layers import correlate, correlate_in_time, filter_over_lags, laplacian
 from retinakit.spikes import sta
 from retinakit.training import TorchConfig, TorchModel
@@ -199,9 +199,7 @@ class CNN(TorchModel):
         c = self.config
         if c.start != "patch":
             return
-        split = recording["train"].to_dataset()
-        if c.target == "rate":
-            split = split.assign(response=split["rate"])
+        split = as_response(recording["train"].to_dataset(), c.target)
         field = sta(split, c.lags)["sta"].sum("cell")
         if "channel" not in field.dims:
             field = field.expand_dims("channel", 1)

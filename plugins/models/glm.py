@@ -1,14 +1,14 @@
 """One linear filter and a fixed nonlinearity for each cell: GLM and LNP of Klindt et al. (2017)."""
 
+import math
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
 import xarray as xr
 from pydantic import Field
 from torch import Tensor, nn
 
-from retinakit.contracts import mean_response
+from retinakit.contracts import as_response, mean_response, space_sizes
 from retinakit.layers import filter_in_space_and_time, roughness
 from retinakit.training import ImageModelConfig, TorchModel, randn_of_cells
 
@@ -66,14 +66,15 @@ class GLM(TorchModel):
     nonlinearity: Literal["relu", "exp"] = "relu"
 
     def build(self, field: xr.Dataset) -> nn.Module:
-        pixels = int(np.prod([field.sizes[d] for d in ("channel", "y", "x") if d in field.sizes]))
+        pixels = math.prod(space_sizes(field).values())
         return GLMModule(randn_of_cells(field, self.lags, pixels), self.nonlinearity)
 
     def initialise(self, module: nn.Module, recording: xr.DataTree) -> None:
         """Starts at the mean response, where every cell's ReLU is open."""
         assert isinstance(module, GLMModule)
         if module.nonlinearity == "relu":
-            mean = mean_response(recording["train"].to_dataset()).astype(float).mean("frame")
+            train = as_response(recording["train"].to_dataset(), self.config.target)
+            mean = mean_response(train).astype(float).mean("frame")
             with torch.no_grad():
                 module.offset.copy_(torch.from_numpy(mean.fillna(0).values).clamp_min(0.01))
 
@@ -84,8 +85,8 @@ class GLM(TorchModel):
     def parameters(self) -> xr.Dataset:
         self.check_fitted()
         module: Any = self.module
-        space = [d for d in ("channel", "y", "x") if d in self.field.sizes]
-        kernel = module.filter.detach().unflatten(2, [self.field.sizes[d] for d in space])
+        space = space_sizes(self.field)
+        kernel = module.filter.detach().unflatten(2, list(space.values()))
         variables = {
             "kernel": (("cell", "lag", *space), kernel.numpy()),
             "offset": ("cell", module.offset.detach().numpy()),

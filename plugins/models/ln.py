@@ -1,5 +1,6 @@
 """The linear-nonlinear model, fitted by Poisson likelihood."""
 
+import math
 from typing import Any, Literal
 
 import numpy as np
@@ -8,6 +9,7 @@ import xarray as xr
 from pydantic import Field
 from torch import Tensor, nn
 
+from retinakit.contracts import as_response, space_sizes
 from retinakit.layers import filter_in_space_and_time
 from retinakit.spikes import sta
 from retinakit.training import TorchConfig, TorchModel
@@ -78,15 +80,13 @@ class LN(TorchModel):
     cells_apart = True
 
     def build(self, field: xr.Dataset) -> nn.Module:
-        pixels = int(np.prod([field.sizes[d] for d in ("channel", "y", "x") if d in field.sizes]))
+        pixels = math.prod(space_sizes(field).values())
         c = self.config
         return LNModule(field.sizes["cell"], c.lags, pixels, c.rank, c.nonlinearity)
 
     def initialise(self, module: nn.Module, recording: xr.DataTree) -> None:
         assert isinstance(module, LNModule)
-        split = recording["train"].to_dataset()
-        if self.config.target == "rate" and "rate" in split:
-            split = split.assign(response=split["rate"])
+        split = as_response(recording["train"].to_dataset(), self.config.target)
         measured = np.nan_to_num(sta(split, self.config.lags)["sta"].values)
         average = torch.from_numpy(measured.astype(np.float32)).flatten(2)
         power = float((split["stimulus"][:10_000].astype(float) ** 2).mean())
@@ -136,11 +136,10 @@ class LN(TorchModel):
         self.check_fitted()
         module: Any = self.module
         field = self.field
-        space = [d for d in ("channel", "y", "x") if d in field.sizes]
-        sizes = [field.sizes[d] for d in space]
+        space = space_sizes(field)
         full = module.full_filter().detach().numpy()
         variables: dict[str, Any] = {
-            "kernel": (("cell", "lag", *space), full.reshape(*full.shape[:2], *sizes)),
+            "kernel": (("cell", "lag", *space), full.reshape(*full.shape[:2], *space.values())),
             "offset": ("cell", module.offset.detach().numpy()),
             "gain": ("cell", np.exp(module.log_gain.detach().numpy())),
         }

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, dropout, softplus
 
-from retinakit.contracts import Shown, UserError, mean_response
+from retinakit.contracts import Shown, UserError, as_response, mean_response
 from retinakit.layers import (
     FactorizedReadout,
     GaussianReadout,
@@ -346,9 +346,7 @@ class WhatWhere(TorchModel):
         """Masks at the peaks of the spike-triggered averages, biases at the mean responses."""
         assert isinstance(module, WhatWhereModule)
         c, readout = self.config, module.readout
-        split = recording["train"].to_dataset()
-        if c.target == "rate" and "rate" in split:
-            split = split.assign(response=split["rate"])
+        split = as_response(recording["train"].to_dataset(), c.target)
         mean, deviation = _moments(mean_response(split))
         if c.known_kernel:
             self._take_kernel(module, recording)
