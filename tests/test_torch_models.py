@@ -138,8 +138,16 @@ def test_a_likelihood_of_its_own_has_parameters_of_its_own():
 
 @pytest.mark.parametrize(
     ("kind", "options"),
-    [(LN, {"rank": 0}), (LN, {}), (GLM, {}), (LNP, {}), (CNN, {}), (CNN, {"rank": 1})]
-    + [(WhatWhere, {}), (WhatWhere, {"kernels": [7, 1]})],
+    [
+        (LN, {"rank": 0}),
+        (LN, {}),
+        (GLM, {}),
+        (LNP, {}),
+        (CNN, {}),
+        (CNN, {"rank": 1}),
+        (WhatWhere, {}),
+        (WhatWhere, {"kernels": [7, 1]}),
+    ],
 )
 def test_shuffled_windows_are_predicted_and_learned_from_as_contiguous_frames(kind, options):
     torch.manual_seed(0)
