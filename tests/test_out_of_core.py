@@ -137,7 +137,6 @@ import numpy as np
 from retinakit.contracts import frame_blocks
 from retinakit.contracts import UserError
 from retinakit.spikes import spike_triggered_ensemble, sta, stc
-from retinakit.spikes.algorithms.choice import ALGORITHMS, rates
 from retinakit_plugins.datasets import hdf5
 
 def memory(name):
@@ -152,8 +151,6 @@ def results():
         spike_triggered_ensemble(crop, 8, cell=1).ensemble,
     ]
 
-for algorithm in ALGORITHMS:
-    rates(algorithm)
 frame_blocks.BYTES = hdf5.IN_MEMORY = 2**24
 recording = hdf5.HDF5({"path": sys.argv[1], "validation": 0.01, "test": 0.01}).load()
 train, told, before = recording["train"].to_dataset(), [], memory("VmRSS")
