@@ -1,6 +1,7 @@
 """Mutated pipelines and recordings: a sentence or a result, never a traceback or a long wait."""
 
 import random
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,22 +29,27 @@ analyses:
 profiles:
   quick: {datasets.cell.with: *small, models.ln.with.steps: 2}
 """
-PIECES = [*"{}[]:,-*&!|>'\"%@`#?~\n\t \0\x7fé\ud7ff", "<<", ": ", "- ", "\n  ", "null", "true"]
-PIECES += [".nan", "-.inf", "1e999", "0x", "1_0", "-1", "9" * 30, "2001-99-99", "!!int", "!!python"]
-PIECES += ["&a", "*a", "*small", "<<: *cnn", "{<<: [*cnn, *small]}", '"\\ud800"', '"\\UFFFFFFFF"']
-PIECES += ["%YAML 9.9\n---\n", "---", "...", "? ", "x" * 300, "[" * 60, "/dev/null", "~nobody/"]
+VALUES = ["null", "~", "true", "-1", "0", "0.5", ".nan", "-.inf", "1e999", "9" * 30, "0x", "''"]
+VALUES += ["{}", "[]", "[1, [2]]", "{a: 1}", "2001-99-99", "!!int x", "!!python/none 1", "&a [*a]"]
+VALUES += ["*small", "{<<: [*cnn, *small]}", '"\\ud800"', '"\\UFFFFFFFF"', "x" * 300, "[" * 60]
+VALUES += ["/dev/null", "/dev/zero", "~nobody/x", ".", "é" * 99, "cell.with"]
+PIECES = [*"{}[]:,-*&!|>'\"%@`#?~\n\t \0\x7fé\ud7ff", "<<", ": ", "- ", "? ", "\n  ", "<<: *cnn"]
+PIECES += ["%YAML 9.9\n---\n", "---", "...", *VALUES]
 
 
 def mutated_text(text: str, draw: random.Random) -> str:
-    """A pipeline with a few pieces of it left out, doubled, exchanged or put in."""
-    for _ in range(draw.randint(1, 4)):
-        start = draw.randrange(len(text) + 1)
-        end = min(len(text), start + draw.choice([0, 1, 1, 3, 10, 40]))
-        words = text.split()
-        new = draw.choice(
-            [draw.choice(PIECES), draw.choice(words or [""]), "", 2 * text[start:end]]
-        )
-        text = text[:start] + new + text[end:]
+    """A pipeline with a few words exchanged, or pieces left out, doubled or put in."""
+    for _ in range(draw.choice([1, 1, 2, 4])):
+        words = list(re.finditer(r"[\w.*&<]+", text))
+        if words and draw.random() < 0.7:
+            word = draw.choice(words)
+            new = draw.choice([draw.choice(VALUES), draw.choice(words)[0]])
+            text = text[: word.start()] + new + text[word.end() :]
+        else:
+            start = draw.randrange(len(text) + 1)
+            end = min(len(text), start + draw.choice([0, 1, 1, 3, 10, 40]))
+            new = draw.choice([draw.choice(PIECES), "", 2 * text[start:end]])
+            text = text[:start] + new + text[end:]
     return text
 
 
