@@ -18,6 +18,11 @@ SOURCES = Path(__file__).parent / "distributions"
 collect_ignore = ["distributions"]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fuzz-yaml", type=int, default=300, help="Mutated pipelines to check.")
+    parser.addoption("--fuzz-hdf5", type=int, default=200, help="Mutated HDF5 files to read.")
+
+
 @dataclass(frozen=True)
 class Distributions:
     """The third-party distributions of the tests, installed in a folder of their own.

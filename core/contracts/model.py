@@ -2,7 +2,8 @@
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Final, Self
 
@@ -275,9 +276,9 @@ class Model(Plugin, ABC):
         """Reads a model of this class that `save` wrote.
 
         Raises:
-            UserError: if the file holds something else.
+            UserError: if the file holds something else, or is damaged.
         """
-        with xr.open_datatree(Path(path), engine=ENGINE) as tree:
+        with reading_model(path), xr.open_datatree(Path(path), engine=ENGINE) as tree:
             if tree.attrs.get("retinakit_class") != cls.__name__:
                 raise UserError(
                     f"{path} holds a {tree.attrs.get('retinakit_class', 'file without a model')}, "
@@ -287,6 +288,10 @@ class Model(Plugin, ABC):
                 json.loads(tree.attrs["retinakit_config"]), seed=int(tree.attrs["retinakit_seed"])
             )
             model.restore(tree["state"].to_dataset().load())
+            written, restored = tree["parameters"].to_dataset(), model.parameters()
+            for name in written.variables:
+                if written[name].shape != restored[name].shape:
+                    raise UserError(f"{path}: '{name}' and the state of the model do not agree")
         return model
 
 
@@ -307,6 +312,26 @@ def cells_of_recording(labelled: xr.Dataset, recording: str) -> xr.Dataset:
     return labelled.assign_coords(
         cell=("cell", np.array(cells)), recording=("cell", np.array([recording] * len(cells)))
     )
+
+
+@contextmanager
+def reading_model(path: Path | str) -> Iterator[None]:
+    """Turns whatever is raised while a fitted model is read into a sentence.
+
+    Raises:
+        UserError: saying that the file is not there or is damaged.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except FileNotFoundError:
+        raise UserError(f"there is no file {path}; check the path") from None
+    except Exception as error:  # what a damaged file leads to, in HDF5 or in the model
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(
+            f"{path} cannot be read as a fitted model ({reason}); it may be damaged: fit it again"
+        ) from error
 
 
 def coordinates_of(split: xr.Dataset, lags: int) -> xr.Dataset:

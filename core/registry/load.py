@@ -6,7 +6,7 @@ from typing import Any
 import xarray as xr
 
 from retinakit.contracts.errors import UserError
-from retinakit.contracts.model import ENGINE, Model
+from retinakit.contracts.model import ENGINE, Model, reading_model
 from retinakit.registry.find import Registry
 
 
@@ -14,9 +14,10 @@ def load_model(path: Path | str) -> Model:
     """Reads a fitted model that a pipeline wrote, with the plugin that made it.
 
     Raises:
-        UserError: if the file does not say which plugin made it, or that plugin is not installed.
+        UserError: if the file is damaged or does not say which plugin made it, or that plugin is
+            not installed.
     """
-    with xr.open_datatree(Path(path), engine=ENGINE) as tree:
+    with reading_model(path), xr.open_datatree(Path(path), engine=ENGINE) as tree:
         plugin = tree.attrs.get("retinakit_plugin")
     if plugin is None:
         raise UserError(
