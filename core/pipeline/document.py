@@ -66,9 +66,9 @@ class Range(Config):
 class SearchDocument(Config):
     """A search for good options with optuna."""
 
-    trials: int = Field(..., ge=1, le=MOST_TRIALS, description="How many points to propose.")
+    trials: int = Field(40, ge=1, le=MOST_TRIALS, description="How many points to propose.")
     over: dict[str, Range | list[Any]] = Field(
-        ..., description="Options (or seed) to vary: a range of numbers, or a list of values."
+        {}, description="Options (or seed) to vary: a range of numbers, or a list of values."
     )
     by: str = Field(
         "validation_loss",
