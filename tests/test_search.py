@@ -173,8 +173,9 @@ def test_an_interrupted_search_goes_on_with_the_same_points(
     assert [task["status"] for task in fits(resumed)] == ["stored"] * 11 + ["done"] * 13
 
 
+@pytest.mark.slow
 def test_a_search_in_parallel_proposes_the_same_points(run: Run) -> None:
-    text = VALLEY.replace("trials: 24", "trials: 12, batch: 6")
+    text = VALLEY.replace("trials: 24", "trials: 6, batch: 3")
     assert points(run(text)) == points(run(text, "--store", "other", "--workers", "2"))
 
 
