@@ -71,18 +71,22 @@ def run(
         raise UserError(f"--workers is a number of processes, at least 1 (got {workers})")
     if threads is not None and threads < 1:
         raise UserError(f"--threads is a number of threads, at least 1 (got {threads})")
-    graph, registry = _build(pipeline, profile, no_plugins, set_ or [])
+    graph, registry, searches = _build(pipeline, profile, no_plugins, set_ or [])
     from retinakit.pipeline.store import Store
 
     where = store or Path(os.environ.get("RETINAKIT_STORE") or out / "store")
     if dry_run:
-        return _show_graph(graph, where)
+        return _show_graph(graph, searches, where)
     opened = Store(where)
+    if force and searches:
+        _forget(searches.go_on(opened), opened, force)
+        graph, registry, searches = _build(pipeline, profile, no_plugins, set_ or [])
     _forget(graph, opened, force or [])
     from retinakit.pipeline.run import run_pipeline
     from retinakit.pipeline.watch import watcher
 
-    with watcher(len(graph.tasks)) as watching:
+    expected = len(graph.tasks) + (searches.trials - searches.proposed if searches else 0)
+    with watcher(expected) as watching:
         folder, failed, problems = run_pipeline(
             graph,
             store=opened,
@@ -92,6 +96,7 @@ def run(
             workers=workers,
             scheduler=scheduler,
             threads=threads,
+            searches=searches,
         )
     print(f"report: {folder / 'report.html'}")
     if failed:
@@ -110,8 +115,11 @@ def check(pipeline: Pipeline, /, *, profile: Profile = None, no_plugins: NoPlugi
     from retinakit.pipeline.document import read_pipeline
 
     for name in [profile] if profile else [None, *read_pipeline(pipeline)[1].profiles]:
-        graph, _ = _build(pipeline, name, no_plugins)
-        found = f"{len(graph.steps)} steps, {len(graph.tasks)} tasks, no mistake found"
+        graph, _, searches = _build(pipeline, name, no_plugins)
+        tasks = f"{len(graph.tasks)} tasks"
+        if searches:
+            tasks += f" (with the first {searches.proposed} of {searches.trials} trials)"
+        found = f"{len(graph.steps)} steps, {tasks}, no mistake found"
         print(f"{pipeline}{f' --profile {name}' if name else ''}: {found}")
     return 0
 
@@ -240,25 +248,35 @@ def doctor() -> int:
 
 def _build(
     path: Path, profile: str | None, no_plugins: bool, changes: list[str] | None = None
-) -> tuple[Any, Any]:
+) -> tuple[Any, Any, Any]:
+    """The graph, the registry, and the searches that the graph has the first points of, if any."""
     from retinakit.pipeline.document import read_pipeline
     from retinakit.pipeline.graph import build
     from retinakit.registry.find import Registry
 
     source, document = read_pipeline(path, profile, changes or [])
     registry = Registry(builtin_only=no_plugins)
-    return build(source, document, registry), registry
+    if any(model.search for model in document.models.values()):
+        from retinakit.pipeline.search import Searches
+
+        searches = Searches(source, document, registry)
+        return searches.graph(), registry, searches
+    return build(source, document, registry), registry, None
 
 
-def _show_graph(graph: Any, where: Path) -> int:
+def _show_graph(graph: Any, searches: Any, where: Path) -> int:
     from retinakit.pipeline.store import Store
 
     store = Store(where, create=False)
+    if searches:
+        graph = searches.go_on(store)
     for task in graph.in_order():
         checkpoint = any(store.checkpoint(task.key).parent.glob("*"))
         state = "stored" if store.verifies(task.key) else "to go on" if checkpoint else "to do"
         inputs = ", ".join(graph.tasks[key].label for key in task.dependencies)
         print(f"{state:8} {task.kind:8} {task.label}" + (f"  ← {inputs}" if inputs else ""))
+    if searches:
+        print(f"{searches.proposed} of {searches.trials} trials are proposed so far")
     return 0
 
 

@@ -13,7 +13,7 @@ from retinakit.registry.find import Registry
 def examine() -> Iterator[tuple[str, str]]:
     """Findings as (what, how it is)."""
     yield "python", platform.python_version()
-    for name in (*LIBRARIES, "distributed", "retinawhitenoise"):
+    for name in (*LIBRARIES, "distributed", "optuna", "retinawhitenoise"):
         try:
             yield name, version(name)
         except PackageNotFoundError:

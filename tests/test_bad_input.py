@@ -349,7 +349,7 @@ def test_steps_that_refer_in_a_circle_are_refused(
     [
         (
             "sweep: {rnak: [1, 2]}",
-            "p.yaml:7:13: models.ln.sweep.rnak: ln has no option to sweep of that name; "
+            "p.yaml:7:13: models.ln.sweep.rnak: ln has no option of that name; "
             "did you mean 'rank'?",
         ),
         ("sweep: {rank: []}", "p.yaml:7:13: models.ln.sweep.rank: the list of values is empty"),

@@ -3,15 +3,18 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from retinakit.contracts.config import Config
 from retinakit.contracts.errors import UserError, nearest
 from retinakit.pipeline.yaml_positions import Location, Positions, read_yaml
+
+MOST_TRIALS = 10_000
+"""Of a search: what optuna proposes takes longer with every trial."""
 
 LONGEST_NAME = 100
 """Bytes of the name of a pipeline or a step, which become names of files with more behind them."""
@@ -44,12 +47,50 @@ class DatasetDocument(StepDocument):
     data: str | None = Field(None, description="The dataset that this one is made from.")
 
 
+class Range(Config):
+    """The values of an option from one to another."""
+
+    low: float = Field(..., description="The smallest value.")
+    high: float = Field(..., description="The largest value.")
+    log: bool = Field(False, description="Propose values evenly in their logarithm.")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError(f"low must be less than high (got {self.low:g} and {self.high:g})")
+        if self.log and self.low <= 0:
+            raise ValueError(f"low must be more than 0 where log is true (got {self.low:g})")
+        return self
+
+
+class SearchDocument(Config):
+    """A search for good options with optuna."""
+
+    trials: int = Field(40, ge=1, le=MOST_TRIALS, description="How many points to propose.")
+    over: dict[str, Range | list[Any]] = Field(
+        {}, description="Options (or seed) to vary: a range of numbers, or a list of values."
+    )
+    by: str = Field(
+        "validation_loss",
+        description="The variable of the model's training curves whose smallest value is "
+        "to be as small as possible.",
+    )
+    batch: int = Field(
+        8, ge=1, description="Points that are proposed together, and can be fitted in parallel."
+    )
+
+
 class ModelDocument(StepDocument):
     """A step that fits a model."""
 
     data: str | list[str] = Field(
         "",
         description="The dataset to fit, or several for a model that shares parts between them.",
+    )
+    search: SearchDocument | None = Field(
+        None,
+        description="Options to find good values of, by the validation loss. The points that were "
+        "tried become the dimension `point`, as those of a sweep over a list of points.",
     )
 
 
@@ -245,13 +286,13 @@ def validation_error(
     prefix: Location,
     error: ValidationError,
     schema: type[Config],
-    swept: Mapping[str, int] | None = None,
+    swept: Mapping[str, int | str] | None = None,
 ) -> UserError:
     """One sentence for the first thing that a pydantic validation found.
 
     Args:
         prefix: where in the document that stands which was validated.
-        swept: of swept options, which of their values was validated.
+        swept: of swept options, which of their values was validated, or which end of their range.
     """
 
     def place(location: Location) -> Location:

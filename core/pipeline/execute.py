@@ -320,12 +320,23 @@ def _limited_threads(threads: int) -> Iterator[None]:
 
 
 def run_here(
-    graph: Graph, store: Store, registry: Registry, watcher: Watcher, threads: int = 1
+    graph: Graph,
+    store: Store,
+    registry: Registry,
+    watcher: Watcher,
+    threads: int = 1,
+    known: Mapping[str, Outcome] | None = None,
 ) -> dict[str, Outcome]:
-    """Runs everything in this process. What fails stops only what depends on it."""
+    """Runs everything in this process. What fails stops only what depends on it.
+
+    Args:
+        known: by key, the outcomes of tasks that were run before.
+    """
     bench = Workbench(store, graph.tasks, registry, threads)
-    outcomes: dict[str, Outcome] = {}
+    outcomes = dict(known or {})
     for task in graph.in_order():
+        if task.key in outcomes:
+            continue
         outcome = _missing_input(task, [outcomes[key] for key in task.dependencies])
         if outcome is None:
             watcher.started(task)
@@ -391,12 +402,14 @@ def run_on_dask(
     workers: int | None = None,
     scheduler: str | None = None,
     threads: int = 1,
+    known: Mapping[str, Outcome] | None = None,
 ) -> dict[str, Outcome]:
     """Runs independent tasks in parallel on dask.distributed.
 
     Args:
         workers: start this many processes here, or
         scheduler: use the cluster at this address; its workers must see the same store.
+        known: by key, the outcomes of tasks that were run before.
 
     Raises:
         UserError: if dask is not installed or the scheduler does not answer.
@@ -410,7 +423,7 @@ def run_on_dask(
             "--workers and --scheduler"
         ) from None
     run = uuid.uuid4().hex
-    outcomes: dict[str, Outcome] = {}
+    outcomes = dict(known or {})
     with dask.config.set({"distributed.worker.daemon": False, "distributed.admin.log-length": 0}):
         cluster = None
         try:
@@ -440,6 +453,8 @@ def run_on_dask(
             client.subscribe_topic("retinakit", watch)
             futures: dict[str, Any] = {}
             for task in graph.in_order():
+                if task.key in outcomes:
+                    continue
                 futures[task.key] = client.submit(
                     _run_remotely,
                     task.key,
@@ -447,7 +462,7 @@ def run_on_dask(
                     store.root.resolve(),
                     registry.builtin_only,
                     threads,
-                    *(futures[key] for key in task.dependencies),
+                    *(outcomes.get(key) or futures[key] for key in task.dependencies),
                     key=f"{task.label}-{run}-{task.key}",
                     pure=False,
                     retries=0,

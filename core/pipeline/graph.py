@@ -18,6 +18,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from retinakit.contracts.config import Config
 from retinakit.contracts.dataset import Dataset
 from retinakit.contracts.errors import UserError, nearest
 from retinakit.contracts.plugin import Plugin
@@ -199,6 +200,24 @@ def build(source: Source, document: PipelineDocument, registry: Registry) -> Gra
     return Graph(document, list(builder.steps.values()), builder.tasks)
 
 
+def check_option(
+    source: Source, document: StepDocument, config: type[Config], where: Location, option: str
+) -> None:
+    """Checks that a step's plugin has an option to vary.
+
+    Raises:
+        UserError: with file, line and column.
+    """
+    fields = config.model_fields
+    if option not in fields and option != "seed":
+        raise source.error(
+            where,
+            f"{document.plugin} has no option of that name; " + nearest(option, [*fields, "seed"]),
+        )
+    if option in document.with_:
+        raise source.error(where, "the option is also given under 'with'; keep one")
+
+
 class _Builder:
     def __init__(
         self,
@@ -300,7 +319,7 @@ class _Builder:
             return self._listed_points(step, (*place, "sweep"), sweep)
         for option, values in sweep.items():
             where = (*place, "sweep", option)
-            self._check_option(step, where, option)
+            check_option(self.source, step.document, step.cls.Config, where, option)
             if not values:
                 raise self.source.error(where, "the list of values is empty")
             seen = set()
@@ -325,7 +344,8 @@ class _Builder:
             raise self.source.error(place, "the list of points is empty; give mappings of options")
         self._check_number(len(points), place)
         for option in points[0]:
-            self._check_option(step, (*place, 0, option), option)
+            where = (*place, 0, option)
+            check_option(self.source, step.document, step.cls.Config, where, option)
         seen = set()
         for index, point in enumerate(points):
             if point.keys() != points[0].keys():
@@ -341,17 +361,6 @@ class _Builder:
             if "seed" in point:
                 self._check_seed("seed", point["seed"], (*place, index, "seed"))
         return [((("point", index),), point) for index, point in enumerate(points)]
-
-    def _check_option(self, step: Step, where: Location, option: str) -> None:
-        fields = step.cls.Config.model_fields
-        if option not in fields and option != "seed":
-            raise self.source.error(
-                where,
-                f"{step.document.plugin} has no option to sweep of that name; "
-                + nearest(option, [*fields, "seed"]),
-            )
-        if option in step.document.with_:
-            raise self.source.error(where, "the option is also given under 'with'; keep one")
 
     def _check_seed(self, option: str, value: Any, where: Location) -> None:
         if option == "seed" and (type(value) is not int or not 0 <= value < 2**32):

@@ -32,6 +32,7 @@ from retinakit.pipeline.execute import (
     run_on_dask,
 )
 from retinakit.pipeline.graph import Graph, Step, Task
+from retinakit.pipeline.search import Searches
 from retinakit.pipeline.store import Store, reserve, writing_to
 from retinakit.registry.find import Registry
 
@@ -86,6 +87,7 @@ def run_pipeline(
     workers: int = 1,
     scheduler: str | None = None,
     threads: int | None = None,
+    searches: Searches | None = None,
 ) -> tuple[Path, int, list[str]]:
     """Runs a pipeline and writes its folder.
 
@@ -94,6 +96,7 @@ def run_pipeline(
         workers: processes; 1 runs everything in this one.
         scheduler: the address of a dask cluster to run on instead.
         threads: of the arithmetic in a task; `default_threads` by default.
+        searches: to run first; they make a larger graph of this one.
 
     Returns:
         The folder, how many tasks failed or were skipped, and sentences on what else went wrong:
@@ -115,23 +118,33 @@ def run_pipeline(
             log = Log(partial / "log.jsonl", watcher)
         log.write("run", name=graph.document.name, tasks=len(graph.tasks))
         threads = threads or default_threads()
-        if workers > 1 or scheduler:
-            outcomes = run_on_dask(
-                graph,
-                store,
-                registry,
-                log,
-                workers=workers,
-                scheduler=scheduler,
-                threads=threads,
-            )
-        else:
-            outcomes = run_here(graph, store, registry, log, threads)
+
+        def execute(part: Graph, known: Mapping[str, Outcome]) -> dict[str, Outcome]:
+            if part.tasks.keys() <= known.keys():
+                return dict(known)  # a search was all there was to do
+            if workers > 1 or scheduler:
+                return run_on_dask(
+                    part,
+                    store,
+                    registry,
+                    log,
+                    workers=workers,
+                    scheduler=scheduler,
+                    threads=threads,
+                    known=known,
+                )
+            return run_here(part, store, registry, log, threads, known)
+
+        known: dict[str, Outcome] = {}
+        ended_early: list[str] = []
+        if searches is not None:
+            graph, known, ended_early = searches.run(execute, store)
+        outcomes = execute(graph, known)
         with writing_to(out):
             problems = write_folder(
                 partial, graph, outcomes, store, started, time.monotonic() - begun
             )
-            problems += _report(partial, registry)
+            problems += ended_early + _report(partial, registry)
             lost = sum(not outcome.ok for outcome in outcomes.values())
             log.write("finished", seconds=time.monotonic() - begun, failed=lost, problems=problems)
             log.close()

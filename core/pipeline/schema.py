@@ -30,6 +30,15 @@ def pipeline_schema(registry: Registry) -> dict[str, Any]:
             definitions[f"{kind}:{name}"] = options
             names.append({"const": name, "description": entry.spec.summary if entry.spec else ""})
             sweepable = {option: {"type": "array"} for option in (*options["properties"], "seed")}
+            varied: dict[str, Any] = {
+                "sweep": {"properties": sweepable, "additionalProperties": False}
+            }
+            if kind == "model":
+                over = {
+                    "properties": dict.fromkeys(sweepable, True),
+                    "additionalProperties": False,
+                }
+                varied["search"] = {"properties": {"over": over}}
             branches.append(
                 {
                     "if": {
@@ -39,7 +48,7 @@ def pipeline_schema(registry: Registry) -> dict[str, Any]:
                     "then": {
                         "properties": {
                             "with": {"$ref": f"#/$defs/{kind}:{name}"},
-                            "sweep": {"properties": sweepable, "additionalProperties": False},
+                            **varied,
                         }
                     },
                 }
