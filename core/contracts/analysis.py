@@ -59,7 +59,7 @@ class Analysis(Plugin, ABC):
     - `recordings`, `models`: all of them, as a list of `FittedModel`. For an analysis that wants
       the whole family, such as a transfer matrix.
     - `results`: the results of the analyses that the step's `results:` names, by name.
-    - `progress`: to be told how far it is (a `retinakit.contracts.progress.Progress`).
+    - `progress`: to be told how far it is (a `retinakit.contracts.Progress`).
 
     A cell that was not recorded in a split has NaN there, and a text variable `reason (cell)` says
     why (see `retinakit.scores.reason`).

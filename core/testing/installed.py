@@ -16,7 +16,7 @@ def registered(kind: str, *, distribution: str | None = None) -> list[Any]:
 
     Returns:
         A pytest param for each, with the id `distribution:name`. Its value is the registry's entry;
-        the class is not imported before the check, or `retinakit.registry.find.load_entry`.
+        the class is not imported before the check, or `retinakit.registry.load_entry`.
 
     Raises:
         UserError: if the distribution that was asked for could not be read, or offers nothing.

@@ -103,7 +103,7 @@ class SubunitRGC(Dataset):
     subtracts a threshold, rectifies, and fires (`retinakit.simulation` has the equation). The
     recording has the true `rate`, and in `truth` the subunits' `subunit_weight (cell, subunit, y,
     x)`, their `output_weight` and the `temporal` filter, and the rest of what
-    `retinakit.simulation.subunit_cells.cells_of` needs to show the cells another stimulus.
+    `retinakit.simulation.cells_of` needs to show the cells another stimulus.
 
     The paper of Zheng et al. does not give the shapes of its subunits: those of the presets, four
     squares of 2 × 2 checks for each of two overlapping cells, are ours. As in the paper, model II
