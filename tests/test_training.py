@@ -60,13 +60,15 @@ def test_a_small_integer_stimulus_stays_as_small_as_it_is():
     assert frames._frames(slice(0, 3)).dtype == torch.int8
 
 
-@pytest.mark.parametrize("kind", ["bits", "file"])
+@pytest.mark.parametrize("kind", ["bits", "file", "compressed"])
 def test_a_movie_larger_than_memory_gives_the_same_batches(kind, tmp_path, monkeypatch):
     split = small_recording(frames=700, truth=False)["train"].to_dataset()
-    if kind == "file":
+    if kind != "bits":
         split["stimulus"] = split["stimulus"].astype(np.float32) * split["frame"] / 10
     in_memory = Frames(split, "response", 5, CPU)
-    split.to_netcdf(tmp_path / "split.nc", engine="h5netcdf")
+    chunks = {"zlib": True, "chunksizes": (50, *split["stimulus"].shape[1:])}
+    encoding = {"stimulus": chunks} if kind == "compressed" else {}
+    split.to_netcdf(tmp_path / "split.nc", engine="h5netcdf", encoding=encoding)
     monkeypatch.setattr(
         "retinakit.training.frames.IN_MEMORY",
         split["stimulus"].nbytes // (4 if kind == "bits" else 2),
@@ -74,11 +76,13 @@ def test_a_movie_larger_than_memory_gives_the_same_batches(kind, tmp_path, monke
     monkeypatch.setattr("retinakit.contracts.frame_blocks.BYTES", 64 * 100)
     with xr.open_dataset(tmp_path / "split.nc", engine="h5netcdf") as stored:
         frames = Frames(stored, "response", 5, CPU)
-        assert frames.from_file == (kind == "file")
+        assert frames.from_file == (kind != "bits")
         for run in frames.runs(64):
             torch.testing.assert_close(frames.batch(run).inputs, in_memory.batch(run).inputs)
         drawn = np.array([300, 17, 44])
         torch.testing.assert_close(frames.windows(drawn).inputs, in_memory.windows(drawn).inputs)
+        if kind == "compressed":  # in order, each chunk was read once, and was still there after it
+            assert frames._frames._chunk.cache_info().misses == -(-split.sizes["frame"] // 50)
 
 
 def test_a_fit_from_a_file_is_that_from_memory(tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from .errors import UserError as UserError
 from .errors import nearest as nearest
 from .frame_blocks import Reader as Reader
 from .frame_blocks import blocks as blocks
+from .frame_blocks import first_frames as first_frames
 from .model import ENGINE as ENGINE
 from .model import Model as Model
 from .model import Shown as Shown

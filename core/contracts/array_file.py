@@ -64,6 +64,7 @@ class StoredArray(BackendArray):
         name: its path in that file.
         axes: the stored axes in the order of this array's.
         shape, chunks, dtype: of this array; `chunks` is None where the file has none.
+        compressed: whether the chunks are compressed.
         files: every file that holds a part of it.
     """
 
@@ -80,12 +81,13 @@ class StoredArray(BackendArray):
         self.dtype = dtype.newbyteorder("=")
         self.axes = tuple(range(len(shape)))
         self.files: tuple[Path, ...] = (path,)
+        self.compressed = False
         self._values = values
 
     def transposed(self, axes: Any) -> "StoredArray":
         """The array with its axes in another order."""
         other = StoredArray(self.path, self.name, self.shape, self.dtype, values=self._values)
-        other.files = self.files
+        other.files, other.compressed = self.files, self.compressed
         other.shape = tuple(self.shape[axis] for axis in axes)
         other.chunks = self.chunks and tuple(self.chunks[axis] for axis in axes)
         other.axes = tuple(self.axes[axis] for axis in axes)
@@ -176,7 +178,9 @@ class _Search:
                 f"is declared with the shape {array.shape} and not all of it was written; "
                 "export it again",
             )
-        return StoredArray(path, name, array.shape, array.dtype, array.chunks)
+        found = StoredArray(path, name, array.shape, array.dtype, array.chunks)
+        found.compressed = array.id.get_create_plist().get_nfilters() > 0
+        return found
 
     def step(self, name: str) -> None:
         self.steps += 1

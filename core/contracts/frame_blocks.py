@@ -39,6 +39,18 @@ def blocks(stimulus: xr.DataArray, history: int = 0, itemsize: int = 0) -> Itera
         yield slice(max(0, begin - history), end)
 
 
+def first_frames(stimulus: xr.DataArray, most: int = 10_000) -> NDArray[Any]:
+    """The first frames, from which the contrast is estimated: at most a block of them.
+
+    Example:
+        >>> first_frames(xr.DataArray(np.ones((5, 2, 2)), dims=("frame", "y", "x")), most=3).shape
+        (3, 2, 2)
+    """
+    first = next(blocks(stimulus, itemsize=np.dtype(float).itemsize))
+    values: NDArray[Any] = stimulus[: min(most, first.stop)].values
+    return values
+
+
 def _chunk_ends(stimulus: xr.DataArray, longest: int) -> NDArray[np.int64] | None:
     """Where chunks end, from 0 on; None if there are none, or they are too long to be held."""
     if stimulus.chunks is not None:

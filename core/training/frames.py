@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,12 @@ from retinakit.contracts.recording import as_response, full_history, mean_respon
 
 IN_MEMORY = 2**30
 """Bytes up to which a stimulus that lies in a file is held in memory."""
+
+CHUNKS_HELD = 2**28
+"""Bytes of a compressed file's chunks that are kept after they were read."""
+
+COMPRESSIONS = ("compression", "zlib", "zstd", "blosc", "szip", "bzip2")
+"""The words in xarray's encoding for a file that is compressed."""
 
 Run = tuple[int, int]
 """The first frame of a batch, and the one after its last."""
@@ -141,12 +148,12 @@ class Frames:
         if stimulus.variable._in_memory or stimulus.nbytes <= IN_MEMORY:
             held = _placed(torch.from_numpy(_compact(stimulus.values)), self.device)
             return lambda frames: held[_on(held, frames)]
-        if stimulus.dtype.itemsize == 1 and stimulus.nbytes / 8 <= IN_MEMORY:
+        if stimulus.size / 8 <= IN_MEMORY:
             packed = _packed(stimulus)
             if packed is not None:
                 return packed
         self.from_file = True
-        return lambda frames: torch.from_numpy(_compact(_read(stimulus, frames)))
+        return _FileReader(stimulus)
 
 
 def _placed(held: Tensor, device: torch.device) -> Tensor:
@@ -160,16 +167,49 @@ def _on(held: Tensor, frames: slice | Tensor) -> slice | Tensor:
     return frames.to(held.device) if isinstance(frames, Tensor) else frames
 
 
-def _read(stimulus: xr.DataArray, frames: slice | Tensor) -> NDArray[Any]:
-    """Frames of a file: a run, or windows one after another, each of which is a run."""
-    if isinstance(frames, slice):
-        return stimulus[frames].values
-    numbers = frames.cpu().numpy()
-    starts = np.flatnonzero(np.r_[True, np.diff(numbers) != 1])
-    runs = zip(starts, [*starts[1:], len(numbers)], strict=True)
-    return np.concatenate(
-        [stimulus[int(numbers[a]) : int(numbers[b - 1]) + 1].values for a, b in runs]
-    )
+class _FileReader:
+    """Gives frames of a stimulus that stays in its file.
+
+    Of a compressed file whole chunks are read, and the last ones are kept, so that a chunk is not
+    decompressed again for the next batch, or for each of several frames in it.
+    """
+
+    def __init__(self, stimulus: xr.DataArray):
+        self.variable = stimulus.variable  # without the coordinates, which would be read too
+        encoding, frame_bytes = stimulus.encoding, stimulus.nbytes // len(stimulus)
+        self.length = 0
+        if any(encoding.get(name) for name in COMPRESSIONS):
+            self.length = encoding.get("preferred_chunks", {}).get("frame", 0)
+        held = CHUNKS_HELD // max(1, self.length * frame_bytes)
+        if held < 2:
+            self.length = 0
+        self._chunk = lru_cache(held)(self._read_chunk)
+
+    def __call__(self, frames: slice | Tensor) -> Tensor:
+        """A run of frames, or windows one after another, each of which is a run."""
+        if isinstance(frames, slice):
+            return torch.from_numpy(_compact(self._run(frames.start, frames.stop)))
+        numbers = frames.cpu().numpy()
+        first = np.flatnonzero(np.r_[True, np.diff(numbers) != 1])
+        runs = zip(numbers[first], [*first[1:], len(numbers)] - first, strict=True)
+        read = [self._run(int(start), int(start + length)) for start, length in runs]
+        return torch.from_numpy(_compact(np.concatenate(read)))
+
+    def _run(self, start: int, end: int) -> NDArray[Any]:
+        if not self.length:
+            values: NDArray[Any] = self.variable[start:end].values
+            return values
+        chunks = range(start // self.length, -(-end // self.length))
+        first = chunks.start * self.length
+        parts = [self._chunk(index) for index in chunks]
+        # The ends are cut first: the middle of a run is copied once.
+        parts[-1] = parts[-1][: end - chunks[-1] * self.length]
+        parts[0] = parts[0][start - first :]
+        return np.concatenate(parts)
+
+    def _read_chunk(self, index: int) -> NDArray[Any]:
+        values: NDArray[Any] = self.variable[index * self.length : (index + 1) * self.length].values
+        return values
 
 
 def _packed(stimulus: xr.DataArray) -> Callable[[slice | Tensor], Tensor] | None:

@@ -33,6 +33,10 @@ from retinakit.training.schedule import Schedule
 from retinakit.training.starts import Network
 
 PREDICTION_BLOCK = 4096
+"""Frames that are predicted at once, at most."""
+
+PREDICTION_BYTES = 2**24
+"""Bytes of the frames that are predicted at once: a network makes many times as much of them."""
 
 
 class TorchConfig(Config):
@@ -388,23 +392,23 @@ class TorchModel(Model):
         Returns:
             (frame, ...), NaN in the first `lags` - 1 frames.
         """
-        lags, found = self.lags, []
+        lags, found, length = self.lags, [], _predicted_at_once(split)
         with torch.no_grad():
-            for first in range(0, split.sizes["frame"] - lags + 1, PREDICTION_BLOCK):
-                block = slice(first, first + PREDICTION_BLOCK + lags - 1)
+            for first in range(0, split.sizes["frame"] - lags + 1, length):
+                block = slice(first, first + length + lags - 1)
                 found.append(function(*self._read(split, block)).numpy())
         early = np.full((lags - 1, *found[0].shape[1:]), np.nan, np.float32)
         return np.concatenate([early, *found])
 
     def _respond_with_state(self, split: xr.Dataset) -> NDArray[Any]:
         """The predictions of a module with a state, segment by segment."""
-        before = self.lags - 1
+        before, length = self.lags - 1, _predicted_at_once(split)
         rate = np.full((split.sizes["frame"], self.field.sizes["cell"]), np.nan, np.float32)
         with torch.no_grad():
             for segment in segments(split):
                 state = None
-                for first in range(segment.start + before, segment.stop, PREDICTION_BLOCK):
-                    last = min(first + PREDICTION_BLOCK, segment.stop)
+                for first in range(segment.start + before, segment.stop, length):
+                    last = min(first + length, segment.stop)
                     inputs = self._read(split, slice(first - before, last))
                     prediction, state = self.module(*inputs, state)
                     rate[first:last] = prediction.numpy()
@@ -485,6 +489,12 @@ class TorchModel(Model):
     def check_fitted(self) -> None:
         if not hasattr(self, "module"):
             raise UserError(f"the {type(self).__name__} is not fitted; call fit or load first")
+
+
+def _predicted_at_once(split: xr.Dataset) -> int:
+    """Frames whose prediction takes a bounded part of the memory, whatever their size."""
+    pixels = split["stimulus"][0].size
+    return max(1, min(PREDICTION_BLOCK, PREDICTION_BYTES // (4 * pixels)))
 
 
 def _of_all(parameters: Callable[[Any], xr.Dataset]) -> Callable[[Any], xr.Dataset]:

@@ -184,9 +184,10 @@ class HDF5(Dataset):
         """A stimulus, which is held if it is small."""
         c = self.config
         dims = [dim for dim in STIMULUS if dim != "channel" or len(array.shape) == len(STIMULUS)]
-        encoding = {}
+        encoding: dict[str, Any] = {}
         if array.chunks is not None:
             encoding["preferred_chunks"] = dict(zip(dims, array.chunks, strict=True))
+            encoding["zlib"] = array.compressed
         movie = xr.Variable(dims, indexing.LazilyIndexedArray(array), encoding=encoding)
         if c.chunks is not None:
             try:

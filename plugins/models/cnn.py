@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, softplus
 
-from retinakit.contracts import Shown, UserError, as_response
+from retinakit.contracts import Shown, UserError, as_response, first_frames
 from retinakit.layers import correlate, correlate_in_time, filter_over_lags, laplacian
 from retinakit.spikes import sta
 from retinakit.training import TorchConfig, TorchModel
@@ -207,7 +207,7 @@ class CNN(TorchModel):
         parts = np.linalg.svd(stacked.reshape(-1, stacked[0, 0].size), full_matrices=False)
         sign = np.sign(parts[2][0].sum()) or 1.0
         course, image = parts[0][:, 0] * sign, np.clip(parts[2][0] * sign, 0, None)
-        scale = float(np.asarray(split["stimulus"][:10_000], np.float32).std()) or 1.0
+        scale = float(first_frames(split["stimulus"]).astype(np.float32).std()) or 1.0
         image = torch.from_numpy(image.astype(np.float32)).view(*stacked.shape[-2:])
         course = torch.from_numpy(course.astype(np.float32)).view(*stacked.shape[:2])
         rows, columns = torch.meshgrid(*map(torch.arange, image.shape), indexing="ij")

@@ -9,7 +9,7 @@ import xarray as xr
 from pydantic import Field
 from torch import Tensor, nn
 
-from retinakit.contracts import as_response, space_sizes
+from retinakit.contracts import as_response, first_frames, space_sizes
 from retinakit.layers import filter_in_space_and_time
 from retinakit.spikes import sta
 from retinakit.training import TorchConfig, TorchModel
@@ -89,7 +89,7 @@ class LN(TorchModel):
         split = as_response(recording["train"].to_dataset(), self.config.target)
         measured = np.nan_to_num(sta(split, self.config.lags)["sta"].values)
         average = torch.from_numpy(measured.astype(np.float32)).flatten(2)
-        power = float((split["stimulus"][:10_000].astype(float) ** 2).mean())
+        power = float((first_frames(split["stimulus"]).astype(float) ** 2).mean())
         response = np.nan_to_num(np.asarray(split["response"], float))
         mean = torch.from_numpy(response.reshape(-1, response.shape[-1]).mean(0)).float() + 1e-6
         with torch.no_grad():
