@@ -293,18 +293,22 @@ def _forget(graph: Any, opened: Any, names: list[str]) -> None:
 
 
 class Stopped(KeyboardInterrupt):
-    """The process was asked to end."""
+    """The process was asked to end by a signal."""
 
 
 def _stop(number: int, frame: Any) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is ending already
-    raise Stopped
+    """Ends a run; a second Ctrl-C ends it without waiting for its workers."""
+    then = signal.default_int_handler if number == signal.SIGINT else signal.SIG_IGN
+    signal.signal(number, then)
+    sys.unraisablehook = lambda unraisable: None  # what is left of a run need not end in order
+    raise Stopped(128 + number)
 
 
 def main() -> None:
     """Entry point: exit code 0 if all went well, 1 if a step failed, 2 for a mistake."""
+    before = {}
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _stop)
+        before = {n: signal.signal(n, _stop) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
         code = app(
             sys.argv[1:], result_action="return_value", exit_on_error=False, print_error=False
@@ -315,10 +319,13 @@ def main() -> None:
         code = 2
     except KeyboardInterrupt as error:
         print("retina-run: interrupted; run it again to go on from here", file=sys.stderr)
-        code = 143 if isinstance(error, Stopped) else 130
+        code = error.args[0] if isinstance(error, Stopped) else 130
     except BrokenPipeError:  # who reads the output, such as `head`, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     sys.exit(code if isinstance(code, int) else 0)
 
 

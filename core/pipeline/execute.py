@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -373,6 +374,9 @@ def _run_remotely(
     """Runs a task in a worker process, which keeps its recordings at hand for the next."""
     from distributed import get_worker
 
+    # A run that is ended takes its workers with it; what their objects complain of then is noise.
+    sys.unraisablehook = _no_complaint
+
     outcome = _missing_input(tasks[key], inputs)
     if outcome is not None:
         return outcome
@@ -507,6 +511,10 @@ def _ignored(number: signal.Signals) -> Iterator[None]:
         yield
     finally:
         signal.signal(number, before)
+
+
+def _no_complaint(unraisable: object) -> None:
+    """In the place of `sys.unraisablehook`."""
 
 
 def _ancestry(graph: Graph, task: Task) -> dict[str, Task]:
