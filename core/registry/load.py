@@ -3,10 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-import xarray as xr
-
 from retinakit.contracts.errors import UserError
-from retinakit.contracts.model import ENGINE, Model, reading_model
+from retinakit.contracts.model import Model, reading_model
+from retinakit.contracts.netcdf import read_netcdf
 from retinakit.registry.find import Registry
 
 
@@ -17,8 +16,8 @@ def load_model(path: Path | str) -> Model:
         UserError: if the file is damaged or does not say which plugin made it, or that plugin is
             not installed.
     """
-    with reading_model(path), xr.open_datatree(Path(path), engine=ENGINE) as tree:
-        plugin = tree.attrs.get("retinakit_plugin")
+    with reading_model(path):
+        plugin = read_netcdf(path).attrs.get("retinakit_plugin")
     if plugin is None:
         raise UserError(
             f"{path} does not name the plugin that made it; read it with that class's own load()"
