@@ -83,9 +83,9 @@ def test_another_file_that_changes_is_another_recording(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (h5py.SoftLink("/spikes"), "'spikes' leads over more than 100 links, perhaps in a circle"),
+        (h5py.SoftLink("/spikes"), "'spikes' is reached through more than 100 links, which"),
         (h5py.SoftLink("/nothing"), "there is no array 'nothing'; known: stimulus"),
-        (h5py.ExternalLink("mine.h5", "/spikes"), "leads over more than 100 links"),
+        (h5py.ExternalLink("mine.h5", "/spikes"), "is reached through more than 100 links"),
         (np.full((300, 2), b"a"), r"'spikes' is of type \|S1; convert it to numbers"),
         (np.zeros((300, 2), "c8"), "'spikes' is of type complex64; convert it to numbers"),
         (h5py.Empty("f4"), "'spikes' has no shape and no values"),

@@ -228,8 +228,8 @@ def test_an_unknown_key_is_refused_with_the_nearest_at_every_level(
         ),
         (
             "datasets:\n  a: {plugin: hdf5, with: {path: ~nobody_here/x.h5}}\n",
-            "p.yaml:2:28: datasets.a.with.path: the path leads nowhere: Could not determine home "
-            "directory. (got '~nobody_here/x.h5')",
+            "p.yaml:2:28: datasets.a.with.path: the path cannot be resolved: Could not determine "
+            "home directory. (got '~nobody_here/x.h5')",
         ),
         (
             SMALL + "analyses:\n  score: {plugin: score, models: ln}\n",
@@ -533,18 +533,18 @@ def test_an_array_that_does_not_fit_is_refused_with_its_file_and_name(
     [
         (
             np.nan,
-            "'response' of cell 1 is all NaN, so nothing can be fitted; leave that cell out "
-            "(dimension 'cell')",
+            "'response' of cell 1 is NaN in all frames, so the cell cannot be fitted; leave it "
+            "out (dimension 'cell')",
         ),
         (
             0.0,
-            "'response' of cell 1 has zero spikes, so nothing can be fitted; leave that cell out "
+            "'response' of cell 1 has zero spikes, so the cell cannot be fitted; leave it out "
             "(dimension 'cell')",
         ),
         (-1.0, "'response' in spikes per bin is negative; check the attribute 'units'"),
         (
             np.inf,
-            "'response' of cell 1 is infinite (dimension 'frame'); write NaN where it is lost",
+            "'response' of cell 1 is infinite (dimension 'frame'); use NaN for missing responses",
         ),
     ],
 )

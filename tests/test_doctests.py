@@ -7,11 +7,13 @@ import pkgutil
 import pytest
 
 import retinakit
+import retinakit_plugins
 
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 MODULES = [
     module.name
-    for module in pkgutil.walk_packages(retinakit.__path__, "retinakit.")
+    for package in (retinakit, retinakit_plugins)
+    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
     if not module.name.endswith("_kernels")
 ]
 

@@ -315,7 +315,7 @@ def test_a_lone_sample_is_as_dear_as_a_group():
         ({"mask": torch.zeros(19, 6)}, r"'mask' has the shape \(19, 6\).* the 20 positions"),
         ({"feature_weight": torch.zeros(6, 3)}, r"'feature_weight' .* \(3, 6\) with these"),
         ({"bias": torch.zeros(5)}, r"'bias' has the shape \(5,\).* 6 neurons"),
-        ({"support": torch.zeros(20, 7)}, r"'support' is of masks of the shape \(20, 7\)"),
+        ({"support": torch.zeros(20, 7)}, r"'support' was made from a mask of shape \(20, 7\)"),
         ({"algorithm": "fast"}, "algorithm is 'fast'; give 'auto', 'dense' or 'sparse'"),
     ],
 )
@@ -354,7 +354,7 @@ def test_without_kernels_torch_serves_and_says_so_once(caplog, monkeypatch):
             found = with_gradients(read(algorithm="sparse"), tensors)
     assert_agree(found, exact(tensors, Support.of(tensors[1])))
     assert [record.message for record in caplog.records] == [
-        "the compiled kernels are not there: torch serves for the sparse readout, slower; "
-        "see `retina-run doctor`"
+        "the compiled kernels are not installed; the sparse readout runs in torch, which is "
+        "slower; see `retina-run doctor`"
     ]
     torch_sparse._tell.cache_clear()

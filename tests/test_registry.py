@@ -169,7 +169,10 @@ def test_a_plugin_of_another_contract_is_listed_and_refused_with_the_reason(
     installed: None,
 ) -> None:
     registry = Registry()
-    reason = f"written for plugin contract 99, this is {API_VERSION}"
+    reason = (
+        "written for version 99 of the plugin contract, the installed retinakit has version "
+        f"{API_VERSION}"
+    )
     entry = one(registry, "retinakit-conflict:from_the_future")
     assert (entry.status, entry.reason) == ("failed", reason)
     assert "from_the_future" not in registry.names("model")

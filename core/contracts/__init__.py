@@ -1,4 +1,4 @@
-"""The contracts: recording, dataset, model, analysis, and what they are made of.
+"""The contracts of recordings, datasets, models and analyses, and the types they share.
 
 The public names, listed in `__init__.pyi`, are imported when they are first used.
 """

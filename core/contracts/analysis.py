@@ -1,4 +1,4 @@
-"""The analysis contract: from recordings, models or other results to a labelled result."""
+"""The analysis contract: recordings, models or other results in, a labelled result out."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -23,13 +23,20 @@ class _Source(Protocol):
 
 @dataclass(frozen=True)
 class FittedModel:
-    """One member of a family: a recording and, if the family is of models, a fitted model.
+    """One recording of a sweep and, if the step fits models, the model fitted to it.
 
     Attributes:
-        name: the step's name.
-        coords: where in the sweep it stands, such as {"cell": 5, "filters": 4}.
-        source: reads it, when it is asked for.
-        data_coords: those of the coords that are its recording's, such as {"cell": 5}.
+        name: the name of the pipeline step.
+        coords: the coordinates in the sweep, such as {"cell": 5, "filters": 4}.
+        source: reads the model and the recording from disk when they are first used.
+        data_coords: the coordinates that belong to the recording, such as {"cell": 5}.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> source = SimpleNamespace(model=lambda: "a model", recording=lambda: "its recording")
+        >>> member = FittedModel("cnn", {"filters": 4}, source)
+        >>> member.name, member.coords["filters"], member.model, member.data
+        ('cnn', 4, 'a model', 'its recording')
     """
 
     name: str
@@ -44,56 +51,88 @@ class FittedModel:
 
     @property
     def data(self) -> xr.DataTree:
-        """The recording that it was fitted on, or is."""
+        """The recording to which the model was fitted, or the recording of a dataset step."""
         return self.source.recording()
 
 
 class Analysis(Plugin, ABC):
-    """Computes a result, and draws it.
+    """Base class of analyses, which compute a labelled result and draw it.
 
-    What `run` is given follows from the names of its parameters:
+    The names of the parameters of `run` determine its arguments:
 
-    - `data`: one recording. The analysis is run once for every point of the sweep.
-    - `model`: one fitted model (a `Model`). Run once for every model and point of its sweep; `data`
-      beside it is the recording that the model was fitted on, or the one the step's `data:` names.
-    - `recordings`, `models`: all of them, as a list of `FittedModel`. For an analysis that wants
-      the whole family, such as a transfer matrix.
-    - `results`: the results of the analyses that the step's `results:` names, by name.
-    - `progress`: to be told how far it is (a `retinakit.contracts.Progress`).
+    - `data`: one recording. The analysis runs once for every point of the sweep.
+    - `model`: one fitted model (a `Model`). The analysis runs once for every model and point of its
+      sweep. With `data` as a second parameter, it also gets the recording to which the model was
+      fitted, or the one that the step's `data:` names.
+    - `recordings`, `models`: all points of the sweep as a list of `FittedModel`, for an analysis
+      that needs them together, such as a transfer matrix.
+    - `results`: the results of the analyses in the step's `results:`, by name.
+    - `progress`: a `retinakit.contracts.Progress` to report progress to.
 
-    A cell that was not recorded in a split has NaN there, and a text variable `reason (cell)` says
-    why (see `retinakit.scores.reason`).
+    The result of a cell that was not recorded is NaN, and a text variable `reason (cell)` gives
+    the reason (see `retinakit.scores.reason`).
 
-    The pipeline puts what one-by-one runs return into one DataTree: a group for each model or
-    dataset, in which every sweep is a dimension.
+    The pipeline combines the results of single runs into one DataTree with one group for each model
+    or dataset, in which every sweep is a dimension.
+
+    Example:
+        >>> import numpy as np
+        >>> from retinakit.contracts import SPLITS, make_recording, make_split
+        >>> class Count(Analysis):
+        ...     def run(self, data):
+        ...         return xr.Dataset({"spikes": data["train"]["response"].sum("frame")})
+        ...
+        ...     def plot(self, result):
+        ...         from matplotlib.figure import Figure
+        ...
+        ...         return Figure()
+        >>> split = make_split(np.zeros((4, 2, 2)), np.ones((4, 1)), frame_interval=0.03)
+        >>> Count().run(make_recording(dict.fromkeys(SPLITS, split)))["spikes"].values
+        array([4.])
     """
 
     @abstractmethod
     def run(self, *args: Any, **kwargs: Any) -> xr.Dataset:
-        """The result, with labelled dimensions."""
+        """Computes the result.
+
+        Returns:
+            Arrays with labelled dimensions, such as `cell`, with coordinates and, as attributes,
+            `units`.
+
+        Raises:
+            UserError: if the recording or the model cannot be analysed.
+        """
 
     @abstractmethod
     def plot(self, result: xr.DataTree) -> "Figure":
-        """A figure made from the result alone, so that a report can be drawn again from disk.
+        """Draws the result; a report can therefore be drawn again from the stored results.
 
         Args:
-            result: as the pipeline combines it. `self` has the step's options, nothing else.
+            result: as combined by the pipeline. `self` is a new object with the step's options,
+                not the one that ran.
         """
 
     def caption(self, result: xr.DataTree) -> str:
-        """What the figure shows, in a sentence or two. By default the class's first line."""
+        """A caption of one or two sentences; by default the first line of the class docstring."""
         documented = (cls.__doc__ for cls in type(self).__mro__ if cls.__doc__)
         return next(documented).strip().splitlines()[0]
 
     def table(self, result: xr.DataTree) -> "pd.DataFrame | None":
-        """The numbers that belong in the report as a table, or None."""
+        """A table for the report, or None for none."""
         return None
 
 
 def groups(result: xr.DataTree) -> dict[str, xr.Dataset]:
-    """The Datasets of a combined result by the name of the model or dataset they are about.
+    """The Datasets of a combined result, by the name of the analysed model or dataset.
 
-    A result that is about no single step (of an analysis of a whole family) has the name "".
+    The result of an analysis that takes all models or recordings together has the name "".
+
+    Example:
+        >>> result = xr.DataTree.from_dict({"/cnn": xr.Dataset({"fev": ("cell", [0.5])})})
+        >>> list(groups(result))
+        ['cnn']
+        >>> list(groups(result["cnn"]))
+        ['']
     """
     if result.children:
         return {name: child.to_dataset() for name, child in result.children.items()}
@@ -101,12 +140,23 @@ def groups(result: xr.DataTree) -> dict[str, xr.Dataset]:
 
 
 def sweep_dims(group: xr.Dataset) -> list[str]:
-    """The dimensions of a combined result that came from a sweep, in the order of the sweep."""
+    """The dimensions of a combined result that are sweeps, in the order of the pipeline file.
+
+    Args:
+        group: one Dataset of a combined result (see `groups`).
+
+    Example:
+        >>> sweep_dims(xr.Dataset(attrs={"sweep": "filters,seed"}))
+        ['filters', 'seed']
+    """
     return [name for name in str(group.attrs.get("sweep", "")).split(",") if name]
 
 
 def cases(result: xr.DataTree) -> Iterator[tuple[str, xr.Dataset]]:
-    """Every point of the sweeps of a combined result, with a label of a few short lines.
+    """Iterates over the points of the sweeps of a combined result.
+
+    Yields:
+        A label of up to three short lines (name, swept options, cell) and the Dataset of the point.
 
     Example:
         >>> import xarray as xr
@@ -128,7 +178,7 @@ def cases(result: xr.DataTree) -> Iterator[tuple[str, xr.Dataset]]:
 
 
 def _options(group: xr.Dataset) -> list[str]:
-    """What was swept: dimensions, and in the place of `point` the options at the points."""
+    """The swept options: the sweep dimensions, with `point` replaced by the options it sets."""
     found = []
     for dim in sweep_dims(group):
         at_points = [str(n) for n, c in group.coords.items() if c.dims == ("point",) and n != dim]
@@ -137,6 +187,14 @@ def _options(group: xr.Dataset) -> list[str]:
 
 
 def points(result: xr.DataTree) -> list[str]:
-    """The columns that say what a row of a result's table is about: model, sweeps, cell."""
+    """The index columns of a result's table: `model`, the swept options and `cell`.
+
+    Example:
+        >>> group = xr.Dataset(
+        ...     {"fev": ("filters", [0.1, 0.4])}, {"filters": [1, 2]}, {"sweep": "filters"}
+        ... )
+        >>> points(xr.DataTree.from_dict({"/cnn": group}))
+        ['model', 'filters', 'cell']
+    """
     swept = [option for group in groups(result).values() for option in _options(group)]
     return ["model", *dict.fromkeys(option for option in swept if option != "cell"), "cell"]

@@ -1,8 +1,8 @@
-"""Arrays of a user's file (HDF5, NetCDF-4, MATLAB), read where they are indexed.
+"""Lazy arrays of a user's file (HDF5, NetCDF-4, MATLAB): only indexed elements are read.
 
-An HDF5 file can hold, in place of an array, the way to another file: an external link, external
-storage or the sources of a virtual array. They are followed inside the folder of the user's file
-only, and each file that is reached counts as a part of the array.
+An HDF5 file can refer to other files by external links, external storage or virtual datasets. These
+references are followed only within the folder of the user's file, and each file they lead to is
+recorded as an input of the array.
 """
 
 from collections.abc import Iterator
@@ -19,21 +19,30 @@ from xarray.core import indexing
 from retinakit.contracts.errors import UserError, nearest
 
 MOST_LINKS = 100
-"""Links and virtual sources that are followed from one array."""
+"""Maximum number of links and virtual sources that are followed for one array."""
 
 
 def find_array(path: Path, name: str) -> "StoredArray":
-    """An array of numbers in a file.
+    """Finds a numeric array in a file without reading its values.
 
-    The axes of an array in a MATLAB file are in the order in which MATLAB shows them.
+    The axes of an array in a MATLAB file are in the order that MATLAB displays.
 
     Args:
-        path: of the file.
-        name: the path of the array in it.
+        path: the path of an HDF5, NetCDF-4 or MATLAB file.
+        name: the name of the array, or its path within the file.
 
     Raises:
-        UserError: if there is none, it is no array of numbers, only a part of it has been written,
-            or it lies outside the folder of the file. Nothing outside has been read then.
+        UserError: if there is no such array, it is not numeric, it was not written completely, or
+            it is stored outside the folder of the file, from where nothing is read.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "mine.h5")
+        ...     with h5py.File(path, "w") as file:
+        ...         file["spikes"] = np.zeros((5, 2))
+        ...     find_array(path, "spikes").shape
+        (5, 2)
     """
     if is_old_matlab(path):
         return _of_old_matlab(path, name)
@@ -46,26 +55,39 @@ def find_array(path: Path, name: str) -> "StoredArray":
 
 
 def is_matlab(path: Path) -> bool:
-    """Whether MATLAB wrote a file, as its first bytes or its name say."""
+    """Whether a file was written by MATLAB, according to its first bytes or its suffix.
+
+    Args:
+        path: the path of the file.
+
+    Raises:
+        UserError: if there is no such file or it cannot be read.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.NamedTemporaryFile(suffix=".mat") as file:
+        ...     is_matlab(Path(file.name))
+        True
+    """
     with _reading(path), path.open("rb") as file:
         return file.read(6) == b"MATLAB" or path.suffix == ".mat"
 
 
 def is_old_matlab(path: Path) -> bool:
-    """Whether a file is of one of MATLAB's formats before version 7.3."""
+    """Whether a file has a MATLAB format older than version 7.3, which is not HDF5."""
     return is_matlab(path) and not h5py.is_hdf5(path)
 
 
 class StoredArray(BackendArray):
-    """An array of a file, read where it is indexed.
+    """A lazy array in a file; indexing reads only the indexed elements. See `find_array`.
 
     Attributes:
-        path: of the file that the array is in.
-        name: its path in that file.
-        axes: the stored axes in the order of this array's.
-        shape, chunks, dtype: of this array; `chunks` is None where the file has none.
+        path: the path of the file that contains the array.
+        name: the path of the array in that file.
+        axes: the stored axis for each axis of this array.
+        shape, chunks, dtype: of this array; `chunks` is None if it is not chunked in the file.
         compressed: whether the chunks are compressed.
-        files: every file that holds a part of it.
+        files: every file that stores a part of the array.
     """
 
     def __init__(
@@ -85,7 +107,11 @@ class StoredArray(BackendArray):
         self._values = values
 
     def transposed(self, axes: Any) -> "StoredArray":
-        """The array with its axes in another order."""
+        """A lazy transpose.
+
+        Args:
+            axes: the axis of this array for each axis of the result, as for `numpy.transpose`.
+        """
         other = StoredArray(self.path, self.name, self.shape, self.dtype, values=self._values)
         other.files, other.compressed = self.files, self.compressed
         other.shape = tuple(self.shape[axis] for axis in axes)
@@ -100,7 +126,7 @@ class StoredArray(BackendArray):
 
     def _read(self, key: tuple[Any, ...]) -> Any:
         stored = tuple(key[self.axes.index(axis)] for axis in range(len(self.axes)))
-        # An axis that is indexed with a number is not in the result.
+        # An axis that is indexed with an integer is dropped from the result.
         number = (int, np.integer)
         left = [axis for axis, k in zip(self.axes, key, strict=True) if not isinstance(k, number)]
         if self._values is not None:
@@ -113,7 +139,7 @@ class StoredArray(BackendArray):
 
 
 class _Search:
-    """Goes from links to the array that is meant, and from a virtual array to its sources."""
+    """Resolves links to an array, and a virtual dataset to its sources."""
 
     def __init__(self, path: Path):
         self.path, self.folder = path, path.resolve().parent
@@ -124,7 +150,7 @@ class _Search:
         return UserError(f"{self.path}: '{name}' {problem}")
 
     def find(self, path: Path, name: str) -> StoredArray:
-        """The array at a path in a file, wherever links lead."""
+        """The array at a path in a file, after all links are resolved."""
         name = _joined(name)
         parts = name.split("/") if name else []
         with _reading(path), h5py.File(path, "r") as file:
@@ -152,12 +178,16 @@ class _Search:
             return self.checked(path, _open(group, part))
 
     def checked(self, path: Path, array: h5py.Dataset) -> StoredArray:
-        """An array of numbers that is written as a whole, with the files that it lies in noted."""
+        """Checks that an array is numeric and complete, and records the files that store it."""
         name = _joined(array.name)
         self.files.append(path)
         outside = array.external or ()
-        if outside and self.in_virtual:  # HDF5 would look for it in the working folder
-            raise self.error(name, "is a source of a virtual array and lies outside its file")
+        if outside and self.in_virtual:  # HDF5 would search the working folder
+            raise self.error(
+                name,
+                "is a source of a virtual array and has external storage, which is not supported; "
+                "copy it into its file",
+            )
         held = 0
         for file, offset, size in outside:
             self.files.append(self.inside(name, path, file))
@@ -187,33 +217,36 @@ class _Search:
         if self.steps > MOST_LINKS:
             raise self.error(
                 name,
-                f"leads over more than {MOST_LINKS} links, perhaps in a circle; copy the "
+                f"is reached through more than {MOST_LINKS} links, which may be circular; copy the "
                 "array into the file",
             )
 
     def inside(self, name: str, path: Path, file: str) -> Path:
-        """The file that a link names, if it is in the folder of the user's file."""
+        """The target of a reference, if it is in the folder of the user's file."""
         try:
             target = (path.resolve().parent / file).resolve()
         except (OSError, RuntimeError, ValueError) as error:
-            raise self.error(name, f"leads to a file that cannot be found ({error})") from None
+            raise self.error(name, f"refers to a file that cannot be found ({error})") from None
         if not target.is_relative_to(self.folder):
             raise self.error(
                 name,
-                f"lies in {file}, outside the folder of the file, which is not read; copy it there",
+                f"is stored in {file}, outside the folder of the file, and is not read; copy it "
+                "into that folder",
             )
         if not target.is_file():
-            raise self.error(name, f"lies in {file}, and there is no such file in its folder")
+            raise self.error(
+                name, f"is stored in {file}, and there is no such file in its folder; copy it there"
+            )
         return target
 
 
 def _joined(*parts: str) -> str:
-    """A path in a file without what means nothing in it: `//`, `.`, and `/` at its ends."""
+    """Joins the parts of a path in a file, without `//`, `.`, or `/` at its ends."""
     return "/".join(part for part in "/".join(parts).split("/") if part not in ("", "."))
 
 
 def _open(group: h5py.Group, name: str) -> h5py.Dataset:
-    """Opens an array; external storage is looked for in the folder of the file."""
+    """Opens an array; HDF5 searches for external storage in the folder of the file."""
     access = h5py.h5p.create(h5py.h5p.DATASET_ACCESS)
     access.set_efile_prefix(b"${ORIGIN}")
     access.set_virtual_prefix(b"${ORIGIN}")
@@ -247,23 +280,23 @@ def _of_old_matlab(path: Path, name: str) -> StoredArray:
             values = loadmat(path, variable_names=[name]).get(name)
         except (OSError, MemoryError):
             raise
-        except Exception as error:  # scipy raises whatever a damaged file leads to
+        except Exception as error:  # scipy raises various exceptions for a damaged file
             raise UserError(
                 f"{path} cannot be read as a MATLAB file ({error}); copy or export it again"
             ) from None
     if name not in known or values is None:
         raise UserError(f"{path}: there is no array '{name}'; {nearest(name, known)}")
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "biuf":
-        raise UserError(f"{path}: '{name}' is no array of numbers; convert it to one")
+        raise UserError(f"{path}: '{name}' is not a numeric array; convert it to one")
     return StoredArray(path, name, values.shape, values.dtype, values=values)
 
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Turns what the file system or HDF5 objects to into a sentence."""
+    """Converts the exceptions of the file system and of HDF5 to a UserError."""
     try:
         if path.exists() and not path.is_file():
-            raise UserError(f"{path} is no file; check the path")
+            raise UserError(f"{path} is not a file; check the path")
         yield
     except FileNotFoundError:
         raise UserError(f"there is no file {path}; check the path") from None

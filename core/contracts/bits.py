@@ -1,4 +1,4 @@
-"""Binary stimuli as bits: an eighth of the memory."""
+"""Binary stimuli stored as bits, in an eighth of the memory of int8."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,12 +11,17 @@ from retinakit.contracts.errors import UserError
 
 @dataclass(frozen=True)
 class Bits:
-    """A stimulus of +1 (bit 1) and -1 (bit 0).
+    """A stimulus with the values +1 (bit 1) and -1 (bit 0).
 
     Attributes:
-        packed: (frame, byte) uint8, 8 pixels a byte, the lowest bit first; the pixels of a frame
-            are those of its flattened (y, x), and its last byte is filled up.
-        pixels: how many pixels a frame has.
+        packed: (frame, byte) uint8 with 8 pixels per byte, least significant bit first. The pixels
+            of a frame are in the order of its flattened (y, x); the last byte is padded with 0.
+        pixels: the number of pixels of a frame.
+
+    Example:
+        >>> bits = Bits.pack(np.array([[[1, -1], [-1, 1]]]))  # (frame, y, x)
+        >>> bits.packed.shape, bits.unpack().tolist()
+        ((1, 1), [[1, -1, -1, 1]])
     """
 
     packed: NDArray[np.uint8]
@@ -24,17 +29,23 @@ class Bits:
 
     @classmethod
     def pack(cls, stimulus: NDArray[Any]) -> "Bits":
-        """The bits of a stimulus (frame, ...).
+        """Packs a stimulus.
+
+        Args:
+            stimulus: (frame, ...), all values +1 or -1.
 
         Raises:
             UserError: if a value is neither +1 nor -1.
         """
         flat = stimulus.reshape(len(stimulus), -1)
         if not np.all((flat == 1) | (flat == -1)):
-            raise UserError("bits hold a stimulus of +1 and -1, and this one has other values")
+            raise UserError(
+                "the stimulus has values other than +1 and -1 and cannot be stored as bits; give "
+                "it as an array"
+            )
         return cls(np.packbits(flat > 0, axis=1, bitorder="little"), flat.shape[1])
 
     def unpack(self) -> NDArray[np.int8]:
-        """The stimulus, (frame, pixel), of +1 and -1."""
+        """The stimulus (frame, pixel), +1 and -1, int8."""
         bits = np.unpackbits(self.packed, axis=1, count=self.pixels, bitorder="little")
         return 2 * bits.view(np.int8) - 1

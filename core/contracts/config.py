@@ -1,4 +1,4 @@
-"""Options of plugins: frozen pydantic models that refuse what they do not know."""
+"""Options of plugins: frozen pydantic models that reject unknown options."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,9 +7,19 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo
 
 
 class Config(BaseModel):
-    """Base of every plugin's options. Each field has a default and a description.
+    """Base class of the options of a plugin. Each field has a default and a description.
 
-    No number is infinite or NaN, also in a list or a mapping of numbers.
+    Numbers must be finite, in lists and mappings too.
+
+    Raises:
+        pydantic.ValidationError: if an option is unknown, of the wrong type or out of range.
+
+    Example:
+        >>> from pydantic import Field
+        >>> class Options(Config):
+        ...     lags: int = Field(20, ge=1, description="Frames of history.")
+        >>> Options(lags=5)
+        Options(lags=5)
     """
 
     model_config = ConfigDict(
@@ -22,9 +32,9 @@ def _from_pipeline_folder(path: Path, info: ValidationInfo) -> Path:
     try:
         path = path.expanduser()
         return (Path(folder) / path).resolve() if folder else path
-    except (OSError, RuntimeError) as error:  # an unknown ~user, links in a circle
-        raise ValueError(f"the path leads nowhere: {error}") from None
+    except (OSError, RuntimeError) as error:  # an unknown ~user, circular links
+        raise ValueError(f"the path cannot be resolved: {error}") from None
 
 
 InputPath = Annotated[Path, AfterValidator(_from_pipeline_folder)]
-"""A path in a pipeline, relative to the folder of the pipeline file."""
+"""The type of an option that is a path, relative to the folder of the pipeline file."""

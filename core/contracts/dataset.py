@@ -1,4 +1,4 @@
-"""The dataset contract: something that makes a recording."""
+"""The dataset contract: a dataset makes a recording."""
 
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -10,27 +10,42 @@ from retinakit.contracts.plugin import Plugin
 
 
 class Dataset(Plugin, ABC):
-    """Makes a recording (see `retinakit.contracts`), from files, a simulation, or another one.
+    """Base class of datasets, which make a recording from files, a simulation or another recording.
+
+    See `retinakit.contracts.recording` for the recording.
 
     Attributes:
-        volatile: the stimulus is cheaper to make again than to store (a crop of a cached movie, a
-            filtered copy of another dataset). The store then keeps the recording without it, and
-            makes it again where it is needed.
+        volatile: whether the stimulus is cheaper to compute again than to store, such as a crop of
+            a movie or a filtered copy of another dataset. The store then keeps the recording
+            without the stimulus, and `load` is called again when the stimulus is needed.
+
+    Example:
+        >>> import numpy as np
+        >>> from retinakit.contracts import SPLITS, make_recording, make_split
+        >>> class Noise(Dataset):
+        ...     def load(self):
+        ...         random = np.random.default_rng(self.seed)
+        ...         stimulus = random.standard_normal((50, 4, 4))
+        ...         spikes = random.poisson(1, (50, 2))
+        ...         split = make_split(stimulus, spikes, frame_interval=0.02)
+        ...         return make_recording(dict.fromkeys(SPLITS, split))
+        >>> Noise(seed=1).load()["train"]["response"].shape
+        (50, 2)
     """
 
     volatile: ClassVar[bool] = False
 
     @abstractmethod
     def load(self, *args: Any, **kwargs: Any) -> xr.DataTree:
-        """The recording.
+        """Makes the recording.
 
-        A dataset made from another one declares `load(self, data)`, and gets the recording of the
-        step that its `data:` names; one that stands alone declares `load(self)`.
+        A dataset that is derived from another one declares `load(self, data)` and gets the
+        recording of the step that its `data:` names; any other declares `load(self)`.
 
         Raises:
-            UserError: if the source cannot be read; names the file and the reason.
+            UserError: if a file cannot be read; the message names the file and the reason.
         """
 
     def files(self) -> list[Path]:
-        """The input files. Their contents are part of what identifies the result."""
+        """The input files. The result is computed again when their contents change."""
         return []

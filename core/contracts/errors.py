@@ -1,19 +1,26 @@
-"""Errors that a user can act on: one sentence saying what is wrong, where, and what to do."""
+"""Errors that a user can correct. The message says what is wrong, where, and what to do."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 
 class UserError(Exception):
-    """Something the user wrote or supplied is wrong; the message is the whole explanation."""
+    """Invalid input of the user. The message is shown without a traceback."""
 
 
 class RecordingError(UserError):
-    """A recording breaks the contract; names the variable, the dimension and the remedy."""
+    """A recording violates the contract. The message names the variable, dimension and remedy."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint naming the known names closest to `name`, or all of them when none is close."""
+    """A hint with the known names that are closest to `name`, or all names if none is close.
+
+    Example:
+        >>> nearest("lgas", ["lags", "steps"])
+        "did you mean 'lags'?"
+        >>> nearest("dropout", ["lags", "steps"])
+        'known: lags, steps'
+    """
     known = sorted(known)
     close = get_close_matches(name, known, n=3, cutoff=0.5)
     if close:

@@ -1,4 +1,4 @@
-"""Blocks of frames, to go through a stimulus that may be larger than memory."""
+"""Blocks of frames, for computations on a stimulus that may be larger than memory."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,22 +8,27 @@ import xarray as xr
 from numpy.typing import NDArray
 
 BYTES = 256 * 2**20
-"""How much of the stimulus is held as numbers at a time."""
+"""Size of a block of the stimulus in memory."""
 
 LAYER = 4
-"""Up to this many times as much is held where the chunks of a file are so long."""
+"""A block may be larger than `BYTES` by up to this factor, to hold a whole chunk of a file."""
 
 
 def blocks(stimulus: xr.DataArray, history: int = 0, itemsize: int = 0) -> Iterator[slice]:
-    """Blocks of frames, of which each begins with the last `history` frames of the one before.
+    """Iterates over blocks of frames; each begins with the last `history` frames before it.
 
-    They end where chunks of the file (the encoding `preferred_chunks`, as xarray's backends set it)
-    or of dask end, so that no block reads a part of a chunk, but for its history.
+    Blocks end at the ends of chunks, of the file (the encoding `preferred_chunks` of xarray's
+    backends) or of dask, so that except for its history no block reads a part of a chunk.
 
     Args:
         stimulus: (frame, ...).
-        history: frames.
-        itemsize: bytes of a value while it is worked on; those of the stimulus, if they are more.
+        history: the number of frames by which a block overlaps the one before it.
+        itemsize: bytes per value during the computation; at least those of the stimulus are used.
+
+    Example:
+        >>> large = np.broadcast_to(np.float32(0), (6, 8192, 8192))  # 256 MB for each frame
+        >>> list(blocks(xr.DataArray(large, dims=("frame", "y", "x")), history=1))
+        [slice(0, 4, None), slice(3, 6, None)]
     """
     frames = len(stimulus)
     frame_bytes = int(np.prod(stimulus.shape[1:])) * max(itemsize, stimulus.dtype.itemsize)
@@ -40,7 +45,14 @@ def blocks(stimulus: xr.DataArray, history: int = 0, itemsize: int = 0) -> Itera
 
 
 def first_frames(stimulus: xr.DataArray, most: int = 10_000) -> NDArray[Any]:
-    """The first frames, from which the contrast is estimated: at most a block of them.
+    """Reads the first frames, for an estimate of the contrast.
+
+    Args:
+        stimulus: (frame, ...).
+        most: the maximum number of frames; at most one block is read.
+
+    Returns:
+        (frame, ...), the values.
 
     Example:
         >>> first_frames(xr.DataArray(np.ones((5, 2, 2)), dims=("frame", "y", "x")), most=3).shape
@@ -52,7 +64,7 @@ def first_frames(stimulus: xr.DataArray, most: int = 10_000) -> NDArray[Any]:
 
 
 def _chunk_ends(stimulus: xr.DataArray, longest: int) -> NDArray[np.int64] | None:
-    """Where chunks end, from 0 on; None if there are none, or they are too long to be held."""
+    """The frames at which chunks end, with 0 first; None without chunks or if they are too long."""
     if stimulus.chunks is not None:
         return np.cumsum([0, *stimulus.chunks[0]])
     length = stimulus.encoding.get("preferred_chunks", {}).get(stimulus.dims[0], 0)
@@ -62,7 +74,18 @@ def _chunk_ends(stimulus: xr.DataArray, longest: int) -> NDArray[np.int64] | Non
 
 
 class Reader:
-    """Reads blocks in turn; the history of a block is not read from a chunked file again."""
+    """Reads consecutive blocks, and does not read the history again from a chunked file.
+
+    Args:
+        stimulus: (frame, ...).
+        history: frames by which blocks overlap, as for `blocks`.
+
+    Example:
+        >>> stimulus = xr.DataArray(np.arange(10), dims="frame")
+        >>> reader = Reader(stimulus, history=2)
+        >>> reader[slice(0, 5)].tolist(), reader[slice(3, 8)].tolist()
+        ([0, 1, 2, 3, 4], [3, 4, 5, 6, 7])
+    """
 
     def __init__(self, stimulus: xr.DataArray, history: int):
         self.stimulus, self.history = stimulus, history

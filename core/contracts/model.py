@@ -1,4 +1,4 @@
-"""The model contract: fit a recording, predict expected spikes, give labelled parameters, save."""
+"""The model contract: fit a recording, predict responses, return labelled parameters, save."""
 
 import json
 from abc import ABC, abstractmethod
@@ -28,36 +28,72 @@ Shown = xr.Dataset | xr.DataTree | xr.DataArray | ArrayLike
 
 
 class Model(Plugin, ABC):
-    """Predicts the expected response of each cell from the stimulus.
+    """Base class of models, which predict the expected response of each cell from the stimulus.
 
-    A subclass says `fit`, `respond`, `parameters`, and `state` and `restore` for saving. `lags` is
-    the number of frames it looks back over, the present one included. `fit` and `restore` set
-    `field`.
+    A subclass implements `lags`, `fit`, `respond`, `parameters`, and, for saving, `state` and
+    `restore`. `fit` and `restore` set `field`.
 
-    A model with parts that one can look into, such as a network, also says `layers`, `activity` and
-    `without`. The analyses of filters, lesions and optimal stimuli are written against these.
+    A model with layers, such as a network, also implements `layers`, `activity` and `without`. The
+    analyses of filters, lesions and optimal stimuli use these three methods.
+
+    Example:
+        >>> class Mean(Model):
+        ...     lags = 1
+        ...
+        ...     def fit(self, recording, *, checkpoint=None, progress=silent):
+        ...         train = recording["train"].to_dataset()
+        ...         self.field = coordinates_of(train, self.lags)
+        ...         self.mean = train["response"].mean("frame").values
+        ...         return xr.Dataset()
+        ...
+        ...     def respond(self, split):
+        ...         return np.tile(self.mean, (split.sizes["frame"], 1))
+        ...
+        ...     def parameters(self):
+        ...         return self.field.assign(mean=("cell", self.mean))
+        ...
+        ...     def state(self):
+        ...         return self.parameters()
+        ...
+        ...     def restore(self, state):
+        ...         self.field, self.mean = state.drop_vars("mean"), state["mean"].values
+        >>> from retinakit.contracts import SPLITS, make_recording, make_split
+        >>> spikes = np.array([[0], [1], [2]])  # (frame, cell)
+        >>> split = make_split(np.zeros((3, 2, 2)), spikes, frame_interval=0.03)
+        >>> model = Mean()
+        >>> _ = model.fit(make_recording(dict.fromkeys(SPLITS, split)))
+        >>> model.predict(split).values.ravel()
+        array([1., 1., 1.])
     """
 
     field: xr.Dataset
-    """What `coordinates_of` gave at the fit: lags, channels, pixels and cells."""
+    """The coordinates of the fitted recording (lags, channels, pixels, cells); see
+    `coordinates_of`."""
 
     extends: ClassVar[str] = ""
-    """The option, such as `steps`, with a larger value of which a finished fit is continued."""
+    """The option, such as `steps`, that can be raised to continue a finished fit; "" for none."""
 
     several: ClassVar[bool] = False
-    """Whether `fit` may be given several recordings, as a mapping from their names."""
+    """Whether `fit` accepts several recordings, as a mapping from their names."""
 
     def begins_anew(self) -> str:
-        """Why a fit with a larger value of `extends` begins anew; "" if a finished one goes on."""
+        """The reason why raising the option `extends` restarts a finished fit.
+
+        Returns:
+            One sentence, or "" if the finished fit is continued.
+        """
         return ""
 
     @property
     def recordings(self) -> tuple[str, ...]:
-        """The names of the recordings that the model was fitted to; () if it was one."""
+        """The names of the recordings to which the model was fitted; () for a single recording."""
         return ()
 
     def of(self, name: str) -> "Model":
-        """The fitted model of one of several recordings.
+        """The fitted model of one recording, for a model fitted to several.
+
+        Args:
+            name: the name of the recording, one of `recordings`.
 
         Raises:
             UserError: if there is no recording of this name.
@@ -70,7 +106,7 @@ class Model(Plugin, ABC):
     @property
     @abstractmethod
     def lags(self) -> int:
-        """Frames of history that a prediction needs, its own frame included."""
+        """The number of frames on which a prediction depends, including its own frame."""
 
     @abstractmethod
     def fit(
@@ -80,19 +116,19 @@ class Model(Plugin, ABC):
         checkpoint: Path | None = None,
         progress: Progress = silent,
     ) -> xr.Dataset:
-        """Fits on `train`, chooses on `validation`, does not look at `test`.
+        """Fits the model on `train` and selects on `validation`, without using `test`.
 
-        Frames in which a cell has no response (NaN) are left out for that cell. In `validation` a
-        cell may have none.
+        Frames in which a cell has no response (NaN) are excluded for that cell. In `validation`, a
+        cell may have no responses at all.
 
         Args:
             recording: see `retinakit.contracts.recording`.
-            checkpoint: a file to write the state of an unfinished fit to now and then, and to go
-                on from if it exists; the result is the same as that of an uninterrupted fit.
-            progress: is told how far the fit is.
+            checkpoint: a file to which the state of an unfinished fit is written regularly. If it
+                exists, the fit resumes from it, with the result of an uninterrupted fit.
+            progress: is called during the fit.
 
         Returns:
-            The training curves, along the dimension `check`.
+            The training curves, along the dimension `check` (one entry for each validation).
 
         Raises:
             UserError: if the recording does not suit the model.
@@ -100,31 +136,33 @@ class Model(Plugin, ABC):
 
     @abstractmethod
     def respond(self, split: xr.Dataset) -> NDArray[Any]:
-        """The expected responses to a split, as numbers; `predict` checks and labels.
+        """Computes the expected responses to a split for `predict`, which checks and labels them.
 
         Args:
-            split: `stimulus (frame, [channel,] y, x)` of the size that was fitted and the
-                coordinate `segment`, with at least one frame that has a full history. Covariates
-                and responses are there if `predict` was given them.
+            split: `stimulus (frame, [channel,] y, x)` of the fitted size and the coordinate
+                `segment`, with at least one frame that has a full history. It has covariates and
+                responses if `predict` was given them.
 
         Returns:
-            ([repeat,] frame, cell). Values in frames without a full history are not used.
+            ([repeat,] frame, cell), in the units of the fitted response. Values in frames without
+            a full history are ignored.
         """
 
     def predict(self, split: Shown) -> xr.DataArray:
-        """Expected responses, in spikes per bin or the units of the response that was fitted.
+        """Predicts expected responses, in spikes per bin or the units of the fitted response.
 
         Args:
-            split: a split of a recording, its stimulus alone, or an array (frame, [channel,] y, x),
-                which is one segment.
+            split: a split of a recording, its stimulus alone, or an array (frame, [channel,] y, x)
+                that is one segment.
 
         Returns:
-            ([repeat,] frame, cell) with the cells that were fitted and the frames' coordinates
-            (`time`, `segment`, and those of trials); NaN in frames without a full history.
+            ([repeat,] frame, cell) with the fitted cells and the coordinates of the frames (`time`,
+            `segment`, and those of trials); NaN in frames without a full history.
 
         Raises:
-            RecordingError: if the stimulus is not of the form that the model was fitted to.
-            UserError: if the model is not fitted, or is of several recordings.
+            RecordingError: if the stimulus does not have the dimensions, pixels or frame interval
+                of the fitted recording.
+            UserError: if the model is not fitted, or was fitted to several recordings.
         """
         split = self.prepare(split)
         frames, cells = split.sizes["frame"], self.field.sizes["cell"]
@@ -133,19 +171,22 @@ class Model(Plugin, ABC):
             rate = np.asarray(self.respond(split))
         if rate.ndim not in (2, 3) or rate.shape[-2:] != (frames, cells):
             raise UserError(
-                f"respond of the {type(self).__name__} gave an array of shape {rate.shape}; it "
-                f"must be ([repeat,] frame, cell), here ({frames}, {cells})"
+                f"respond() of the {type(self).__name__} returned an array of shape {rate.shape}; "
+                f"return ([repeat,] frame, cell), here ({frames}, {cells})"
             )
         prediction = self.label(rate, split, RESPONSE_DIMS[rate.ndim - 2], name="prediction")
         prediction.attrs["units"] = self.field.attrs.get("response_units", SPIKES_PER_BIN)
         return prediction.assign_coords(cell=self.field["cell"].variable)
 
     def layers(self) -> dict[str, str]:
-        """The names of the layers one can look into, with the dimension of their units."""
+        """The names of the layers, each with the name of the dimension of its units.
+
+        Such as {"convolution": "filter"}; empty for a model without layers.
+        """
         return {}
 
     def activity(self, split: Shown, layer: str) -> xr.DataArray:
-        """The output of the units of a layer, after its nonlinearity.
+        """The outputs of the units of a layer, after its nonlinearity.
 
         Args:
             split: as for `predict`.
@@ -155,30 +196,44 @@ class Model(Plugin, ABC):
             (frame, unit dimension, ...), NaN in frames without a full history.
 
         Raises:
-            UserError: if there is no such layer.
+            RecordingError: as for `predict`.
+            UserError: if there is no such layer or the model is not fitted.
         """
         raise self._no_layer(layer)
 
     def without(self, layer: str, units: Sequence[int]) -> Self:
-        """A copy of the fitted model in which some units of a layer are silent: their output is 0.
+        """A copy of the fitted model in which the outputs of some units of a layer are set to 0.
 
         Args:
             layer: one of `layers()`.
-            units: positions along the layer's dimension of units.
+            units: indices along the layer's dimension of units, from 0.
 
         Raises:
-            UserError: if there is no such layer or unit.
+            UserError: if there is no such layer or unit, or the model is not fitted.
         """
         raise self._no_layer(layer)
 
     def check_layer(self, layer: str) -> None:
-        """Raises UserError unless the model is fitted and has the layer."""
+        """Checks that the model is fitted and has a layer.
+
+        Raises:
+            UserError: if it is not fitted or has no such layer.
+        """
         self.check_fitted()
         if layer not in self.layers():
             raise self._no_layer(layer)
 
     def check_units(self, layer: str, units: Sequence[int], size: int) -> None:
-        """Raises UserError unless the layer, of `size` units, has these units."""
+        """Checks that the model is fitted and a layer has the given units.
+
+        Args:
+            layer: one of `layers()`.
+            units: indices from 0.
+            size: the number of units of the layer.
+
+        Raises:
+            UserError: if it is not fitted, or there is no such layer or unit.
+        """
         self.check_layer(layer)
         unknown = [unit for unit in units if not 0 <= unit < size]
         if unknown:
@@ -191,28 +246,39 @@ class Model(Plugin, ABC):
         name, layers = type(self).__name__, self.layers()
         if not layers:
             return UserError(
-                f"the {name} has no layers that one can look into; name a model that has, such as "
-                "a convolutional network"
+                f"the {name} has no layers; choose a model with layers, such as a convolutional "
+                "network"
             )
         return UserError(f"the {name} has no layer '{layer}'; {nearest(layer, layers)}")
 
     def check_fitted(self) -> None:
-        """Raises UserError unless the model was fitted or loaded."""
+        """Checks that the model was fitted or loaded.
+
+        Raises:
+            UserError: if it was not.
+        """
         if not hasattr(self, "field"):
             raise UserError(f"the {type(self).__name__} is not fitted; call fit or load first")
 
     def prepare(self, split: Shown) -> xr.Dataset:
-        """What `predict` was given as a split that suits the fitted model.
+        """Converts the argument of `predict` to a split and checks it against the fitted recording.
+
+        Args:
+            split: as for `predict`.
+
+        Returns:
+            A split with `stimulus`, `segment`, `time` and `frame_interval`.
 
         Raises:
-            RecordingError: naming the dimension that differs.
-            UserError: if the model is not fitted, or is of several recordings.
+            RecordingError: if the stimulus differs from that of the fit; the message names the
+                dimension.
+            UserError: if the model is not fitted, or was fitted to several recordings.
         """
         self.check_fitted()
         if self.recordings:
             raise UserError(
                 f"the {type(self).__name__} was fitted to several recordings "
-                f"({', '.join(self.recordings)}); choose one with of(name)"
+                f"({', '.join(self.recordings)}); select the model of one with of(name)"
             )
         split = _as_split(split, self.field)
         _check_split(split, self.field)
@@ -221,14 +287,16 @@ class Model(Plugin, ABC):
     def label(
         self, values: NDArray[Any], split: xr.Dataset, dims: Sequence[str], name: str | None = None
     ) -> xr.DataArray:
-        """Values of a split's frames with the frames' coordinates.
+        """Labels an array with the coordinates of the frames of a split.
 
         Args:
-            values: with `frame` among the dimensions `dims`.
-            split: what `prepare` gave.
+            values: with the dimensions `dims`.
+            split: as returned by `prepare`.
+            dims: the names of the dimensions, `frame` among them.
+            name: of the result.
 
         Returns:
-            The same, NaN in frames without a full history.
+            The labelled array, NaN in frames without a full history.
         """
         known = full_history(split["segment"], self.lags)
         shape = [-1 if dim == "frame" else 1 for dim in dims]
@@ -243,23 +311,37 @@ class Model(Plugin, ABC):
 
     @abstractmethod
     def parameters(self) -> xr.Dataset:
-        """What was learned, as arrays with dimensions and coordinates that say what they are.
+        """The fitted parameters, as arrays with labelled dimensions.
 
-        Filters on the stimulus are called `kernel`: `(cell, lag, y, x)` where each cell has one,
-        `(filter, lag, kernel_y, kernel_x)` where they are convolved, with `output_weight (cell,
-        filter, map_y, map_x)`.
+        Filters of the stimulus have the name `kernel`: `(cell, lag, y, x)` if each cell has its
+        own, `(filter, lag, kernel_y, kernel_x)` if they are convolved with the stimulus, with
+        `output_weight (cell, filter, map_y, map_x)`.
+
+        Raises:
+            UserError: if the model is not fitted.
         """
 
     @abstractmethod
     def state(self) -> xr.Dataset:
-        """Everything that `restore` needs to make a fitted model again."""
+        """All arrays and attributes from which `restore` reconstructs the fitted model."""
 
     @abstractmethod
     def restore(self, state: xr.Dataset) -> None:
-        """Takes back what `state` gave."""
+        """Reconstructs the fitted model.
+
+        Args:
+            state: as returned by `state`.
+        """
 
     def save(self, path: Path | str, curves: xr.Dataset | None = None) -> None:
-        """Writes the fitted model as NetCDF-4: groups `parameters`, `state` and `curves`."""
+        """Writes the fitted model to a NetCDF-4 file.
+
+        Args:
+            path: of the file, which is overwritten.
+            curves: the training curves returned by `fit`.
+
+        The file has the groups `parameters`, `state` and, with curves, `curves`.
+        """
         groups = {"parameters": self.parameters(), "state": self.state()}
         if curves is not None:
             groups["curves"] = curves
@@ -273,10 +355,13 @@ class Model(Plugin, ABC):
 
     @classmethod
     def load(cls, path: Path | str) -> Self:
-        """Reads a model of this class that `save` wrote.
+        """Reads a model of this class that was written by `save`.
+
+        Args:
+            path: of the file.
 
         Raises:
-            UserError: if the file holds something else, or is damaged.
+            UserError: if there is no such file, it holds no model of this class, or it is damaged.
         """
         with reading_model(path):
             tree = read_netcdf(path, load=True)
@@ -297,11 +382,11 @@ class Model(Plugin, ABC):
 
 
 def cells_of_recording(labelled: xr.Dataset, recording: str) -> xr.Dataset:
-    """Arrays of one recording of several, with its cells named RECORDING/CELL.
+    """Renames the cells of one of several recordings to RECORDING/CELL.
 
     Args:
-        labelled: with the dimension `cell`.
-        recording: its name, which becomes the coordinate `recording` along `cell`.
+        labelled: arrays with the dimension `cell`.
+        recording: the name of the recording, stored as the coordinate `recording` along `cell`.
 
     Example:
         >>> import xarray as xr
@@ -317,10 +402,10 @@ def cells_of_recording(labelled: xr.Dataset, recording: str) -> xr.Dataset:
 
 @contextmanager
 def reading_model(path: Path | str) -> Iterator[None]:
-    """Turns whatever is raised while a fitted model is read into a sentence.
+    """Converts any exception during the reading of a fitted model to a UserError.
 
     Raises:
-        UserError: saying that the file is not there or is damaged.
+        UserError: if the file does not exist or is damaged.
     """
     try:
         yield
@@ -328,7 +413,7 @@ def reading_model(path: Path | str) -> Iterator[None]:
         raise
     except FileNotFoundError:
         raise UserError(f"there is no file {path}; check the path") from None
-    except Exception as error:  # what a damaged file leads to, in HDF5 or in the model
+    except Exception as error:  # HDF5 or the model may raise anything for a damaged file
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(
             f"{path} cannot be read as a fitted model ({reason}); it may be damaged: fit it again"
@@ -336,10 +421,25 @@ def reading_model(path: Path | str) -> Iterator[None]:
 
 
 def coordinates_of(split: xr.Dataset, lags: int) -> xr.Dataset:
-    """The coordinates that label the parameters of a model of this recording.
+    """The coordinates that label the parameters of a model fitted to a recording.
 
-    A model keeps them as its `field` and in its `state`, so that one read from disk knows its
-    pixels and its cells. The attributes are `frame_interval` (s) and `response_units`.
+    A model stores them as its `field` and in its `state`, so that they are available after loading.
+
+    Args:
+        split: the training split of the recording.
+        lags: the number of frames on which a prediction depends.
+
+    Returns:
+        A Dataset without variables: the coordinates `lag`, `lag_time` (s), `y`, `x`, `cell`, and,
+        where the split has them, `channel` and `covariate`. The attributes are `frame_interval` (s)
+        and `response_units`.
+
+    Example:
+        >>> from retinakit.contracts import make_split
+        >>> split = make_split(np.zeros((6, 4, 5)), np.zeros((6, 2)), frame_interval=0.02)
+        >>> field = coordinates_of(split, lags=3)
+        >>> dict(field.sizes), field.attrs["response_units"]
+        ({'lag': 3, 'y': 4, 'x': 5, 'cell': 2}, 'spikes per bin')
     """
     stimulus = split["stimulus"]
     coords: dict[str, Any] = dict(lag_coordinate(np.arange(lags), split.attrs["frame_interval"]))
@@ -359,12 +459,12 @@ def coordinates_of(split: xr.Dataset, lags: int) -> xr.Dataset:
 
 
 def _as_split(shown: Shown, field: xr.Dataset) -> xr.Dataset:
-    """A split of what `predict` was given, with segments, times and a frame interval."""
+    """Converts the argument of `predict` to a split with segments, times and a frame interval."""
     if isinstance(shown, xr.DataTree):
         shown = shown.to_dataset()
     if isinstance(shown, xr.Dataset):
         if "stimulus" not in shown:
-            raise RecordingError("the split has no variable 'stimulus', which is what is shown")
+            raise RecordingError("the split has no variable 'stimulus'; add it")
         split = shown
     elif isinstance(shown, xr.DataArray):
         split = shown.rename("stimulus").to_dataset()
@@ -393,7 +493,7 @@ def _as_split(shown: Shown, field: xr.Dataset) -> xr.Dataset:
 
 
 def _check_split(split: xr.Dataset, field: xr.Dataset) -> None:
-    """Checks that a split is of the form that a model was fitted to."""
+    """Checks that a split agrees with the recording to which a model was fitted."""
     for dim in ("channel", "y", "x"):
         size, expected = split["stimulus"].sizes.get(dim), field.sizes.get(dim)
         if size != expected:
@@ -405,12 +505,12 @@ def _check_split(split: xr.Dataset, field: xr.Dataset) -> None:
     if not same_interval(interval, expected):
         raise RecordingError(
             f"a frame lasts {interval:g} s (attribute 'frame_interval') and the model was fitted "
-            f"to frames of {expected:g} s; resample the stimulus"
+            f"with frames of {expected:g} s; resample the stimulus"
         )
     if "covariates" in split and "covariate" in field.coords:
         given, fitted = split["covariate"].values, field["covariate"].values
         if not np.array_equal(given, fitted):
             raise RecordingError(
                 f"the covariates are {', '.join(map(str, given))} (dimension 'covariate') and the "
-                f"model was fitted with {', '.join(map(str, fitted))}; give the same in this order"
+                f"model was fitted with {', '.join(map(str, fitted))}; give these in this order"
             )

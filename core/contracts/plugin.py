@@ -1,4 +1,4 @@
-"""What datasets, models and analyses have in common: options and a seed."""
+"""The common base of datasets, models and analyses: options and a seed."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
@@ -11,13 +11,23 @@ class Plugin:
 
     Args:
         config: the options, as a `Config` of the class or a mapping; None for the defaults.
-        seed: fixes everything random.
+        seed: of all random numbers.
 
     Raises:
         pydantic.ValidationError: if an option is unknown or of the wrong type.
 
     Attributes:
-        quick: options that make the plugin small, for the checks of `retinakit.testing`.
+        Config: the class of the options.
+        quick: options with which the plugin runs in seconds, for the checks of
+            `retinakit.testing`.
+
+    Example:
+        >>> from pydantic import Field
+        >>> class Crop(Plugin):
+        ...     class Config(BaseConfig):
+        ...         size: int = Field(8, description="Side of the field in pixels.")
+        >>> Crop({"size": 4}, seed=1)
+        Crop(size=4, seed=1)
     """
 
     Config: ClassVar[type[BaseConfig]] = BaseConfig
@@ -29,7 +39,12 @@ class Plugin:
 
     @classmethod
     def with_options(cls, *, seed: int = 0, **options: Any) -> Self:
-        """The plugin with options given by keyword, as one writes it in a notebook."""
+        """The plugin with its options given as keyword arguments.
+
+        Example:
+            >>> Plugin.with_options(seed=3).seed
+            3
+        """
         return cls(options, seed=seed)
 
     def __repr__(self) -> str:

@@ -1,32 +1,33 @@
 """The recording contract: stimulus and responses, with splits, as an xarray.DataTree.
 
-A recording has the groups `train`, `validation` and `test` (and `truth` where a simulator knows the
-answer). Each split is a Dataset with
+A recording has the groups `train`, `validation` and `test`, and for simulated cells `truth` with
+the true parameters. Each split is a Dataset with
 
 - `stimulus (frame, [channel,] y, x)`: contrast, of any integer or float dtype, finite;
-- `response ([repeat,] frame, cell)`: spikes per bin or a rate, as its attribute `units` says; NaN
+- `response ([repeat,] frame, cell)`: spikes per bin or a rate, with the attribute `units`; NaN
   where it was not recorded;
-- `rate (frame, cell)`: the expected spikes per bin, only where it is known;
-- `covariates (frame, covariate)`: what was measured beside the stimulus, such as pupil, running and
-  eye position; the coordinates `covariate` and `units (covariate)` name them and their units;
-- coordinates `time` (s) and `segment` (int) along `frame`, `cell`, and `y`, `x` (µm, where known);
-- the attribute `frame_interval`, seconds between frames.
+- `rate (frame, cell)`, optional: the expected number of spikes per bin, if it is known;
+- `covariates (frame, covariate)`, optional: other measurements, such as pupil size, running speed
+  and eye position, with the coordinates `covariate` (names) and `units (covariate)`;
+- the coordinates `time` (s) and `segment` (integer) along `frame`, `cell`, and `y`, `x` (µm, if
+  known);
+- the attribute `frame_interval`, the time between frames in seconds.
 
-The splits have the same cells, pixels, covariates, units and frame interval. They differ in their
-frames and repeats.
+The splits have the same cells, pixels, covariates, units and frame interval. They may differ in the
+number of frames and repeats.
 
-Lags, everywhere: the dimension `lag` counts frames into the past, and 0 is the frame shown in the
-response's own bin. A window of lags never crosses from one segment to another, and frames without
-a full history are neither fitted nor scored.
+Lags: the dimension `lag` counts frames into the past, and lag 0 is the frame shown in the bin of
+the response. A window of lags never crosses from one segment to another, and frames without a full
+history are neither fitted nor scored.
 
-Missing responses: a cell needs responses in `train`; in `validation` and `test` it may be NaN
-throughout, and its scores are NaN then.
+Missing responses: a cell needs responses in `train`. In `validation` and `test` it may be NaN in
+all frames; its scores are then NaN.
 
-Trials: a trial, a clip or an image is a segment. What was varied between trials (contrast, speed,
-angle) is a coordinate along `frame` that is constant within a segment.
+Trials: a trial, a clip or an image is a segment. A parameter that varies between trials, such as
+contrast, speed or angle, is a coordinate along `frame` that is constant within a segment.
 
-Tasks: a decision is a response that is known at the frame of the decision only, with the classes
-in the place of cells: 1 for the class that was chosen, 0 for the others, and NaN in other frames.
+Tasks: a decision is a response with classes in place of cells. In the frame of the decision it is 1
+for the chosen class and 0 for the others; it is NaN in all other frames.
 """
 
 from collections.abc import Mapping, Sequence
@@ -45,13 +46,13 @@ STIMULUS_DIMS = (("frame", "y", "x"), ("frame", "channel", "y", "x"))
 RESPONSE_DIMS = (("frame", "cell"), ("repeat", "frame", "cell"))
 SPIKES_PER_BIN = "spikes per bin"
 RARE_RATE = 5
-"""Frames per second from which spike counts are not all multiples of that number by chance."""
+"""Frame rate (Hz) from which spike counts are not all multiples of the frame rate by chance."""
 FEW_SPIKES = 10
-"""Fewer spikes in a split say nothing about the mean response of a cell."""
+"""With fewer spikes in a split, the mean response of a cell is not compared between splits."""
 SAMPLE = 100
-"""Frames that are looked at before all others where a few are most often enough."""
+"""Number of frames that are checked first, because they usually decide a check."""
 RARE_RATIO = 10
-"""Ratio of the mean responses of two splits that is not due to their stimuli."""
+"""Ratio of the mean responses of two splits that different stimuli do not explain."""
 SPIKES_PER_SECOND = ("hz", "spikes/s", "spikes per second", "1/s")
 
 
@@ -79,16 +80,20 @@ def make_split(
         response: ([repeat,] frame, cell).
         frame_interval: seconds between frames.
         rate: (frame, cell), expected spikes per bin, where it is known.
-        segment: (frame,) integers; all frames are one segment by default.
-        time: (frame,) seconds; counted from 0 by default.
-        cell, y, x: coordinates; counted from 0 by default, y and x then in checks.
+        segment: (frame,) integers; by default all frames are one segment.
+        time: (frame,) in seconds; by default from 0.
+        cell, y, x: coordinates, y and x in µm; by default indices from 0, with the units "check"
+            (of a checkerboard) for y and x.
         units: of the response.
         covariates: (frame, covariate).
-        covariate_names, covariate_units: one for each; numbers, and "1", by default.
-        trial: parameters of the trials by name, (frame,) each, constant within a segment.
+        covariate_names, covariate_units: one for each covariate; by default numbers and "1".
+        trial: the parameters of trials by name, each (frame,) and constant within a segment.
+
+    Returns:
+        The split, as described in `retinakit.contracts.recording`.
 
     Raises:
-        RecordingError: if the arrays do not fit together.
+        RecordingError: if the shapes of the arrays do not agree.
 
     Example:
         >>> split = make_split(
@@ -185,7 +190,10 @@ def _with_trials(split: xr.Dataset, parameters: Mapping[str, ArrayLike]) -> xr.D
     for name, given in parameters.items():
         values = np.asarray(given)
         if name in split.variables or name in split.dims:
-            raise RecordingError(f"'{name}' is a name of the recording; name the parameter anew")
+            raise RecordingError(
+                f"'{name}' is already a variable or dimension of the recording; choose another "
+                "name for the trial parameter"
+            )
         if any(len(np.unique(values[part])) > 1 for part in segments(split)):
             raise RecordingError(
                 f"the trial parameter '{name}' changes within a segment (dimension 'frame'); give "
@@ -198,10 +206,14 @@ def _with_trials(split: xr.Dataset, parameters: Mapping[str, ArrayLike]) -> xr.D
 def make_recording(
     splits: Mapping[str, xr.Dataset], attrs: Mapping[str, Any] | None = None
 ) -> xr.DataTree:
-    """A recording from its splits (and `truth`), validated.
+    """Makes a recording from its splits and validates it.
+
+    Args:
+        splits: `train`, `validation` and `test`, and perhaps `truth`, a Dataset each.
+        attrs: attributes of the recording.
 
     Raises:
-        RecordingError: if it breaks the contract.
+        RecordingError: if the recording violates the contract.
 
     Example:
         >>> split = make_split(np.zeros((9, 4, 4)), np.ones((9, 2)), frame_interval=0.02)
@@ -216,10 +228,20 @@ def make_recording(
 
 
 def validate(recording: xr.DataTree) -> None:
-    """Checks a recording against the contract, in blocks of frames.
+    """Checks a recording against the contract. The stimulus is read in blocks of frames.
+
+    Args:
+        recording: see `retinakit.contracts.recording`.
 
     Raises:
-        RecordingError: naming the split, the variable, the dimension and what to do.
+        RecordingError: if the recording violates the contract. The message names the split, the
+            variable, the dimension and the remedy.
+
+    Example:
+        >>> split = make_split(np.zeros((9, 4, 4)), np.ones((9, 2)), frame_interval=0.02)
+        >>> validate(xr.DataTree.from_dict({"train": split, "validation": split}))
+        Traceback (most recent call last):
+        retinakit.contracts.errors.RecordingError: the recording has no split 'test'; ...
     """
     responses = {}
     for name in SPLITS:
@@ -241,11 +263,11 @@ def validate(recording: xr.DataTree) -> None:
 
 
 def _compare(name: str, split: xr.Dataset, train: xr.Dataset) -> None:
-    """Checks that a split is of the same cells, pixels, covariates and bins as train."""
+    """Checks that a split has the cells, pixels, covariates and frame interval of `train`."""
     if not np.array_equal(split["cell"], train["cell"]):
         raise RecordingError(
-            f"{name}: coordinate 'cell' differs from train's; give every split the same cells, NaN "
-            "in the 'response' where one was not recorded"
+            f"{name}: coordinate 'cell' differs from train's; give every split the same cells, "
+            "with NaN in the 'response' where a cell was not recorded"
         )
     if split["stimulus"].shape[1:] != train["stimulus"].shape[1:]:
         raise RecordingError(
@@ -255,8 +277,8 @@ def _compare(name: str, split: xr.Dataset, train: xr.Dataset) -> None:
     interval, expected = split.attrs["frame_interval"], train.attrs["frame_interval"]
     if not same_interval(interval, expected):
         raise RecordingError(
-            f"{name}: a frame lasts {interval:g} s (attribute 'frame_interval') and train's "
-            f"{expected:g} s; bin both splits alike"
+            f"{name}: a frame lasts {interval:g} s (attribute 'frame_interval') and in train "
+            f"{expected:g} s; use the same bins in both splits"
         )
     units, expected = (one["response"].attrs["units"] for one in (split, train))
     if units != expected:
@@ -276,7 +298,8 @@ def _compare(name: str, split: xr.Dataset, train: xr.Dataset) -> None:
     if list(covariates[0].items()) != list(covariates[1].items()):
         raise RecordingError(
             f"{name}: the covariates are {_list(covariates[0])} and train's are "
-            f"{_list(covariates[1])} (dimension 'covariate'); give every split the same, in order"
+            f"{_list(covariates[1])} (dimension 'covariate'); give every split the same covariates "
+            "in the same order"
         )
 
 
@@ -338,14 +361,14 @@ def _validate_layout(name: str, split: xr.Dataset) -> None:
     if not (isinstance(interval, int | float | np.number) and 0 < interval < np.inf):
         raise wrong(f"attribute 'frame_interval' is {interval!r}; give the seconds between frames")
     if "units" not in split["response"].attrs:
-        raise wrong("'response' has no attribute 'units'; say 'spikes per bin' or what it is")
+        raise wrong("'response' has no attribute 'units'; set it, such as to 'spikes per bin'")
     if "covariates" in split:
         if "units" not in split.coords or split["units"].dims != ("covariate",):
-            raise wrong("there is no coordinate 'units' along 'covariate'; add them, such as 'mm'")
+            raise wrong("there is no coordinate 'units' along 'covariate'; add it, such as 'mm'")
         if not np.isfinite(split["covariates"]).all():
             raise wrong(
                 "'covariates' are NaN or infinite in some frames (dimension 'frame'); interpolate "
-                "them, or leave those frames out"
+                "them or leave those frames out"
             )
     time, segment = split["time"].values, split["segment"].values
     same = segment[1:] == segment[:-1]
@@ -365,21 +388,22 @@ def _validate_stimulus(name: str, split: xr.Dataset) -> None:
         if not finite.all():
             frame = part.start + int(finite.reshape(len(finite), -1).all(1).argmin())
             raise RecordingError(
-                f"{name}: 'stimulus' is NaN or infinite in frame {frame} (dimension 'frame'); fill "
-                "it or leave those frames out"
+                f"{name}: 'stimulus' is NaN or infinite in frame {frame} (dimension 'frame'); "
+                "interpolate it or leave such frames out"
             )
 
 
 @dataclass(frozen=True)
 class _Responses:
-    """What one pass over the responses of a split finds.
+    """Statistics of the responses of a split, computed in one pass.
 
     Attributes:
-        known: (cell,) how many are finite.
-        total: (cell,) their sum.
-        infinite: (cell,) whether one is infinite.
-        negative: whether one is negative.
-        in_hertz: whether all are whole multiples of the frames per second, as counts in Hz are.
+        known: (cell,) the number of finite values.
+        total: (cell,) the sum of the finite values.
+        infinite: (cell,) whether any value is infinite.
+        negative: whether any value is negative.
+        in_hertz: whether all values are integer multiples of the frame rate, as spike counts
+            converted to Hz are.
     """
 
     known: NDArray[np.int64]
@@ -422,11 +446,13 @@ def _validate_response(name: str, split: xr.Dataset, found: _Responses) -> None:
 
     cells = split["cell"].values
     for lost in cells[found.infinite]:
-        raise wrong(f"of cell {lost} is infinite (dimension 'frame'); write NaN where it is lost")
+        raise wrong(
+            f"of cell {lost} is infinite (dimension 'frame'); use NaN for missing responses"
+        )
     if name == "train":
         for cell in cells[found.known == 0]:
             raise wrong(
-                f"of cell {cell} is all NaN, so nothing can be fitted; leave that cell out "
+                f"of cell {cell} is NaN in all frames, so the cell cannot be fitted; leave it out "
                 "(dimension 'cell')"
             )
     if split["response"].attrs["units"] != SPIKES_PER_BIN:
@@ -436,19 +462,20 @@ def _validate_response(name: str, split: xr.Dataset, found: _Responses) -> None:
     if found.in_hertz:
         rate = 1 / split.attrs["frame_interval"]
         raise wrong(
-            f"is said to be in spikes per bin and every value is a multiple of {rate:g}, the "
-            f"frames per second, as in Hz; divide it by {rate:g}, or set the attribute 'units'"
+            f"has the units 'spikes per bin', but every value is a multiple of {rate:g}, the "
+            f"number of frames per second, as for rates in Hz; divide it by {rate:g} or correct "
+            "the attribute 'units'"
         )
     if name == "train":
         for cell in cells[(found.total == 0) & (found.known > 0)]:
             raise wrong(
-                f"of cell {cell} has zero spikes, so nothing can be fitted; leave that cell out "
+                f"of cell {cell} has zero spikes, so the cell cannot be fitted; leave it out "
                 "(dimension 'cell')"
             )
 
 
 def _compare_responses(name: str, found: _Responses, train: _Responses, split: xr.Dataset) -> None:
-    """Refuses spikes per second in one split and spikes per bin in the other."""
+    """Rejects spikes per second in one split and spikes per bin in the other."""
     if split["response"].attrs["units"] != SPIKES_PER_BIN:
         return
     both = (found.total >= FEW_SPIKES) & (train.total >= FEW_SPIKES)
@@ -461,20 +488,20 @@ def _compare_responses(name: str, found: _Responses, train: _Responses, split: x
     if times >= RARE_RATIO and rate / 2 < times < rate * 2:
         raise RecordingError(
             f"{name}: the mean 'response' of {high} is {times:.3g} times that of {low}, as if it "
-            f"were in Hz and not in spikes per bin; divide the response of {high} by {rate:g}, the "
-            "frames per second"
+            f"were in Hz instead of spikes per bin; divide the response of {high} by {rate:g}, the "
+            "number of frames per second"
         )
 
 
 def full_history(segment: ArrayLike, lags: int) -> NDArray[np.bool_]:
-    """Which frames have `lags` frames (their own included) within their own segment.
+    """The frames that have a full history of `lags` frames within their segment.
 
     Args:
         segment: (frame,) integers.
-        lags: length of the history in frames.
+        lags: length of the history in frames, the frame itself included.
 
     Returns:
-        (frame,) booleans.
+        (frame,) bool.
 
     Example:
         >>> full_history([0, 0, 0, 1, 1], lags=2).tolist()
@@ -488,7 +515,7 @@ def full_history(segment: ArrayLike, lags: int) -> NDArray[np.bool_]:
 
 
 def same_interval(first: float, second: float) -> bool:
-    """Whether two frame intervals (s) are the same but for how exactly they were measured.
+    """Whether two frame intervals (s) agree to 1 %, the precision to which they are often given.
 
     Example:
         >>> same_interval(1 / 60, 0.01667), same_interval(1 / 60, 1 / 59)
@@ -498,7 +525,10 @@ def same_interval(first: float, second: float) -> bool:
 
 
 def segments(split: xr.Dataset | xr.DataArray) -> list[slice]:
-    """The slices of `frame` that are one segment each; the whole where there are no segments.
+    """The slices of `frame` that are one segment each.
+
+    Args:
+        split: with the coordinate `segment`; without it, all frames are one segment.
 
     Example:
         >>> stimulus = xr.DataArray(np.zeros((5, 1, 1)), dims=("frame", "y", "x"))
@@ -526,7 +556,7 @@ def mean_response(split: xr.Dataset) -> xr.DataArray:
 
 
 def space_sizes(labelled: xr.Dataset | xr.DataArray) -> dict[str, int]:
-    """The sizes of a frame: of `channel` where there are channels, `y` and `x`.
+    """The sizes of a frame: of `channel`, if there are channels, `y` and `x`.
 
     Example:
         >>> import xarray as xr
@@ -537,13 +567,15 @@ def space_sizes(labelled: xr.Dataset | xr.DataArray) -> dict[str, int]:
 
 
 def as_response(split: xr.Dataset, target: str) -> xr.Dataset:
-    """A split whose `response` is what a model is fitted to.
+    """A split whose `response` is the target of a fit.
 
     Args:
-        target: "response", which leaves the split as it is, or "rate".
+        split: of a recording.
+        target: "response", which returns the split unchanged, or "rate", which replaces the
+            response by the expected spikes per bin.
 
     Raises:
-        RecordingError: if the rate is wanted and not known.
+        RecordingError: if the target is "rate" and the split has no `rate`.
 
     Example:
         >>> import numpy as np
@@ -563,7 +595,11 @@ def as_response(split: xr.Dataset, target: str) -> xr.Dataset:
 
 
 def lag_coordinate(lags: Sequence[int] | NDArray[Any], frame_interval: float) -> dict[str, Any]:
-    """The coordinates `lag` (frames) and `lag_time` (s), ready for `coords=`.
+    """The coordinates `lag` (frames) and `lag_time` (s), for the argument `coords` of xarray.
+
+    Args:
+        lags: in frames.
+        frame_interval: in seconds.
 
     Example:
         >>> kernel = xr.DataArray([1.0, 0.5], lag_coordinate([0, 1], 0.02), ("lag",))

@@ -1,4 +1,4 @@
-"""What torch models are built of: convolutions, readouts, penalties.
+"""Components of torch models: convolutions, readouts, penalties.
 
 The public names, listed in `__init__.pyi`, are imported when they are first used.
 """

@@ -1,4 +1,4 @@
-"""Convolutions of stimuli with filters, "valid", by the way that is fastest where it is taken."""
+"""Convolutions of stimuli with filters, "valid", with the fastest of several algorithms."""
 
 import torch
 from torch import Tensor
@@ -7,21 +7,38 @@ from torch.nn.functional import conv2d, pad
 from retinakit.layers.lags import histories, sum_over_lags
 
 DENSE_ADVANTAGE = 3.0
-"""Up to this ratio of the field to the filter's area, a convolution is taken as a product."""
+"""Largest ratio of field area to filter area at which a matrix product is used."""
 
 FOURIER_AREA = 49
-"""Filters of this area, or larger, on one channel are taken by Fourier transform if few."""
+"""Smallest filter area, in pixels, at which Fourier transforms are used, for a single channel."""
 
 FOURIER_FILTERS = 8
-"""So few; a transform back for each is then less than a convolution."""
+"""Largest number of filters at which Fourier transforms are used; each filter needs an inverse
+transform."""
 
 
 def correlate(frames: Tensor, kernels: Tensor, stride: int = 1) -> Tensor:
-    """Convolution of frames (n, channel, y, x) with kernels (k, channel, y, x), "valid".
+    """Convolves frames with kernels, "valid" and without flipping the kernels.
 
-    On a field not much larger than the kernels it is one product with the kernels written into a
-    matrix, and with few large kernels on one channel a product of Fourier transforms: torch's
-    convolution takes several times as long there on a CPU.
+        out[t, k, y, x] = Σ_c,i,j frames[t, c, stride·y + i, stride·x + j] · kernels[k, c, i, j]
+
+    On a CPU, torch's convolution is several times slower in two cases. If the field is not much
+    larger than the kernels, one matrix product is used instead, and for few large kernels and one
+    channel, a product of Fourier transforms.
+
+    Args:
+        frames: (n, channel, y, x).
+        kernels: (k, channel, kernel_y, kernel_x).
+        stride: in pixels, along y and x.
+
+    Returns:
+        (n, k, map_y, map_x).
+
+    Example:
+        >>> import torch
+        >>> frames = torch.arange(9.0).view(1, 1, 3, 3)
+        >>> correlate(frames, torch.ones(1, 1, 2, 2)).tolist()
+        [[[[8.0, 12.0], [20.0, 24.0]]]]
     """
     if _prefers_convolution(frames, kernels):
         if _prefers_transform(frames, kernels, stride):
@@ -33,14 +50,28 @@ def correlate(frames: Tensor, kernels: Tensor, stride: int = 1) -> Tensor:
 
 
 def correlate_in_time(frames: Tensor, kernels: Tensor, stride: int = 1, every: int = 1) -> Tensor:
-    """The same in space and time: kernels (lag, k, channel, y, x), to (n - lags + 1, k, y, x).
+    """Convolves frames with kernels in space and time; see `correlate`.
 
-    With `every`, only each `every`-th frame of the result, from the first on.
+    Args:
+        frames: (n + lags - 1, channel, y, x), oldest first.
+        kernels: (lag, k, channel, kernel_y, kernel_x); lag 0 is the newest frame.
+        stride: in pixels, along y and x.
+        every: return only each `every`-th frame of the result, beginning with the first.
+
+    Returns:
+        (n, k, map_y, map_x), or (⌈n / every⌉, k, map_y, map_x).
+
+    Example:
+        >>> import torch
+        >>> frames = torch.tensor([1.0, 2.0, 4.0]).view(3, 1, 1, 1)
+        >>> kernels = torch.tensor([1.0, 10.0]).view(2, 1, 1, 1, 1)  # lags 0 and 1
+        >>> correlate_in_time(frames, kernels).flatten().tolist()
+        [12.0, 24.0]
     """
     lags = len(kernels)
     if lags == 1:
         return correlate(frames[::every], kernels[0], stride)
-    if every > 1:  # the frames of a history are then the channels of one image
+    if every > 1:  # the frames of a history become the channels of one image
         images = histories(frames, lags, every).flatten(1, 2)
         return correlate(images, kernels.flip(0).transpose(0, 1).flatten(1, 2), stride)
     if _prefers_convolution(frames, kernels):
@@ -49,8 +80,8 @@ def correlate_in_time(frames: Tensor, kernels: Tensor, stride: int = 1, every: i
     placed = _placed(kernels.flatten(0, 1), frames.shape[-2:], stride)
     matrix = placed.flatten(3).unflatten(0, kernels.shape[:2])  # (lag, k, map_y, map_x, field)
     matrix = matrix.flip(0).permute(0, 4, 1, 2, 3).flatten(2).flatten(0, 1)
-    # Every lags-th window begins where the one before ends, so that these windows are the rows of a
-    # matrix in the memory of the frames: no window is copied.
+    # Every lags-th window begins where the previous one ends, so these windows are the rows of a
+    # matrix that is a view of the frames, without a copy.
     n, field = len(frames) - lags + 1, frames[0].numel()
     rows = -(-n // lags)
     movie = pad(frames.flatten(1), (0, 0, 0, rows * lags - n)).flatten()
@@ -74,7 +105,7 @@ def _prefers_transform(frames: Tensor, kernels: Tensor, stride: int) -> bool:
 
 
 def _by_transform(frames: Tensor, kernels: Tensor) -> Tensor:
-    """The places where the kernel lies within the field have nothing of its periodic images."""
+    """By Fourier transforms. Where the kernel is inside the field, there is no wrap-around."""
     field = frames.shape[-2:]
     turned = torch.fft.rfft2(kernels[:, 0], s=field).conj()
     product = torch.fft.irfft2(torch.fft.rfft2(frames) * turned, s=field)
@@ -83,12 +114,12 @@ def _by_transform(frames: Tensor, kernels: Tensor) -> Tensor:
 
 
 def _placed(kernels: Tensor, field: tuple[int, ...], stride: int) -> Tensor:
-    """Kernels (k, channel, y, x) at each place of the field: (k, map_y, map_x, channel, y, x)."""
+    """Kernels (k, channel, y, x) at each position: (k, map_y, map_x, channel, y, x)."""
     (height, width), (size_y, size_x) = field, kernels.shape[-2:]
     room_y, room_x = height - size_y, width - size_x
     before_y, before_x = room_y // stride * stride, room_x // stride * stride
-    # A window of the field's size that moves over the kernel shows it at the places in turn, the
-    # last one first.
+    # A window of the size of the field that moves over the padded kernel contains the kernel at
+    # each position in turn, the last one first.
     canvas = pad(kernels, (before_x, room_x, before_y, room_y))
     windows = canvas.unfold(2, height, stride).unfold(3, width, stride).flip(2, 3)
     return windows.permute(0, 2, 3, 1, 4, 5)

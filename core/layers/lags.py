@@ -1,22 +1,31 @@
-"""Sums over the lags of a history, and filters in time."""
+"""Sums over lags, and temporal filters."""
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 FILTER_BLOCK = 64
-"""Frames that are filtered with one banded matrix."""
+"""Number of frames that are filtered with one banded matrix."""
 
 
 def sum_over_lags(shifted: Tensor, lags: int, every: int = 1) -> Tensor:
-    """Σ over lags of a product that was taken frame by frame.
+    """Sums products of frames and kernels over lags.
+
+        out[t] = Σ_lag products[t + lags - 1 - lag, lag]
 
     Args:
-        shifted: (n + lags - 1, lags, ...), the product of frame t with the kernel at each lag.
-        every: give only each `every`-th of the n sums, from the first on.
+        shifted: (n + lags - 1, lags, ...), the products of each frame with the kernel at each lag.
+        lags: the number of lags.
+        every: return only each `every`-th of the n sums, beginning with the first.
 
     Returns:
-        (n, ...): out[t] = Σ_lag shifted[t + lags - 1 - lag, lag].
+        (n, ...), or (⌈n / every⌉, ...).
+
+    Example:
+        >>> import torch
+        >>> products = torch.tensor([[1.0, 10.0], [2.0, 20.0], [4.0, 40.0]])  # (frame, lag)
+        >>> sum_over_lags(products, lags=2).tolist()
+        [12.0, 24.0]
     """
     n = len(shifted) - lags + 1
     total = shifted[lags - 1 :: every, 0]
@@ -26,44 +35,71 @@ def sum_over_lags(shifted: Tensor, lags: int, every: int = 1) -> Tensor:
 
 
 def histories(frames: Tensor, lags: int, every: int) -> Tensor:
-    """The histories of each `every`-th frame: (n, lags, ...), the oldest frame of each first.
+    """The histories of each `every`-th frame, as a view of the frames.
 
-    A view of the frames (m, ...), of which no window is copied.
+    Args:
+        frames: (n + lags - 1, ...), oldest first.
+        lags: the length of a history in frames.
+        every: the step in frames.
+
+    Returns:
+        (⌈n / every⌉, lags, ...), oldest frame first.
+
+    Example:
+        >>> histories(torch.arange(5), lags=2, every=3).tolist()
+        [[0, 1], [3, 4]]
     """
     return frames.unfold(0, lags, every).movedim(-1, 1)
 
 
 def filter_in_space_and_time(frames: Tensor, filters: Tensor, every: int = 1) -> Tensor:
-    """The products of each frame's history with filters of the size of the field.
+    """Applies spatiotemporal filters of the size of the field to the history of each frame.
+
+        out[t, f] = Σ_lag,pixel filters[f, lag, pixel] · frames[t + lags - 1 - lag, pixel]
 
     Args:
         frames: (n + lags - 1, pixel), oldest first.
-        filters: (filter, lag, pixel).
-        every: give only each `every`-th of the n products, from the first on.
+        filters: (filter, lag, pixel); lag 0 is the newest frame.
+        every: return only each `every`-th of the n outputs, beginning with the first.
 
     Returns:
-        (n, filter): out[t, f] = Σ_lag,pixel filters[f, lag, pixel] · frames[t + lags - 1 - lag].
+        (n, filter), or (⌈n / every⌉, filter).
+
+    Example:
+        >>> import torch
+        >>> frames = torch.tensor([[1.0, 0.0], [2.0, 0.0], [4.0, 1.0]])
+        >>> filters = torch.tensor([[[1.0, 5.0], [10.0, 0.0]]])  # one filter of two lags
+        >>> filter_in_space_and_time(frames, filters).tolist()
+        [[12.0], [29.0]]
     """
     count, lags, _ = filters.shape
-    if every > 1:  # most products of a frame with the filters would not be used
+    if every > 1:  # most products of frames and filters would not be used
         return histories(frames, lags, every).flatten(1) @ filters.flip(1).flatten(1).T
     by_lag = frames @ filters.transpose(0, 1).flatten(0, 1).T
     return sum_over_lags(by_lag.view(-1, lags, count), lags)
 
 
 def filter_over_lags(frames: Tensor, weight: Tensor, every: int = 1) -> Tensor:
-    """Each channel filtered in time.
+    """Filters each channel in time.
 
-    Blocks of frames are multiplied with a banded matrix, which is several times as fast as a
+        out[t, c] = Σ_lag weight[lag, c] · frames[t + lags - 1 - lag, c]
+
+    Blocks of frames are multiplied with a banded matrix, which is several times faster than a
     grouped convolution.
 
     Args:
         frames: (n + lags - 1, channel, ...), oldest first.
-        weight: (lags, channel).
-        every: give only each `every`-th of the n frames, from the first on.
+        weight: (lags, channel); lag 0 is the newest frame.
+        every: return only each `every`-th of the n frames, beginning with the first.
 
     Returns:
-        (n, channel, ...): out[t] = Σ_lag weight[lag] · frames[t + lags - 1 - lag].
+        (n, channel, ...), or (⌈n / every⌉, channel, ...).
+
+    Example:
+        >>> import torch
+        >>> frames = torch.tensor([1.0, 2.0, 4.0]).view(3, 1, 1)  # (frame, channel, place)
+        >>> filter_over_lags(frames, torch.tensor([[1.0], [10.0]])).flatten().tolist()
+        [12.0, 24.0]
     """
     if every > 1:
         shown = histories(frames, len(weight), every)

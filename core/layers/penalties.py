@@ -5,10 +5,17 @@ from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
 LAPLACIAN = ((0.5, 1.0, 0.5), (1.0, -6.0, 1.0), (0.5, 1.0, 0.5))
+"""The nine-point Laplacian of `roughness`."""
 
 
 def laplacian(kernels: Tensor) -> Tensor:
-    """The five-point spatial Laplacian of kernels (..., y, x), which are 0 outside.
+    """The five-point spatial Laplacian of kernels, padded with 0.
+
+    Args:
+        kernels: (..., y, x).
+
+    Returns:
+        (..., y, x).
 
     Example:
         >>> import torch
@@ -21,15 +28,15 @@ def laplacian(kernels: Tensor) -> Tensor:
 
 
 def roughness(kernels: Tensor, normalise: bool = True) -> Tensor:
-    """Σ of the squared nine-point Laplacian of each kernel (eq 6), which is 0 outside.
+    """The squared nine-point Laplacian, summed over all kernels (Klindt et al. 2017, eq 6).
 
     Args:
-        kernels: (..., y, x).
-        normalise: divide by 4 times the kernel's Σ W², as the authors' code does. The penalty
-            then depends on the shape of a kernel and not on its size.
+        kernels: (..., y, x), padded with 0.
+        normalise: divide the sum of each kernel by 4 Σ W², as the authors' code does, so that the
+            penalty does not depend on the norm of a kernel.
 
     Returns:
-        A number.
+        A scalar.
 
     Example:
         >>> import torch
@@ -47,22 +54,22 @@ def roughness(kernels: Tensor, normalise: bool = True) -> Tensor:
 
 
 def group_sparsity(kernels: Tensor) -> Tensor:
-    """Σ over pairs of a filter and a channel of the norm of its kernel.
+    """The Euclidean norms of spatial kernels, summed over filters and channels (eq 7).
 
-    It makes filters read few channels. (Eq 7 prints the indices the other way round; this follows
-    its explanation and the authors' code.)
+    The penalty makes each filter depend on few channels. (The indices of the printed equation are
+    exchanged; this follows the text of Klindt et al. 2017 and the authors' code.)
 
     Args:
         kernels: (filter, channel, y, x).
 
     Returns:
-        A number.
+        A scalar.
 
     Example:
         >>> import torch
         >>> group_sparsity(torch.full((1, 1, 2, 2), 0.5)).item()
         1.0
     """
-    # A norm has no gradient at 0, so a tiny number is added.
+    # The norm is not differentiable at 0, so a tiny number is added.
     tiny = torch.finfo(kernels.dtype).tiny
     return ((kernels**2).sum((2, 3)) + tiny).sqrt().sum()

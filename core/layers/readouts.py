@@ -1,4 +1,4 @@
-"""The factorized readout: where each cell looks, and what it reads there (Klindt et al. 2017)."""
+"""Factorized readouts: a spatial mask and feature weights for each cell (Klindt et al. 2017)."""
 
 from abc import ABC, abstractmethod
 
@@ -9,35 +9,48 @@ from retinakit.layers.readout_kernels import Support, factorized_readout
 
 MASK_START = 1e-3
 WEIGHT_START = 1e-2
-"""Standard deviations that masks and feature weights start with."""
+"""Standard deviations of the initial masks and feature weights."""
 
 GAUSSIAN_START = 2.0
-"""Standard deviation of a Gaussian mask at the start, in places of the map."""
+"""Initial standard deviation of a Gaussian mask, in pixels of the feature map."""
 
 
 class SeparableReadout(nn.Module, ABC):
-    """r_n = Σ_k w_kn Σ_p m_pn c_kp + b_n (eqs 2 and 3) for any parametrisation of the masks m.
+    """Base class of factorized readouts, for any parametrisation of the masks m.
+
+        r_n = Σ_k w_kn Σ_p m_pn c_kp + b_n    (Klindt et al. 2017, eqs 2 and 3)
+
+    with the feature maps c (feature k, position p), the feature weights w and the bias b of cell n.
 
     Args:
-        cells: N.
-        features: K.
-        places: height and width of the maps.
-        positive_weight: take the absolute values of the feature weights.
-        bias: whether there is a constant b_n.
+        cells: the number of cells, N.
+        features: the number of features, K.
+        places: height and width of the feature maps.
+        positive_weight: use the absolute values of the feature weights.
+        bias: whether there is a bias b_n.
+
+    Attributes:
+        feature_weight: (feature, cell), before `positive_weight` is applied.
+        bias: (cell,), or None.
+
+    Example:
+        >>> readout = GaussianReadout(cells=3, features=2, places=(4, 5))
+        >>> readout(torch.ones(10, 2, 4, 5)).shape
+        torch.Size([10, 3])
     """
 
     feature_weight: Tensor
     bias: Tensor | None
 
     support: Support | None = None
-    """Where the masks may differ from 0, if that is known: sparse masks are read faster. The code
-    that sets it must keep it correct."""
+    """The entries of the masks that may differ from 0, if known; sparse masks are then evaluated
+    faster. It must be updated when other entries become nonzero."""
 
     whole_gradient: bool = False
-    """Whether masks get a gradient outside of the support too."""
+    """Whether mask entries outside the support also get a gradient."""
 
     sparse_gradient: bool = False
-    """Whether the gradient of masks is a sparse tensor while there is a support."""
+    """Whether the gradient of the masks is a sparse tensor if there is a support."""
 
     def __init__(
         self,
@@ -56,19 +69,26 @@ class SeparableReadout(nn.Module, ABC):
 
     @abstractmethod
     def masks(self) -> Tensor:
-        """(place, cell): the masks after their sign and norm are applied."""
+        """The masks (position, cell), after the constraints on sign and norm are applied."""
 
     @abstractmethod
     def start_at(self, places: Tensor, peaks: Tensor) -> None:
-        """Places the masks where the cells are thought to look.
+        """Initialises the masks at estimated receptive field centres.
 
         Args:
-            places: (cell, 2), y and x on the map.
-            peaks: (cell,), how strongly a cell reads there.
+            places: (cell, 2), y and x in pixels of the feature map.
+            peaks: (cell,), the value of each mask there.
         """
 
     def forward(self, features: Tensor) -> Tensor:
-        """(n, K, height, width) to (n, N)."""
+        """Computes the responses of the cells.
+
+        Args:
+            features: (n, feature, height, width).
+
+        Returns:
+            (n, cell).
+        """
         return factorized_readout(
             features.flatten(2),
             self.masks(),
@@ -80,35 +100,44 @@ class SeparableReadout(nn.Module, ABC):
         )
 
     def weights(self) -> Tensor:
-        """(feature, cell): the feature weights after their sign is applied."""
+        """The feature weights (feature, cell), after the constraint on their sign is applied."""
         return self.feature_weight.abs() if self.positive_weight else self.feature_weight
 
     def mask_l1(self) -> Tensor:
-        """Σ_n Σ_p |m_pn|, the penalty of λ_m in eq 4."""
+        """Σ_n Σ_p |m_pn|, the penalty with the weight λ_m in eq 4."""
         return self.masks().abs().sum()
 
     def weight_l1(self) -> Tensor:
-        """Σ_n Σ_k |w_kn|, the penalty of λ_w in eq 4."""
+        """Σ_n Σ_k |w_kn|, the penalty with the weight λ_w in eq 4."""
         return self.weights().abs().sum()
 
     def product_l1(self) -> Tensor:
-        """Σ_n (Σ_p |m_pn|)(Σ_k |w_kn|): the L1 norms of m ⊗ w.
+        """Σ_n (Σ_p |m_pn|)(Σ_k |w_kn|), the L1 norm of m ⊗ w summed over cells.
 
-        It does not depend on how mask and weights share a cell's scale.
+        It is invariant to scaling a mask by a factor and the feature weights by its inverse.
         """
         return (self.masks().abs().sum(0) * self.weights().abs().sum(0)).sum()
 
 
 class FactorizedReadout(SeparableReadout):
-    """The readout of Klindt et al.: each mask is free over the places of the maps.
+    """The readout of Klindt et al. (2017) with one free mask value at each position of the maps.
 
-    With a single feature its weight is fixed at 1, because the mask carries the scale.
+    With a single feature, the feature weight is fixed at 1, because the mask sets the scale.
 
     Args:
-        positive_mask: take the absolute values of the masks.
-        normalise: divide every mask by its Euclidean norm, so that the feature weights carry the
-            scale. The L1 penalty then measures how sparse a mask is, and scaling the mask does
-            not change it.
+        cells, features, places, positive_weight, bias: as for `SeparableReadout`.
+        positive_mask: use the absolute values of the masks.
+        normalise: divide every mask by its Euclidean norm, so that the feature weights set the
+            scale. The L1 penalty then measures the sparsity of a mask and is invariant to its
+            scale.
+
+    Attributes:
+        mask: (position, cell), before `positive_mask` and `normalise` are applied.
+
+    Example:
+        >>> readout = FactorizedReadout(cells=3, features=2, places=(4, 5), normalise=True)
+        >>> readout(torch.ones(10, 2, 4, 5)).shape, readout.masks().shape
+        (torch.Size([10, 3]), torch.Size([20, 3]))
     """
 
     def __init__(
@@ -133,11 +162,11 @@ class FactorizedReadout(SeparableReadout):
         return mask / mask.norm(dim=0) if self.normalise else mask
 
     def clear_beyond(self, distance: int, places: Tensor) -> None:
-        """Sets each mask to 0 outside a square around a place.
+        """Sets each mask to 0 outside a square.
 
         Args:
-            distance: half the side of the square, in rows or columns of the map.
-            places: (cell, 2), y and x on the map.
+            distance: half the side of the square, in pixels of the feature map.
+            places: (cell, 2), the centres of the squares, y and x in pixels of the feature map.
         """
         near = [
             (torch.arange(side)[:, None] - place).abs() <= distance
@@ -148,16 +177,16 @@ class FactorizedReadout(SeparableReadout):
             self.mask.mul_(inside.to(self.mask))
 
     def start_at(self, places: Tensor, peaks: Tensor) -> None:
-        """Sets each mask's value at one place; the others stay as they are."""
+        """Sets each mask to its value in `peaks` at one position; other values are unchanged."""
         index = places[:, 0] * self.places[1] + places[:, 1]
         with torch.no_grad():
             self.mask[index, torch.arange(len(index))] = peaks.to(self.mask)
 
     def fix_at(self, places: Tensor) -> None:
-        """Makes each mask 1 at one place and 0 elsewhere, for good (Batty et al. 2017).
+        """Sets each mask to 1 at one position and 0 elsewhere, and fixes it (Batty et al. 2017).
 
         Args:
-            places: (cell, 2), y and x on the map.
+            places: (cell, 2), y and x in pixels of the feature map.
         """
         with torch.no_grad():
             self.mask.zero_()
@@ -167,9 +196,22 @@ class FactorizedReadout(SeparableReadout):
 
 
 class GaussianReadout(SeparableReadout):
-    """Each mask is a round Gaussian of sum 1 (St-Yves & Naselaris 2017).
+    """A readout whose masks are isotropic Gaussians of sum 1 (St-Yves & Naselaris 2017).
 
-    Its centre and width are learned together with the other weights; the authors searched a grid.
+    Their centres and widths are learned by gradient descent with the other weights, whereas the
+    authors use a grid search.
+
+    Args:
+        cells, features, places, positive_weight, bias: as for `SeparableReadout`.
+
+    Attributes:
+        centre: (cell, 2), y and x in pixels of the feature map.
+        log_deviation: (cell,), the logarithm of the standard deviation in pixels.
+
+    Example:
+        >>> readout = GaussianReadout(cells=3, features=2, places=(4, 5))
+        >>> readout.masks().sum(0).round(decimals=4).tolist()
+        [1.0, 1.0, 1.0]
     """
 
     def __init__(
@@ -197,7 +239,7 @@ class GaussianReadout(SeparableReadout):
         return (y[:, None] * x).flatten(0, 1)
 
     def start_at(self, places: Tensor, peaks: Tensor) -> None:
-        """Centres each mask, and scales the feature weights."""
+        """Sets the centres of the masks, and multiplies the feature weights by `peaks`."""
         with torch.no_grad():
             self.centre.copy_(places)
             self.feature_weight.mul_(peaks.to(self.feature_weight))

@@ -1,7 +1,7 @@
-"""Finds plugins through entry points, without importing what they point to.
+"""Finds plugins through entry points, without importing the classes that they name.
 
-Each entry point is loaded alone and guarded: a distribution that breaks is listed with its reason
-and harms only the pipelines that name it.
+Entry points are loaded one by one. A distribution that cannot be imported is listed with the
+reason, and only pipelines that use its plugins fail.
 """
 
 import importlib
@@ -24,10 +24,18 @@ DISABLED_VARIABLE = "RETINAKIT_DISABLED_PLUGINS"
 
 @dataclass(frozen=True)
 class Entry:
-    """A plugin, or a distribution whose plugins could not be listed (`spec` is None then).
+    """A plugin, or a distribution whose plugins could not be listed.
 
-    `status` is "ok", "conflict" (another distribution offers the same name), "disabled" or
-    "failed"; `reason` explains the last three.
+    Attributes:
+        spec: of the plugin; None if the distribution could not be imported or is disabled.
+        distribution, version: of the distribution that offers it.
+        status: "ok", "conflict" (another distribution offers the same name), "disabled" or
+            "failed".
+        reason: the reason for a status other than "ok".
+
+    Example:
+        >>> Registry(builtin_only=True).find("model", "ln").full_name
+        'retinakit:ln'
     """
 
     spec: PluginSpec | None
@@ -38,17 +46,24 @@ class Entry:
 
     @property
     def full_name(self) -> str:
-        """`distribution:name`, which is unambiguous."""
+        """`distribution:name`, which is unique."""
         return f"{self.distribution}:{self.spec.name if self.spec else '?'}"
 
 
 class Registry:
-    """The plugins that are installed.
+    """The installed plugins.
 
     Args:
-        builtin_only: leave out every distribution but retinakit itself (`--no-plugins`).
-        disabled: distributions, `distribution:name`s or names to leave out; by default those of
-            the environment variable RETINAKIT_DISABLED_PLUGINS, separated by commas.
+        builtin_only: list only the plugins of retinakit itself (`--no-plugins`).
+        disabled: names of distributions or plugins, or `distribution:name`, to exclude; by default
+            those in the environment variable RETINAKIT_DISABLED_PLUGINS, separated by commas.
+
+    Example:
+        >>> registry = Registry(builtin_only=True)
+        >>> "cnn" in registry.names("model")
+        True
+        >>> registry.load("model", "cnn").__name__
+        'CNN'
     """
 
     def __init__(self, *, builtin_only: bool = False, disabled: Iterable[str] | None = None):
@@ -59,7 +74,7 @@ class Registry:
 
     @cached_property
     def entries(self) -> list[Entry]:
-        """Every plugin found, in the order dataset, model, analysis, then by name."""
+        """All plugins, sorted by kind (dataset, model, analysis) and name."""
         manager = pluggy.PluginManager(GROUP)
         manager.add_hookspecs(hookspecs)
         found: list[Entry] = []
@@ -99,7 +114,7 @@ class Registry:
                             entries.append(self._entry(spec, spec_type, distribution, version))
             names = [(e.spec.kind, e.spec.name) for e in entries if e.spec]
             if len(set(names)) < len(names):
-                raise ValueError("it offers the same name twice")
+                raise ValueError("it offers two plugins of the same name")
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             entries = [Entry(None, distribution, version, "failed", reason)]
@@ -113,7 +128,10 @@ class Registry:
         if not isinstance(spec, spec_type):
             raise TypeError(f"a {spec_type.__name__} was expected, got {spec!r}")
         if spec.api != API_VERSION:
-            reason = f"written for plugin contract {spec.api}, this is {API_VERSION}"
+            reason = (
+                f"written for version {spec.api} of the plugin contract, the installed retinakit "
+                f"has version {API_VERSION}"
+            )
             return Entry(spec, distribution, version, "failed", reason)
         if self.disabled & {_normal(spec.name), _normal(f"{distribution}:{spec.name}")}:
             reason = f"disabled by {DISABLED_VARIABLE}"
@@ -137,7 +155,11 @@ class Registry:
         return marked
 
     def names(self, kind: str) -> list[str]:
-        """The names of the usable plugins of a kind."""
+        """The names of the plugins of a kind that can be used, sorted.
+
+        Args:
+            kind: "dataset", "model" or "analysis".
+        """
         return sorted(
             {
                 e.spec.name
@@ -147,10 +169,15 @@ class Registry:
         )
 
     def find(self, kind: str, name: str) -> Entry:
-        """The plugin of that kind called `name` or `distribution:name`.
+        """Finds a plugin by its name.
+
+        Args:
+            kind: "dataset", "model" or "analysis".
+            name: `name` or `distribution:name`.
 
         Raises:
-            UserError: if there is none, it is disabled or failed, or two distributions offer it.
+            UserError: if there is no such plugin, it is disabled or failed, or two distributions
+                offer it.
         """
         same = [
             e
@@ -180,24 +207,35 @@ class Registry:
         raise UserError(message)
 
     def load(self, kind: str, name: str) -> type:
-        """Imports the class of a plugin.
+        """Finds a plugin and imports its class.
+
+        Args:
+            kind, name: as for `find`.
 
         Raises:
-            UserError: as `find`, and if the class cannot be imported.
+            UserError: as `find` does, or if the class cannot be imported.
         """
         return load_entry(self.find(kind, name))
 
 
 def _normal(name: str) -> str:
-    """A name as the package index compares it: case and the kind of dash do not matter."""
+    """A normalised name (PEP 503): lower case, with `-` for any run of `-`, `_` and `.`."""
     return re.sub(r"[-_.]+", "-", name.strip()).lower()
 
 
 def load_entry(entry: Entry) -> type:
-    """Imports the class that an entry of the registry points to.
+    """Imports the class of an entry of the registry.
+
+    Args:
+        entry: with a spec.
 
     Raises:
-        UserError: with the reason if it cannot be imported or is not of its kind.
+        UserError: if the class cannot be imported or does not derive from the base class of its
+            kind.
+
+    Example:
+        >>> load_entry(Registry(builtin_only=True).find("analysis", "sta")).__name__
+        'STA'
     """
     assert entry.spec is not None
     module_name, _, class_name = entry.spec.target.partition(":")

@@ -1,7 +1,7 @@
 """The plugin contract: one pluggy hook per kind of plugin.
 
-A distribution offers plugins by an entry point in the group `retinakit` that names a module with
-hook implementations:
+A distribution offers plugins through an entry point in the group `retinakit`. It names a module
+with hook implementations:
 
     from retinakit import ModelSpec, hookimpl
 
@@ -9,7 +9,7 @@ hook implementations:
     def retinakit_models():
         return [ModelSpec(name="mine", target="my_package.mine:Mine", summary="My model.")]
 
-Specs are plain data with a target written as text, so that listing plugins imports nothing heavy.
+A spec names the class as text, so that listing plugins does not import the classes.
 """
 
 from collections.abc import Iterable
@@ -27,13 +27,18 @@ hookimpl = pluggy.HookimplMarker(GROUP)
 
 @dataclass(frozen=True, kw_only=True)
 class PluginSpec:
-    """What the registry knows about a plugin before it imports it.
+    """The description of a plugin, available without importing it.
 
     Attributes:
-        name: the name used in a pipeline.
-        target: where the class is, as "package.module:Class".
+        kind: "dataset", "model" or "analysis".
+        name: the name in a pipeline file.
+        target: the class, as "package.module:Class".
         summary: one line for listings.
-        api: the version of this contract that the plugin was written for.
+        api: the version of the plugin contract for which the plugin was written.
+
+    Example:
+        >>> ModelSpec(name="mine", target="my_package.mine:Mine", summary="My model.").kind
+        'model'
     """
 
     kind: ClassVar[str]
@@ -44,19 +49,19 @@ class PluginSpec:
 
 
 class DatasetSpec(PluginSpec):
-    """A dataset: its class derives from `retinakit.Dataset`."""
+    """Describes a dataset, a class that derives from `retinakit.Dataset`."""
 
     kind = "dataset"
 
 
 class ModelSpec(PluginSpec):
-    """A model: its class derives from `retinakit.Model`."""
+    """Describes a model, a class that derives from `retinakit.Model`."""
 
     kind = "model"
 
 
 class AnalysisSpec(PluginSpec):
-    """An analysis: its class derives from `retinakit.Analysis`."""
+    """Describes an analysis, a class that derives from `retinakit.Analysis`."""
 
     kind = "analysis"
 

@@ -1,8 +1,8 @@
-"""The factorized readout of Klindt et al. (2017), dense or on sparse masks.
+"""The factorized readout of Klindt et al. (2017), with dense or sparse masks.
 
-A neuron reads all channels of a feature map through one mask in space, and weights the channels
-(eqs. 2 to 4). An L1 penalty makes the masks sparse; sparse kernels then do a small part of the
-work of the matrix products.
+A neuron applies one spatial mask to all channels of a feature map and weights the channels (eqs 2
+to 4). An L1 penalty makes the masks sparse. Sparse kernels then need a small fraction of the
+operations of dense matrix products.
 """
 
 from typing import Literal
@@ -21,12 +21,12 @@ Algorithm = Literal["auto", "dense", "sparse"]
 
 PER_POSITION = {"kernels": 25, "torch": 330, "gpu": 100}
 PER_ENTRY = {"kernels": 2.5, "torch": 36, "gpu": 20}
-"""The cost of a sparse readout for each position and for each entry of the support, in units of the
-time that the matrix products take for an entry of the masks. Measured on AVX2, forward and
-backward; the values for a GPU are estimated from its arithmetic rates, with products in TF32."""
+"""The cost of a sparse readout for each position and for each entry of the support, relative to the
+time of dense matrix products for each entry of the masks. Measured with AVX2, forward and backward.
+The values for a GPU are estimated from its arithmetic throughput, with products in TF32."""
 
 LANES = 8
-"""Samples of the batch that the kernels handle at once."""
+"""Number of samples that the kernels process in one vector."""
 
 
 def factorized_readout(
@@ -40,37 +40,37 @@ def factorized_readout(
     whole_gradient: bool = False,
     sparse_gradient: bool = False,
 ) -> Tensor:
-    """Reads features through one mask and one set of channel weights for each neuron.
+    """Computes a readout with one mask and one set of channel weights for each neuron.
 
         out[b, n] = bias[n] + Σ_k feature_weight[k, n] · Σ_p features[b, k, p] · mask[p, n]
 
-    Both algorithms are differentiable, and neither holds an array of (batch, channel, neuron).
-    Compiled kernels serve float32 on the CPU, and float32 and bfloat16 on a GPU;
-    elsewhere, torch does the sparse algorithm too. Features and weights of another precision are
-    multiplied in that of the masks on the CPU, and in that of the features on a GPU. The result
-    does not depend on the number of threads.
+    Both algorithms are differentiable, and the memory that they need for intermediate results of
+    the size (batch, channel, neuron) is bounded. Compiled kernels are used for float32 on the CPU,
+    and for float32 and bfloat16 on a GPU; otherwise the sparse algorithm runs in torch. If the
+    precisions differ, the products are computed in that of the masks on the CPU, and in that of the
+    features on a GPU. The result does not depend on the number of threads.
 
     Args:
-        features: (batch, channel, position); a map in space is flattened, `.flatten(2)`.
+        features: (batch, channel, position); flatten a spatial map with `.flatten(2)`.
         mask: (position, neuron).
         feature_weight: (channel, neuron).
-        bias: (neuron,), or none.
-        algorithm: "dense" multiplies matrices, "sparse" visits the support alone, and "auto" does
-            what `choose` says.
-        support: entries of the mask that are used. The others count as zeros, whatever they hold,
-            and get a gradient of 0, in both algorithms; `Support.of` makes it once for many
-            steps. Without it, all entries are used by "dense", and "sparse" takes the nonzero
-            ones at each call, which costs more than the readout itself.
-        whole_gradient: whether entries outside of the support get their gradient too, which says
-            how the loss would change if they left 0. It costs a product of dense matrices.
-        sparse_gradient: whether the sparse algorithm gives the masks a sparse gradient, which saves
-            the time and the memory of its zeros. `ProximalAdam` accepts it.
+        bias: (neuron,), or None.
+        algorithm: "dense" uses matrix products, "sparse" uses only the entries of the support, and
+            "auto" selects one with `choose`.
+        support: the entries of the mask that are used, built once with `Support.of` for many
+            training steps. With both algorithms, all other entries are treated as 0 and have a
+            gradient of 0. Without a support, "dense" uses all entries; "sparse" determines the
+            nonzero ones in each call, which takes longer than the readout itself.
+        whole_gradient: whether entries outside the support also have a gradient, the derivative of
+            the loss at 0. This costs a dense matrix product.
+        sparse_gradient: whether the gradient of the mask is a sparse tensor with the sparse
+            algorithm, which saves time and memory. `ProximalAdam` accepts it.
 
     Returns:
-        (batch, neuron), of the features' type.
+        (batch, neuron), with the dtype of the features.
 
     Raises:
-        UserError: if the shapes do not fit together, or for an unknown algorithm.
+        UserError: if the shapes do not agree, or the algorithm is unknown.
 
     Example:
         >>> import torch
@@ -106,12 +106,22 @@ def factorized_readout(
 def choose(
     features: Tensor, mask: Tensor, support: Support | None = None
 ) -> Literal["dense", "sparse"]:
-    """The faster algorithm, by a rule that was measured.
+    """Selects the faster algorithm from measured costs.
 
     Args:
-        features: (batch, channel, position); only shape, type and device matter.
+        features: (batch, channel, position); only its shape, dtype and device are used.
         mask: (position, neuron).
-        support: without one the answer is "dense", because finding the support costs too much.
+        support: of the mask; without one, the dense algorithm is selected, because determining the
+            support takes longer than the readout.
+
+    Returns:
+        "dense" or "sparse".
+
+    Example:
+        >>> import torch
+        >>> features, mask = torch.zeros(64, 2, 900), torch.eye(900)
+        >>> choose(features, mask), choose(features, mask, Support.of(mask))
+        ('dense', 'sparse')
     """
     if support is None:
         return "dense"
@@ -152,11 +162,11 @@ def _check(
         )
     if bias is not None and bias.shape != (neurons,):
         raise UserError(
-            f"'bias' has the shape {tuple(bias.shape)}; give one number for each of the "
-            f"{neurons} neurons"
+            f"'bias' has the shape {tuple(bias.shape)}; give it as (neuron,), one number for each "
+            f"of the {neurons} neurons"
         )
     if support is not None and support.inside.shape != mask.shape:
         raise UserError(
-            f"'support' is of masks of the shape {tuple(support.inside.shape)} and 'mask' has "
-            f"{tuple(mask.shape)}; make it from these masks"
+            f"'support' was made from a mask of shape {tuple(support.inside.shape)} and 'mask' has "
+            f"the shape {tuple(mask.shape)}; make it with Support.of(mask)"
         )

@@ -8,7 +8,7 @@ from retinakit.layers.readout_kernels.support import Slots
 
 
 def serves(features: Tensor) -> bool:
-    """Whether there are kernels for the device and the type of these features."""
+    """Whether the compiled kernels support the device and the dtype of the features."""
     if compiled is None:
         return False
     return features.device.type == "cpu" and features.dtype == torch.float32
@@ -31,7 +31,7 @@ def read(features: Tensor, slots: Slots) -> Tensor:
 def slot_gradients(
     gradient: Tensor, features: Tensor, slots: Slots, of_values: bool, of_weight: bool
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of the values (entry,) and of the weights (channel, neuron), if wanted."""
+    """The gradients of the values (entry,) and of the weights (channel, neuron), if requested."""
     assert compiled is not None
     values = torch.empty_like(slots.values) if of_values else slots.values.new_empty(0)
     weight = torch.empty_like(slots.weight)

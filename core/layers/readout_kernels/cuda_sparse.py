@@ -1,7 +1,7 @@
 """The sparse readout in CUDA kernels. All tensors are contiguous here.
 
-The kernels want consecutive samples to lie side by side: features are transposed before, and their
-gradient after.
+The kernels require that the batch is the last, contiguous axis: features are transposed before the
+call, and their gradient after it.
 """
 
 import torch
@@ -12,7 +12,7 @@ from retinakit.layers.readout_kernels.support import Slots
 
 
 def serves(features: Tensor) -> bool:
-    """Whether there are kernels for the device and the type of these features."""
+    """Whether the CUDA kernels support the device and the dtype of the features."""
     if compiled is None or not compiled.cuda or not features.is_cuda:
         return False
     return features.dtype in (torch.float32, torch.bfloat16)
@@ -36,7 +36,7 @@ def read(features: Tensor, slots: Slots) -> Tensor:
 def slot_gradients(
     gradient: Tensor, features: Tensor, slots: Slots, of_values: bool, of_weight: bool
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of the values (entry,) and of the weights (channel, neuron), if wanted."""
+    """The gradients of the values (entry,) and of the weights (channel, neuron), if requested."""
     assert compiled is not None
     masks = _Masks(slots)
     values, weight = torch.zeros_like(masks.values), torch.zeros_like(masks.weight)
@@ -75,7 +75,7 @@ def feature_gradient(gradient: Tensor, features: Tensor, slots: Slots) -> Tensor
 
 
 class _Masks:
-    """The arrays that the kernels take, in single precision; they must live as long as a call."""
+    """The arguments of the kernels in single precision; keep a reference during the call."""
 
     def __init__(self, slots: Slots) -> None:
         self.slots = slots
@@ -108,12 +108,12 @@ class _Masks:
 
 
 def _by_batch(features: Tensor) -> Tensor:
-    """(position, channel, batch) of (batch, channel, position), and the other way round."""
+    """Transposes (batch, channel, position) to (position, channel, batch), or back."""
     return features.permute(2, 1, 0).contiguous()
 
 
 def _launch(features: Tensor) -> tuple[int, int, bool]:
-    """The device, the stream, and whether the features are of half precision."""
+    """The device, the stream, and whether the features are bfloat16."""
     device = features.device
     stream = torch.cuda.current_stream(device).cuda_stream
     return device.index, stream, features.dtype == torch.bfloat16

@@ -1,9 +1,10 @@
 """The readout as matrix products, in a bounded workspace.
 
-The features under each mask, (batch, channel, neuron), would be the largest array by far. If they
-fit the workspace they are kept for the gradients. If not, they are computed for a piece of the
-batch at a time and not a second time: on a CPU, the gradients of masks and weights are computed
-from the product of the features and the gradient of the output, one channel at a time.
+The masked features (batch, channel, neuron), Σ_p features[b, k, p] · mask[p, n], are by far the
+largest array. If they fit into the workspace, they are stored for the backward pass. Otherwise they
+are computed for one piece of the batch at a time and not recomputed in the backward pass on a CPU:
+there, the gradients of masks and weights are computed from the product of the features and the
+gradient of the output, one channel at a time.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,11 +14,11 @@ import torch
 from torch import Tensor
 
 WORKSPACE = 16 * 2**20
-"""Bytes of features under masks in memory at once."""
+"""Maximum size of the masked features in memory, in bytes."""
 
 BLOCK = 288, 512
-"""Positions and neurons of the block in which a channel's features are multiplied with the
-gradient; it nearly fills the L2 cache."""
+"""Positions and neurons of a block of the product of features and gradient; it nearly fills the L2
+cache."""
 
 
 def dense_readout(features: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
@@ -31,8 +32,10 @@ def dense_readout(features: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
 def dense_forward(
     features: Tensor, mask: Tensor, weight: Tensor, keep: bool
 ) -> tuple[Tensor, Tensor]:
-    """The output, and the features under masks (batch, channel, neuron) if asked to keep them and
-    they fit the workspace, or an empty tensor."""
+    """The output, and the masked features (batch, channel, neuron).
+
+    The latter are an empty tensor unless `keep` is set and they fit into the workspace.
+    """
     features = features.contiguous()
     kept = keep and _fits(features, mask)
     out = features.new_empty(len(features), mask.shape[1])
@@ -60,7 +63,7 @@ def dense_readout_backward(
     under: Tensor,
     needed: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of features, mask and weight; an empty tensor for one that is not needed."""
+    """The gradients of features, mask and weight; an empty tensor where it is not needed."""
     features = features.contiguous()
     of_features, of_mask, of_weight = empty_gradients([features, mask, weight], needed)
     of_mask.zero_()
@@ -110,10 +113,10 @@ def _by_channel(
     of_weight: Tensor,
     needed: Sequence[bool],
 ) -> None:
-    """Adds to the gradients of mask and weight.
+    """Adds to the gradients of mask and weight, one channel at a time.
 
-    Both are sums of t[k, p, n] = Σ_b features[b, k, p] · gradient[b, n], with the weights over k
-    and with the masks over p.
+    With t[k, p, n] = Σ_b features[b, k, p] · gradient[b, n], the gradient of the mask is
+    Σ_k weight[k, n] · t[k, p, n], and that of the weight is Σ_p mask[p, n] · t[k, p, n].
     """
     room = gradient.new_empty(min(BLOCK[0] * BLOCK[1], mask.numel()))
     for row in range(0, mask.shape[0], BLOCK[0]):
@@ -132,7 +135,7 @@ def _by_channel(
 def empty_gradients(
     inputs: Sequence[Tensor], needed: Sequence[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Room for the gradients of three inputs, and none for one that is not needed."""
+    """Uninitialised tensors for the gradients of three inputs; empty where it is not needed."""
     a, b, c = (
         torch.empty(tensor.shape if need else 0, dtype=tensor.dtype, device=tensor.device)
         for tensor, need in zip(inputs, needed, strict=True)
@@ -141,12 +144,12 @@ def empty_gradients(
 
 
 def where_needed(gradients: Sequence[Tensor], needed: Sequence[bool]) -> tuple[Tensor | None, ...]:
-    """None for the gradients that are not needed."""
+    """Replaces gradients that are not needed by None."""
     return tuple(g if need else None for g, need in zip(gradients, needed, strict=True))
 
 
 def pieces(features: Tensor, neurons: int) -> Iterator[slice]:
-    """Consecutive parts of the batch whose (sample, channel, neuron) fit the workspace."""
+    """Consecutive parts of the batch whose masked features fit into the workspace."""
     sample = features.shape[1] * neurons * features.element_size()
     size = max(1, WORKSPACE // max(1, sample))
     for start in range(0, len(features), size):
@@ -172,7 +175,7 @@ class _GradientOfMask(torch.autograd.Function):
 
 
 def with_gradient_of_mask(out: Tensor, features: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
-    """An output that was computed without a gradient of the mask, with one."""
+    """Adds the dense gradient of the mask to an output that was computed without it."""
     found: Tensor = _GradientOfMask.apply(out, features, mask, weight)
     return found
 
@@ -183,7 +186,7 @@ def _fits(features: Tensor, mask: Tensor) -> bool:
 
 
 def _pieces(features: Tensor, mask: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """The pieces, with room for what is under the masks there."""
+    """The pieces of the batch, each with a buffer for its masked features."""
     room = features.new_empty(0)
     for piece in pieces(features, mask.shape[1]):
         samples = piece.stop - piece.start

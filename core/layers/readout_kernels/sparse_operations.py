@@ -1,4 +1,4 @@
-"""The readout on the nonzero entries of the masks, as operations that torch can differentiate."""
+"""The readout on the nonzero entries of the masks, as differentiable torch operations."""
 
 from collections.abc import Sequence
 from types import ModuleType
@@ -15,13 +15,13 @@ _STRUCTURE = (
     "Tensor position_start, Tensor slot, Tensor start, Tensor position, Tensor by_slot, "
     "Tensor neuron, Tensor block_place, Tensor block_start, Tensor block_position"
 )
-"""`Support.structure` as single tensors, because torch handles a list of tensors more slowly."""
+"""`Support.structure` as single tensors, because a list of tensors is slower in torch."""
 
 _INPUTS = f"Tensor features, Tensor values, Tensor weight, {_STRUCTURE}"
 
 
 def _serving(features: Tensor) -> ModuleType:
-    """The implementation for the device and the type of these features."""
+    """The implementation for the device and the dtype of the features."""
     for module in (compiled_sparse, cuda_sparse):
         if module.serves(features):
             return module
@@ -32,7 +32,7 @@ def _serving(features: Tensor) -> ModuleType:
     "retinakit::sparse_readout", mutates_args=(), schema=f"({_INPUTS}) -> Tensor"
 )
 def sparse_readout(features: Tensor, values: Tensor, weight: Tensor, *structure: Tensor) -> Tensor:
-    """As `dense_readout`, from the values (entry,) of masks of the `Support.structure`."""
+    """Like `dense_readout`, with masks given by their values (entry,) and `Support.structure`."""
     return _serving(features).read(features.contiguous(), Slots.of(values, weight, structure))
 
 
@@ -54,7 +54,7 @@ def sparse_readout_backward(
     weight: Tensor,
     *structure: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of features, values and weight; an empty tensor for one that is not needed."""
+    """The gradients of features, values and weight; an empty tensor where it is not needed."""
     serving = _serving(features)
     slots = Slots.of(values, weight, structure)
     features, gradient = features.contiguous(), gradient.contiguous()

@@ -1,4 +1,4 @@
-"""Which entries of the masks are used, sorted for the sparse kernels."""
+"""The entries of the masks that are used, sorted for the sparse kernels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,16 +11,17 @@ from retinakit.contracts.errors import UserError
 from retinakit.layers.readout_kernels.take import take
 
 BLOCK = 16
-"""Slots in a block on a GPU, whose features are shared; the same number as in the kernels."""
+"""Slots in a block on a GPU, which share their features; must equal the constant in the kernels."""
 
 
 class Slots(NamedTuple):
-    """The arrays that the kernels take: the structure of a support, and its values and weights.
+    """The arguments of the kernels: the structure of a support, with values and weights.
 
     Attributes:
         values: (entry,) of the masks.
         weight: (channel, neuron).
-        blocks: as in `Support`.
+
+    The other attributes are those of `Support`.
     """
 
     position_start: Tensor
@@ -35,7 +36,7 @@ class Slots(NamedTuple):
 
     @classmethod
     def of(cls, values: Tensor, weight: Tensor, structure: Sequence[Tensor]) -> "Slots":
-        """From the values, weights (channel, neuron) and `Support.structure`."""
+        """Combines values (entry,), weights (channel, neuron) and `Support.structure`."""
         position_start, slot, start, position, by_slot, neuron, *blocks = structure
         return cls(
             position_start,
@@ -50,19 +51,19 @@ class Slots(NamedTuple):
         )
 
     def values_by_slot(self) -> Tensor:
-        """The values in the order of `position`."""
+        """The values, in the order of `position`."""
         return self.values.index_select(0, self.by_slot)
 
     def by_entry(self, numbers: Tensor) -> Tensor:
-        """The inverse: from the order of `position` to the order of the values."""
+        """Reorders numbers (entry,) from the order of `position` to that of `values`."""
         return torch.empty_like(numbers).index_copy_(0, self.by_slot, numbers)
 
     def weight_by_slot(self) -> Tensor:
-        """The weights as (slot, channel)."""
+        """The weights, as (slot, channel)."""
         return self.weight.index_select(1, self.neuron).T.contiguous()
 
     def by_neuron(self, weight: Tensor) -> Tensor:
-        """The inverse: (channel, neuron) from (slot, channel)."""
+        """Reorders weights from (slot, channel) to (channel, neuron)."""
         return torch.empty_like(self.weight).index_copy_(1, self.neuron, weight.T)
 
 
@@ -70,30 +71,35 @@ class Slots(NamedTuple):
 class Support:
     """The entries of masks (position, neuron) that may differ from 0.
 
-    Build it with `Support.of` and keep it as long as these entries stay the same: building takes
-    as long as some steps of training.
+    Build it with `Support.of` and reuse it while these entries do not change: building takes as
+    long as several training steps.
 
-    Neurons are sorted by the mean positions of their masks, so that neighbours read the same
-    features. A "slot" is a neuron's place in this order.
+    Neurons are sorted by the mean positions of their masks, so that neighbours use the same
+    features. The "slot" of a neuron is its index in this order.
 
-    Entries are sorted by position and then by slot, which is nearly their order in the memory of
-    the masks; sorted by slot, consecutive entries would lie far apart.
+    Entries are sorted by position and then by slot, which is close to their order in the memory of
+    the masks; sorted by slot first, consecutive entries would be far apart in memory.
 
     Attributes:
         inside: (position, neuron) bool.
-        entry: (entry,) int64, index into the flattened masks.
-        indices: (2, entry) int64, their positions and neurons.
-        position_start: (position + 1,) int64, where the entries of each position begin.
-        slot: (entry,) int32.
-        start: (neuron + 1,) int64, where the entries of each slot begin in `position` and
+        entry: (entry,) int64, indices into the flattened masks.
+        indices: (2, entry) int64, positions and neurons.
+        position_start: (position + 1,) int64, index of the first entry of each position.
+        slot: (entry,) int32, the slot of each entry.
+        start: (neuron + 1,) int64, index of the first entry of each slot in `position` and
             `by_slot`.
-        position: (entry,) int32, by slot and then position.
-        by_slot: (entry,) int64, the number of each entry of `position`.
+        position: (entry,) int32, the positions, sorted by slot and then position.
+        by_slot: (entry,) int64, the index in `entry` of each element of `position`.
         neuron: (neuron,) int64, the neuron of each slot.
-        blocks: on a GPU, for blocks of `BLOCK` slots: (entry,) int32, the place of each entry of
-            `position` among the positions of its block; (block + 1,) int64, where the positions
-            of each block begin; int32, the positions that the slots of each block use. Empty on
-            the CPU.
+        blocks: three arrays for blocks of `BLOCK` slots on a GPU: (entry,) int32, the index of each
+            element of `position` among the positions of its block; (block + 1,) int64, the index of
+            the first position of each block; int32, the positions used by the slots of each block.
+            They are empty on the CPU.
+
+    Example:
+        >>> support = Support.of(torch.tensor([[1.0, 0.0], [0.0, 0.0], [2.0, 3.0]]))
+        >>> support.entry.tolist(), support.density
+        ([0, 4, 5], 0.5)
     """
 
     inside: Tensor
@@ -109,13 +115,13 @@ class Support:
 
     @classmethod
     def of(cls, mask: Tensor) -> "Support":
-        """The support of masks.
+        """Builds the support of masks.
 
         Args:
-            mask: (position, neuron), bool, or numbers of which the nonzero ones are used.
+            mask: (position, neuron), bool, or numbers whose nonzero entries form the support.
 
         Raises:
-            UserError: if it has another number of dimensions.
+            UserError: if `mask` does not have two dimensions.
         """
         if mask.ndim != 2:
             raise UserError(
@@ -144,12 +150,12 @@ class Support:
 
     @property
     def density(self) -> float:
-        """The part of the entries that may differ from 0."""
+        """The fraction of the entries that may differ from 0."""
         return len(self.entry) / max(1, self.inside.numel())
 
     @property
     def structure(self) -> list[Tensor]:
-        """What the sparse readout needs; the first attributes of `Slots`."""
+        """The arguments of the sparse readout, in the order of the attributes of `Slots`."""
         return [
             self.position_start,
             self.slot,
@@ -161,14 +167,17 @@ class Support:
         ]
 
     def values(self, mask: Tensor, sparse_gradient: bool = False) -> Tensor:
-        """The entries of the masks, (entry,).
+        """The values of masks at the entries of the support.
 
         Args:
-            mask: (position, neuron), dense, or sparse as a gradient is.
+            mask: (position, neuron), dense, or a sparse gradient.
             sparse_gradient: whether the gradient of the masks is a sparse tensor.
 
+        Returns:
+            (entry,).
+
         Raises:
-            UserError: if the masks have another shape than those of the support.
+            UserError: if the shape of the masks differs from that of the support.
         """
         if mask.shape != self.inside.shape:
             raise UserError(
@@ -204,21 +213,21 @@ class _Values(torch.autograd.Function):
 
 
 def _mean_positions(inside: Tensor) -> Tensor:
-    """The mean row of each column; the number of rows for an empty column."""
+    """The mean row of the true entries of each column; the number of rows if there are none."""
     position, column = inside.nonzero(as_tuple=True)
     mean = torch.full(inside.shape[1:], float(len(inside)), device=inside.device).double()
     return mean.scatter_reduce_(0, column, position.double(), "mean", include_self=False)
 
 
 def _starts(row: Tensor, rows: int) -> Tensor:
-    """Where each row begins after the entries are sorted by `row`."""
+    """The index of the first entry of each row after sorting by `row`."""
     start = torch.zeros(rows + 1, dtype=torch.int64, device=row.device)
     torch.cumsum(torch.bincount(row, minlength=rows), 0, out=start[1:])
     return start
 
 
 def _blocks(slot: Tensor, position: Tensor, neurons: int, positions: int) -> tuple[Tensor, ...]:
-    """`Support.blocks`, from the slot and the position of each entry."""
+    """Computes `Support.blocks` from the slot and the position of each entry."""
     shared, place = torch.unique(slot // BLOCK * positions + position, return_inverse=True)
     start = _starts(shared // max(1, positions), -(-neurons // BLOCK))
     return (place - start[slot // BLOCK]).int(), start, (shared % max(1, positions)).int()

@@ -1,4 +1,4 @@
-"""Entries of a tensor that lie anywhere in it."""
+"""Gathering entries of a tensor."""
 
 import torch
 from torch import Tensor
@@ -7,11 +7,14 @@ from retinakit.kernels import compiled
 
 
 def take(values: Tensor, index: Tensor) -> Tensor:
-    """values[index] without a gradient, by a kernel that prefetches if it was compiled.
+    """values.flatten()[index] without a gradient, with a prefetching kernel if it was compiled.
 
     Args:
-        values: of any shape, flattened here.
+        values: of any shape.
         index: (entry,) int64; bounds are not checked.
+
+    Returns:
+        (entry,).
     """
     values = values.contiguous()
     served = compiled is not None and values.device.type == "cpu" and values.dtype == torch.float32

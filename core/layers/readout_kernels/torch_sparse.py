@@ -1,4 +1,4 @@
-"""The sparse readout in torch, where no compiled kernel serves."""
+"""The sparse readout in torch, for devices and dtypes without a compiled kernel."""
 
 from functools import cache
 from logging import getLogger
@@ -15,8 +15,8 @@ from retinakit.layers.readout_kernels.support import Slots
 def _tell() -> None:
     if compiled is None:
         getLogger("retinakit").warning(
-            "the compiled kernels are not there: torch serves for the sparse readout, slower; "
-            "see `retina-run doctor`"
+            "the compiled kernels are not installed; the sparse readout runs in torch, which is "
+            "slower; see `retina-run doctor`"
         )
 
 
@@ -33,7 +33,7 @@ def read(features: Tensor, slots: Slots) -> Tensor:
 def slot_gradients(
     gradient: Tensor, features: Tensor, slots: Slots, of_values: bool, of_weight: bool
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of the values (entry,) and of the weights (channel, neuron), if wanted."""
+    """The gradients of the values (entry,) and of the weights (channel, neuron), if requested."""
     weight = slots.weight_by_slot()
     values = torch.zeros_like(slots.values) if of_values else slots.values.new_empty(0)
     of_slots = torch.zeros_like(weight) if of_weight else weight.new_empty(0)
@@ -69,7 +69,7 @@ def feature_gradient(gradient: Tensor, features: Tensor, slots: Slots) -> Tensor
 
 
 def _masks(slots: Slots, positions: int) -> Tensor:
-    """Sparse (slot, position)."""
+    """The masks as a sparse tensor (slot, position)."""
     number = len(slots.neuron)
     slot = torch.arange(number, device=slots.start.device).repeat_interleave(slots.start.diff())
     at = torch.stack([slot, slots.position.long()])
@@ -78,7 +78,7 @@ def _masks(slots: Slots, positions: int) -> Tensor:
 
 
 def _under(features: Tensor, slots: Slots) -> Tensor:
-    """The features under each mask, (slot, sample, channel)."""
+    """The masked features, (slot, sample, channel)."""
     samples, channels, positions = features.shape
     columns = features.flatten(0, 1).T.contiguous()
     return torch.sparse.mm(_masks(slots, positions), columns).view(-1, samples, channels)
