@@ -1,5 +1,6 @@
 """Puts the results of a sweep together: every swept option becomes a dimension."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +11,7 @@ import xarray as xr
 from retinakit.contracts.errors import UserError
 from retinakit.contracts.model import cells_of_recording
 from retinakit.pipeline.graph import Coords, Task
+from retinakit.pipeline.hashes import code_hash
 
 
 def combine(points: Sequence[tuple[Coords, xr.Dataset]]) -> xr.Dataset:
@@ -41,6 +43,13 @@ def at_point(task: Task, result: xr.Dataset) -> xr.Dataset:
     """A result with the options of its point as coordinates, for a sweep of listed points."""
     options = {f"{n}_option" if n in result.variables else n: _label(v) for n, v in task.options}
     return result.assign_coords(options)
+
+
+def joined_key(tasks: Sequence[Task]) -> str:
+    """The key in the store of the joined results of tasks."""
+    points = [(task.key, task.about, task.coords, task.options) for task in tasks]
+    text = json.dumps(["joined", code_hash(__name__, "retinakit"), points])
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _along(points: list[tuple[dict[str, Any], xr.Dataset]], dims: list[str]) -> xr.Dataset:

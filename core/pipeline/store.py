@@ -5,7 +5,6 @@ temporary name and renamed when it is whole, so that a reader never sees a part 
 """
 
 import errno
-import hashlib
 import itertools
 import json
 import logging
@@ -23,6 +22,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from retinakit.contracts.errors import UserError
+from retinakit.pipeline.hashes import file_hash
 
 RESULT, META = "result.nc", "meta.json"
 MARGIN = 16 * 2**20
@@ -80,7 +80,7 @@ class Store:
     def verifies(self, key: str) -> bool:
         """Whether a result is there and is what was written."""
         meta, path = self.meta(key), self.path(key)
-        return meta is not None and path.is_file() and meta.get("sha256") == _digest(path)
+        return meta is not None and path.is_file() and meta.get("hash") == file_hash(path)
 
     def has(self, key: str) -> bool:
         """Whether a result is there and verifies; one that does not is removed, with a warning."""
@@ -243,7 +243,7 @@ class Store:
                 work.mkdir(parents=True)
                 reserve(work, size)
                 write(work / RESULT)
-                meta = {**meta, "sha256": _digest(work / RESULT)}
+                meta = {**meta, "hash": file_hash(work / RESULT)}
                 (work / META).write_text(json.dumps(meta, indent=1))
                 (work / RESULT).chmod(0o444)  # it may be hard-linked into run folders
                 self.folder(key).parent.mkdir(exist_ok=True)
@@ -319,8 +319,3 @@ def writing_to(place: Path) -> Iterator[None]:
                 "choose another folder with --store or --out"
             ) from error
         raise
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
