@@ -517,7 +517,7 @@ def test_a_file_of_another_format_is_refused(refusal: Callable[..., str], tmp_pa
         (
             {"response": response(0, 1.0)[:, 0]},
             "'response' is of shape (400,) and its dimensions are given as ['frame', 'cell']; "
-            "give one of ['repeat', 'frame', 'cell'] for each",
+            "give one of ['repeat', 'frame', 'cell'] for each dimension",
         ),
     ],
 )
@@ -565,8 +565,8 @@ datasets:
   one: {{plugin: temporal_collapse, data: cells, with: {{lags: 5}}}}
 """
     assert mistake(text) == (
-        "p.yaml:3:3: datasets.one: the recording has 2 cells and the filter is one cell's; choose "
-        "one with cell: 0, or each in turn with sweep: {cell: [...]}"
+        "p.yaml:3:3: datasets.one: the recording has 2 cells and the filter is that of one cell; "
+        "choose one with cell: 0, or each in turn with sweep: {cell: [...]}"
     )
 
 
