@@ -629,6 +629,18 @@ def test_a_report_of_what_is_no_run_is_refused(command: Callable[..., Any], tmp_
     assert list((tmp_path / "empty").iterdir()) == []
 
 
+@pytest.mark.parametrize("content", [b"{", b"[]", b"{}", b'{"steps": 3}', b"\xff"])
+def test_a_report_of_a_damaged_run_is_refused(
+    command: Callable[..., Any], tmp_path: Path, content: bytes
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/provenance.json").write_bytes(content)
+    ended = command("report", "run")
+    assert ended.code == 2
+    assert ended.err.startswith("retina-run: run/provenance.json does not describe a run (")
+    assert len(ended.err.splitlines()) == 1
+
+
 def test_a_scheduler_that_does_not_answer_is_named(refusal: Callable[..., str]) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -146,7 +146,7 @@ def test_the_population_is_drawn_against_the_full_models(redundant, recording_of
     np.testing.assert_allclose(dot.get_xydata(), [[1, at["correlation"]]], atol=1e-6)
     (cross,) = (line for line in random.lines if line.get_marker() == "o")
     np.testing.assert_allclose(cross.get_ydata(), [at["correlation_random"].mean()])
-    assert curves.get_xlabel() == "filters kept"
+    assert curves.get_xlabel() == "number of filters kept"
 
 
 def test_a_model_whose_filters_cannot_be_left_out_is_refused(recording_of, redundant):

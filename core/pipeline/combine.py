@@ -36,7 +36,16 @@ def combine(points: Sequence[tuple[Coords, xr.Dataset]]) -> xr.Dataset:
     # Read from disk, whole numbers would be written as such again, and NaN among them as nonsense.
     combined = _along([(dict(coords), result.drop_encoding()) for coords, result in points], dims)
     combined.attrs["sweep"] = ",".join(dim for dim in dims if dim in combined.dims)
-    return combined
+    # Swept values of different kinds, such as a number and text, are one array as text alone.
+    mixed = {
+        name: (
+            coord.dims,
+            [v if isinstance(v, str) else json.dumps(v, default=str) for v in coord.values],
+        )
+        for name, coord in combined.coords.items()
+        if coord.dims and coord.dims[0] in dims and coord.ndim == 1 and coord.dtype == object
+    }
+    return combined.assign_coords(mixed)
 
 
 def at_point(task: Task, result: xr.Dataset) -> xr.Dataset:
@@ -45,9 +54,16 @@ def at_point(task: Task, result: xr.Dataset) -> xr.Dataset:
     return result.assign_coords(options)
 
 
-def joined_key(tasks: Sequence[Task]) -> str:
-    """The key in the store of the joined results of tasks."""
-    points = [(task.key, task.about, task.coords, task.options) for task in tasks]
+def joined_key(tasks: Sequence[Task], contents: Sequence[str]) -> str:
+    """The key in the store of the joined results of tasks.
+
+    Args:
+        contents: hashes of the results; one that is computed again may be another.
+    """
+    points = [
+        (task.key, content, task.about, task.coords, task.options)
+        for task, content in zip(tasks, contents, strict=True)
+    ]
     text = json.dumps(["joined", code_hash(__name__, "retinakit"), points])
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 

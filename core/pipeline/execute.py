@@ -23,7 +23,7 @@ import xarray as xr
 from threadpoolctl import threadpool_limits
 
 from retinakit.contracts.analysis import FittedModel
-from retinakit.contracts.errors import UserError
+from retinakit.contracts.errors import UserError, describe
 from retinakit.contracts.model import Model
 from retinakit.contracts.netcdf import read_netcdf, write_netcdf
 from retinakit.contracts.progress import Progress, silent
@@ -90,7 +90,7 @@ class Workbench:
         self._uncollected = 0
 
     def run(self, task: Task, progress: Progress = silent) -> Outcome:
-        """Makes the result of a task, unless the store has it. Never raises an Exception."""
+        """Makes the result of a task, unless the store has it. Raises KeyboardInterrupt alone."""
         begun = time.monotonic()
 
         def ended(status: str, message: str = "", trace: str = "") -> Outcome:
@@ -112,9 +112,10 @@ class Workbench:
             status = "stopped" if isinstance(error, StoreError) else "invalid"
             section = SECTIONS[task.kind]
             return ended(status, f"{task.place}: {section}.{task.label}: {error}")
-        except (Exception, SystemExit) as error:
-            message = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-            return ended("failed", message, traceback.format_exc())
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a plugin may raise anything
+            return ended("failed", describe(error), traceback.format_exc())
 
     def recording(self, key: str) -> xr.DataTree:
         """The recording of a dataset task: at hand, from the store, or made again if volatile."""
@@ -215,7 +216,12 @@ class Workbench:
                     self._member(key, step, coords)
                     for key, (step, coords) in zip(keys, task.members[role], strict=True)
                 ]
-        result: xr.Dataset = analysis.run(**arguments)
+        result: Any = analysis.run(**arguments)
+        if not isinstance(result, xr.Dataset):
+            raise UserError(
+                f"run of '{task.plugin}' returned a {type(result).__name__}; it must return an "
+                "xarray.Dataset"
+            )
         self._write(task, lambda path: write_netcdf(result, path), result.nbytes)
 
     def _member(self, key: str, step: str, coords: Coords) -> FittedModel:

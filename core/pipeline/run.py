@@ -20,7 +20,7 @@ import xarray as xr
 from filelock import FileLock, Timeout
 from ruamel.yaml import YAML
 
-from retinakit.contracts.errors import UserError
+from retinakit.contracts.errors import UserError, describe
 from retinakit.contracts.netcdf import read_netcdf, write_netcdf
 from retinakit.pipeline.combine import at_point, combine, joined_key
 from retinakit.pipeline.execute import (
@@ -33,7 +33,7 @@ from retinakit.pipeline.execute import (
 )
 from retinakit.pipeline.graph import Graph, Step, Task
 from retinakit.pipeline.search import Searches
-from retinakit.pipeline.store import Store, StoreError, reserve, writing_to
+from retinakit.pipeline.store import Store, StoreError, blame, reserve, writing_to
 from retinakit.registry.find import Registry
 
 logger = logging.getLogger("retinakit")
@@ -208,11 +208,11 @@ def _report(folder: Path, registry: Registry) -> list[str]:
 
     try:
         return write_report(folder, registry).troubles
-    except OSError:
-        raise
-    except Exception:
-        logger.exception("the report could not be drawn")
-        return ["the report could not be drawn; `retina-run report` tries again"]
+    except Exception as error:
+        if isinstance(error, OSError):
+            blame(error, folder)
+        reason = describe(error)
+        return [f"the report could not be drawn ({reason}); `retina-run report` tries again"]
 
 
 def _new_folder(parent: Path, started: datetime) -> tuple[Path, Path]:
@@ -249,10 +249,10 @@ def write_folder(
         if done:
             try:
                 files = _write_step(folder, step, done, store)
-            except OSError:
-                raise
             except Exception as error:  # what is joined is from plugins
-                problem = str(error) if isinstance(error, UserError) else _name_of(error)
+                if isinstance(error, OSError):
+                    blame(error, folder)
+                problem = str(error) if isinstance(error, UserError) else describe(error)
                 logger.warning("%s could not be written as one file: %s", step.name, problem)
         steps.append(_describe(step, outcomes, files, problem))
     provenance = {
@@ -272,10 +272,6 @@ def write_folder(
     with (folder / "resolved.yaml").open("w", encoding="utf-8") as file:
         YAML().dump(resolved(graph), file)
     return [f"{step['name']}: {step['problem']}" for step in steps if step["problem"]]
-
-
-def _name_of(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
 
 
 def _write_step(folder: Path, step: Step, done: list[Task], store: Store) -> dict[str, str]:
@@ -320,7 +316,7 @@ def _write_joined(
     if len(tasks) == 1:
         write_netcdf(join(), main)
         return
-    key = joined_key(tasks)
+    key = joined_key(tasks, [str((store.meta(task.key) or {}).get("hash")) for task in tasks])
     if not store.has(key):
         joined, task = join(), tasks[0]
         meta = {"pipeline": task.pipeline, "step": task.step, "plugin": f"{task.plugin} (joined)"}

@@ -25,7 +25,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib import font_manager, style
 from matplotlib.figure import Figure
 
-from retinakit.contracts.errors import UserError
+from retinakit.contracts.errors import UserError, describe
 from retinakit.contracts.netcdf import read_netcdf
 from retinakit.contracts.recording import SPIKES_PER_BIN, SPLITS, space_sizes
 from retinakit.registry.find import Registry
@@ -82,13 +82,24 @@ def write_report(folder: Path, registry: Registry) -> Report:
 
     Returns:
         The path of the page, and what could not be drawn.
+
+    Raises:
+        UserError: if `provenance.json` does not describe a run.
     """
-    run = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
-    page, troubles = _render(folder, run, registry)
+    source = folder / "provenance.json"
+    try:
+        run = json.loads(source.read_text(encoding="utf-8"))
+        page, troubles = _render(folder, run, registry)
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"{source} does not describe a run ({describe(error)}); it may be damaged: run the "
+            "pipeline again"
+        ) from error
     path = folder / "report.html"
     unfinished = folder / f".report-{uuid.uuid4().hex}.html"
     try:
-        unfinished.write_text(page, encoding="utf-8")
+        # Names of files and messages of errors may hold what is no text.
+        unfinished.write_text(page, encoding="utf-8", errors="backslashreplace")
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
@@ -130,7 +141,7 @@ def _render(folder: Path, run: Mapping[str, Any], registry: Registry) -> tuple[s
         files=files,
         example=_example(files),
         model=next((file["path"] for file in files if file["what"] == "model"), None),
-        resolved=resolved.read_text(encoding="utf-8") if resolved.exists() else "",
+        resolved=resolved.read_text("utf-8", "replace") if resolved.is_file() else "",
     )
     troubles = [f"{s['step']['name']}: {t.sentence}" for s in sections for t in s["troubles"]]
     return page, troubles
@@ -149,8 +160,10 @@ def _attempt(function: Callable[..., T], *args: Any) -> tuple[T | None, Trouble 
         return function(*args), None
     except UserError as error:
         return None, Trouble(str(error))
-    except Exception as error:
-        return None, Trouble(f"{type(error).__name__}: {error}", traceback.format_exc())
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a plugin may raise anything
+        return None, Trouble(describe(error), traceback.format_exc())
 
 
 # What the page says of each step
