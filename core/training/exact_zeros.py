@@ -47,12 +47,12 @@ class ExactZeros(Hooks):
     """Number of batches from whose gradient the support is updated during training."""
 
     TOLERANCE: ClassVar[float] = 0.1
-    """Training ends only if |gradient| ≤ (1 + TOLERANCE) · l1 for all entries that are 0. An update
-    of the support adds the entries that violate this condition."""
+    """Training is continued if |gradient| > (1 + TOLERANCE) · l1 for an entry that is 0. An update
+    of the support adds such entries."""
 
     failed: int = -1
-    """The step of the best weights for which the condition was last violated. If it is violated
-    for the same weights again, training may end."""
+    """The step of the best weights for which training was last continued. It is not continued for
+    the same weights again."""
 
     def optimizer(
         self, parameters: Iterable[Tensor], learning_rate: float, processes: int
@@ -76,7 +76,7 @@ class ExactZeros(Hooks):
         asked = ending and self.failed != best_step
         if asked and self.certificate(losses).outside > self.TOLERANCE:
             self.failed = best_step
-            self.refresh(losses, batches=None)  # adds the entries that violate the condition
+            self.refresh(losses, batches=None)  # adds the entries with a large gradient
             return False
         self.refresh(losses)
         return ending

@@ -45,7 +45,11 @@ class Fit:
         curves: lists with one entry for each validation: `step`, `learning_rate`, and, for each
             start, `train_loss` and `validation_loss`, which are means over cells.
 
-    The function `train` returns it.
+    Example:
+        >>> starts = Starts([Network([nn.Linear(2, 1)], None, None, lags=1)])
+        >>> fit = Fit(Best.of(starts, parts=1))  # as at the beginning of `train`
+        >>> fit.step, list(fit.curves)
+        (0, ['step', 'train_loss', 'validation_loss', 'learning_rate'])
     """
 
     best: Best

@@ -82,7 +82,7 @@ class Certificate(NamedTuple):
     inside: float
 
     def holds(self, tolerance: float) -> bool:
-        """Whether both values are at most the tolerance."""
+        """Whether both values are at most the tolerance, which is relative to l1."""
         return all(value <= tolerance for value in self)
 
 

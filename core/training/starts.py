@@ -137,5 +137,5 @@ class Starts(nn.Module):
 
 
 def arguments(recording: int, batch: Batch, state: Any) -> tuple[Any, ...]:
-    """The arguments of `Network.forward`; Fabric supports tensors and containers of them only."""
+    """The arguments of `Network.forward`; Fabric does not accept a frozen dataclass (`Batch`)."""
     return recording, batch.inputs, batch.target, batch.known, batch.shuffled, state

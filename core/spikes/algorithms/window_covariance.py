@@ -102,7 +102,7 @@ def weighted_covariance(
 
 
 def _of_bits(windows: Windows) -> Moments | None:
-    """Exact moments of bits x; None if the stimulus is not two-valued or w are no integers."""
+    """Exact moments of bits x; None if the stimulus is not two-valued or w are not integers."""
     if (windows.weight % 1).any() or windows.weight.sum() > _EXACT:
         return None
     counts = windows.weight.astype(np.int64)
