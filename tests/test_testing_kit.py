@@ -1003,8 +1003,8 @@ def test_a_failure_names_the_plugin_the_check_and_what_was_found(recording: xr.D
         check_model(PeeksAtNextFrame, recording)
     first, second = str(raised.value).splitlines()
     assert first == f"PeeksAtNextFrame fails 1 of {len(MODEL_CHECKS)} checks:"
-    assert second.startswith("  causality: frames after 52 were changed, and with them predictions")
-    assert "the first is frame 52 of cell number 0" in second
+    assert second.startswith("  causality: changing the frames after 52 changes predictions")
+    assert "the first is frame 52 of the cell at index 0" in second
 
 
 def test_an_expected_failure_is_accepted(recording: xr.DataTree) -> None:
