@@ -1,5 +1,6 @@
 """The command `retina-run`."""
 
+import io
 import json
 import os
 import signal
@@ -306,6 +307,8 @@ def _stop(number: int, frame: Any) -> None:
 
 def main() -> None:
     """Entry point: exit code 0 if all went well, 1 if a step failed, 2 for a mistake."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may hold what is no text
+        sys.stdout.reconfigure(errors="backslashreplace")
     before = {}
     if threading.current_thread() is threading.main_thread():
         before = {n: signal.signal(n, _stop) for n in (signal.SIGINT, signal.SIGTERM)}

@@ -1,1 +1,1 @@
-"""The datasets, models and analyses that come with retinakit."""
+"""The built-in datasets, models and analyses of retinakit."""

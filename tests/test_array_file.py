@@ -153,5 +153,5 @@ def test_a_square_movie_of_matlab_is_not_transposed(
 def test_a_movie_of_matlab_that_could_lie_either_way_asks(tmp_path: Path) -> None:
     path = tmp_path / "movie.mat"
     scipy.io.savemat(path, {"stimulus": MOVIE[:5], "response": COUNTS[:5]})
-    with pytest.raises(UserError, match="say with stimulus_dims which is 'frame'"):
+    with pytest.raises(UserError, match="give the order in stimulus_dims"):
         HDF5({"path": path}).files()

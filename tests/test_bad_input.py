@@ -517,7 +517,7 @@ def test_a_file_of_another_format_is_refused(refusal: Callable[..., str], tmp_pa
         (
             {"response": response(0, 1.0)[:, 0]},
             "'response' is of shape (400,) and its dimensions are given as ['frame', 'cell']; "
-            "give one of ['repeat', 'frame', 'cell'] for each",
+            "give one of ['repeat', 'frame', 'cell'] for each dimension",
         ),
     ],
 )
@@ -565,8 +565,8 @@ datasets:
   one: {{plugin: temporal_collapse, data: cells, with: {{lags: 5}}}}
 """
     assert mistake(text) == (
-        "p.yaml:3:3: datasets.one: the recording has 2 cells and the filter is one cell's; choose "
-        "one with cell: 0, or each in turn with sweep: {cell: [...]}"
+        "p.yaml:3:3: datasets.one: the recording has 2 cells and the filter is that of one cell; "
+        "choose one with cell: 0, or each in turn with sweep: {cell: [...]}"
     )
 
 
@@ -624,6 +624,18 @@ def test_a_report_of_what_is_no_run_is_refused(command: Callable[..., Any], tmp_
         "retina-run: empty: not the folder of a run (there is no provenance.json in it)\n",
     )
     assert list((tmp_path / "empty").iterdir()) == []
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"{}", b'{"steps": 3}', b"\xff"])
+def test_a_report_of_a_damaged_run_is_refused(
+    command: Callable[..., Any], tmp_path: Path, content: bytes
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/provenance.json").write_bytes(content)
+    ended = command("report", "run")
+    assert ended.code == 2
+    assert ended.err.startswith("retina-run: run/provenance.json does not describe a run (")
+    assert len(ended.err.splitlines()) == 1
 
 
 def test_a_scheduler_that_does_not_answer_is_named(refusal: Callable[..., str]) -> None:

@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 
 import retinakit
+import retinakit_plugins
 
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 MODULES = [
     module.name
-    for module in pkgutil.walk_packages(retinakit.__path__, "retinakit.")
+    for package in (retinakit, retinakit_plugins)
+    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
     if not module.name.endswith("_kernels")
 ]
 STUBS = sorted(Path(retinakit.__file__).parent.glob("*/__init__.pyi"))

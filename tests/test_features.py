@@ -142,7 +142,7 @@ def test_the_table_counts_the_filters_of_each_kind(shown):
 def test_features_of_maps_that_are_not_there_are_refused(shown, network, recording_of):
     with pytest.raises(UserError, match="the CNN has no layer 'layer2'; did you mean 'layer1'"):
         shown([blob()], {"layer": "layer2"})
-    with pytest.raises(UserError, match=r"the last layer is 'layer2'; choose that, or another"):
+    with pytest.raises(UserError, match=r"needs the output_weight of the last layer, 'layer2'"):
         shown([blob()], {"position": "dense-weighted"}, layers=2)
     data = recording_of(network(np.array([blob()])))
     linear = LN({"lags": 1, "steps": 2, "check_every": 1})

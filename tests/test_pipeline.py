@@ -38,12 +38,13 @@ def retinakit_models():
 @hookimpl
 def retinakit_analyses():
     names = {"lab_rate": "Rate", "lab_models": "Models", "lab_recordings": "Recordings",
-             "lab_results": "Results"}
+             "lab_results": "Results", "lab_clock": "Clock"}
     return [AnalysisSpec(name=n, target=f"lab_plugins:{c}", summary=c) for n, c in names.items()]
 """
 
 PLUGINS = '''
 """Plugins that run in milliseconds, and one that explodes."""
+import time
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
@@ -54,6 +55,7 @@ from retinakit.testing import SmallModel, small_recording
 class CellsConfig(Config):
     frames: int = Field(300, description="Frames.")
     cells: int = Field(1, description="Cells.")
+    note: list[int] | str | None = Field(None, description="Nothing.")
 
 class Cells(Dataset):
     """Cells of the testing kit."""
@@ -87,6 +89,11 @@ class Rate(Drawn):
     """The mean rate that a model predicts."""
     def run(self, model, data):
         return xr.Dataset({"rate": model.predict(data["test"]).mean("frame")})
+
+class Clock(Drawn):
+    """What no option says."""
+    def run(self, model):
+        return xr.Dataset({"now": time.time_ns()})
 
 class Models(Drawn):
     """Who is in the family."""
@@ -299,6 +306,12 @@ def test_the_sweep_of_a_dataset_reaches_its_models_and_analyses(bench: Lab) -> N
     assert len(list((run / "models/line").glob("*.nc"))) == 4
 
 
+def test_a_sweep_over_lists_and_text_has_them_as_labels(bench: Lab) -> None:
+    run = bench.run(LAB.replace("lab_cells}", "lab_cells, sweep: {note: [[0], [0, 1], a, null]}}"))
+    labels = result(run, "rate")["line"]["note"].values
+    assert labels.tolist() == ["[0]", "[0, 1]", "a", "null"]
+
+
 def test_a_sweep_over_what_the_input_is_swept_over_is_refused(bench: Lab) -> None:
     text = LAB.replace("plugin: lab_cells}", "plugin: lab_cells, sweep: {seed: [0, 1]}}")
     text = text.replace("data: cells}", "data: cells, sweep: {seed: [0, 1]}}")
@@ -374,6 +387,15 @@ def test_a_change_runs_again_only_what_depends_on_it(
 ) -> None:
     before, after = keys(bench.graph(LAB)), keys(bench.graph(LAB.replace(old, new)))
     assert {label.split()[0] for label in before if before[label] != after[label]} == changed
+
+
+def test_forced_points_of_a_sweep_are_joined_anew(bench: Lab) -> None:
+    text = LAB.replace("data: cells}", "data: cells, sweep: {filters: [2, 3]}}")
+    text += "  clock: {plugin: lab_clock, models: [line]}\n"
+    first = result(bench.run(text), "clock")["line"]["now"].values
+    again = result(bench.run(text), "clock")["line"]["now"].values
+    forced = result(bench.run(text, "--force", "clock"), "clock")["line"]["now"].values
+    assert (first == again).all() and (forced > first).all()
 
 
 def test_another_version_of_a_plugin_is_another_result(bench: Lab, lab: Path) -> None:

@@ -199,7 +199,9 @@ class TestAntolik2016:
 
     def test_the_folder_is_found_through_the_environment_or_asked_for(self, files, monkeypatch):
         monkeypatch.delenv("RETINAKIT_DATA", raising=False)
-        with pytest.raises(UserError, match="RETINAKIT_DATA to a folder with antolik2016"):
+        with pytest.raises(
+            UserError, match="RETINAKIT_DATA to the folder that contains antolik2016"
+        ):
             Antolik2016({}).files()
         monkeypatch.setenv("RETINAKIT_DATA", str(files[0]))
         expected = files[0] / "antolik2016" / "region3" / "training_inputs.npy"

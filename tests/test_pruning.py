@@ -124,16 +124,16 @@ def test_the_table_of_a_population_has_a_row_for_each_cell_and_size(network, rec
         points.append(((("cell", cell),), result.assign_coords(cell=[cell])))
     tree = xr.DataTree.from_dict({"/cnn": combine(points)})
     table = Pruning({"draws": 4}).table(tree).set_index("cell")
-    assert table["of"].tolist() == [8, 5]
-    np.testing.assert_allclose(table["full"], 1, atol=1e-6)
+    assert table["filters in all"].tolist() == [8, 5]
+    np.testing.assert_allclose(table["correlation, all filters"], 1, atol=1e-6)
     for cell, (_, result) in zip((3, 7), points, strict=True):
         chosen = int(result["chosen"])
         rate = result.isel(cell=0).sel(against="rate", kept=chosen)
-        assert table["kept"][cell] == chosen
-        assert table["effective"][cell] == pytest.approx(float(rate["correlation"]))
+        assert table["filters kept"][cell] == chosen
+        assert table["correlation, filters kept"][cell] == pytest.approx(float(rate["correlation"]))
         draws = rate["correlation_random"]
-        assert table["random, mean"][cell] == pytest.approx(float(draws.mean()))
-        assert table["random, sd"][cell] == pytest.approx(float(draws.std()))
+        assert table["correlation, random filters"][cell] == pytest.approx(float(draws.mean()))
+        assert table["sd, random filters"][cell] == pytest.approx(float(draws.std()))
 
 
 def test_the_population_is_drawn_against_the_full_models(redundant, recording_of):
@@ -146,7 +146,7 @@ def test_the_population_is_drawn_against_the_full_models(redundant, recording_of
     np.testing.assert_allclose(dot.get_xydata(), [[1, at["correlation"]]], atol=1e-6)
     (cross,) = (line for line in random.lines if line.get_marker() == "o")
     np.testing.assert_allclose(cross.get_ydata(), [at["correlation_random"].mean()])
-    assert curves.get_xlabel() == "filters kept"
+    assert curves.get_xlabel() == "number of filters kept"
 
 
 def test_a_model_whose_filters_cannot_be_left_out_is_refused(recording_of, redundant):
@@ -166,7 +166,7 @@ def test_morans_i_in_standard_deviations_is_that_of_independent_values():
 
 
 def test_a_map_of_one_row_has_no_neighbours_to_test():
-    with pytest.raises(UserError, match="2 x 2 checks or more, and this has 1 x 5"):
+    with pytest.raises(UserError, match="at least 2 x 2 checks, and this one has 1 x 5"):
         morans_i_z(xr.DataArray(np.zeros((1, 5)), dims=("y", "x")))
 
 

@@ -289,5 +289,5 @@ def test_the_two_models_of_zheng_differ_in_the_first_subunit_only():
 
 
 def test_the_layout_of_a_published_model_is_not_an_option():
-    with pytest.raises(ValueError, match="the preset zheng1 has cells 2; leave it out"):
+    with pytest.raises(ValueError, match="the preset zheng1 has cells 2; leave out cells"):
         SubunitRGC({"preset": "zheng1", "cells": 3})

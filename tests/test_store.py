@@ -45,9 +45,38 @@ class Leaves(Base):
         raise SystemExit("as a script does")
 
 
+class Own(BaseException):
+    def __str__(self):
+        raise ValueError
+
+
+class RaisesItsOwn(Base):
+    def run(self, data):
+        raise Own
+
+
+class Number(Base):
+    def run(self, data):
+        return 3.0
+
+
+class SourceIsGone(Base):
+    def run(self, data):
+        import dask.array as da
+
+        def read(block):
+            raise FileNotFoundError(2, "No such file", "/elsewhere")
+
+        values = da.zeros(3).map_blocks(read, meta=np.zeros(0))
+        return xr.Dataset({"value": ("x", values)})
+
+
 class CannotDraw(Base):
     def plot(self, result):
-        raise ValueError("no paper")
+        raise ValueError("no paper \\ud800")
+
+    def table(self, result):
+        raise SystemExit("no table")
 
 
 @hookimpl
@@ -58,6 +87,9 @@ def retinakit_analyses():
             ("base", "Base"),
             ("raises", "Raises"),
             ("leaves", "Leaves"),
+            ("its_own", "RaisesItsOwn"),
+            ("number", "Number"),
+            ("gone", "SourceIsGone"),
             ("cannot_draw", "CannotDraw"),
         )
     ]
@@ -136,6 +168,9 @@ analyses:
   base: {{plugin: base, data: good}}
   raises: {{plugin: raises, data: good}}
   leaves: {{plugin: leaves, data: good}}
+  its_own: {{plugin: its_own, data: good}}
+  number: {{plugin: number, data: good}}
+  gone: {{plugin: gone, data: good}}
   cannot_draw: {{plugin: cannot_draw, data: good}}
   score: {{plugin: score, models: [ols, lost]}}
 """
@@ -147,12 +182,17 @@ analyses:
     for sentence in (
         "no luck",
         "as a script does",
+        "Own: its message cannot be read",
+        "run of &#39;lab-store:number&#39; returned a float; it must return an xarray.Dataset",
+        "FileNotFoundError: [Errno 2] No such file",
+        "no table",
         "no paper",
         "p.yaml:3:3: datasets.bad",
         "zero spikes",
     ):
         assert sentence in page
-    assert "cannot_draw: The figure could not be made (ValueError: no paper)" in ended.stderr
+    sentence = "cannot_draw: The figure could not be made (ValueError: no paper \\ud800)"
+    assert sentence in ended.stderr
     assert {path.name for path in (folder / "analyses").iterdir()} == {
         "base.nc",
         "cannot_draw.nc",
@@ -337,7 +377,12 @@ def test_a_value_on_the_command_line_is_one_in_the_file(
         ),
         ("models.n.with.lags=3", "there is no step 'n'"),
         ("models.m.with.lags", "give a path and a value, PATH=VALUE"),
-        ("models.m.with.lags=[", "give a path and a value, PATH=VALUE"),
+        ("models.m.with.lags=[", "--set models.m.with.lags=[: the value:1:2: not valid YAML"),
+        ("models.m.with.lags=2001-99-99", "2001-99-99 is a date; put it in quotes"),
+        ("models.m.with.lags=!!int x", "the value:1:1: 'x' cannot be read as integer"),
+        ("models.m.with.lags=&a [*a]", "the alias *a stands within what it repeats"),
+        ("models.m.with.lags=" + "[" * 500, "nested more than 50 deep"),
+        ("models.m.with.lags=" + "9" * 5000, "--set models.m.with.lags=...: the value:1:1: '99999"),
     ):
         ended = command("p.yaml", "--set", change)
         assert ended.code == 2

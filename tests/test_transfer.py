@@ -123,7 +123,7 @@ def test_a_step_swept_over_more_than_its_recordings_is_several_families(cells):
     assert result["best_of_row"].values.tolist() == [3, 1]
     table = Transfer({}).table(xr.DataTree.from_dict({"/": combine([((), result)])}))
     assert table["models"].tolist() == ["cnn, filters 2", "cnn, filters 4"]
-    assert table["own cell best of row"].tolist() == [3, 1]
+    assert table["rows where the own cell is best"].tolist() == [3, 1]
 
 
 def test_families_of_other_cells_are_put_beside_by_name(cells):
@@ -182,7 +182,7 @@ def test_the_scatters_are_the_rows_and_the_columns_of_the_matrix(cells):
 
 def test_one_model_is_no_family(cells):
     models, recordings = cells
-    with pytest.raises(UserError, match="needs the models of two cells or more, and has one"):
+    with pytest.raises(UserError, match="needs models of two cells or more and has one"):
         Transfer({}).run(family("cnn", models[:1], recordings[:1]))
 
 

@@ -284,15 +284,15 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"filters": [2, 2], "kernels": [3]}, "one of each for a layer"),
+            ({"filters": [2, 2], "kernels": [3]}, "one entry of each for every layer"),
             ({"filters": [0], "kernels": [3]}, "1 or more"),
-            ({"output": "identity"}, "Poisson loss cannot score"),
-            ({"mask_l1": 0.1}, "evaded by moving their scale"),
+            ({"output": "identity"}, "the Poisson loss is not defined"),
+            ({"mask_l1": 0.1}, "the other factor can take up the scale"),
             ({"known_kernel": True}, "network of one layer"),
-            ({"exact_zeros": True}, "needs a mask_l1"),
+            ({"exact_zeros": True}, "a mask_l1 above 0"),
             (
                 {"exact_zeros": True, "mask_l1": 1, "weight_l1": 1, "readout": "gaussian"},
-                "a readout that is not 'factorized'",
+                "needs readout: factorized",
             ),
         ],
     )

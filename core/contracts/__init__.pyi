@@ -17,12 +17,13 @@ from .errors import nearest as nearest
 from .frame_blocks import Reader as Reader
 from .frame_blocks import blocks as blocks
 from .frame_blocks import first_frames as first_frames
-from .model import ENGINE as ENGINE
 from .model import Model as Model
 from .model import Shown as Shown
 from .model import cells_of_recording as cells_of_recording
 from .model import coordinates_of as coordinates_of
+from .netcdf import read_netcdf as read_netcdf
 from .netcdf import storable as storable
+from .netcdf import write_netcdf as write_netcdf
 from .plugin import Plugin as Plugin
 from .progress import Progress as Progress
 from .progress import silent as silent

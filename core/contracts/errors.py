@@ -12,6 +12,21 @@ class RecordingError(UserError):
     """A recording violates the contract. The message names the variable, dimension and remedy."""
 
 
+def describe(error: BaseException) -> str:
+    """An exception as `Type: message`, or its type alone where it has no message.
+
+    Example:
+        >>> describe(ValueError("no such cell"))
+        'ValueError: no such cell'
+    """
+    name = type(error).__name__
+    try:
+        message = str(error)
+    except Exception:  # of a class whose __str__ raises
+        message = "its message cannot be read"
+    return f"{name}: {message}" if message else name
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint with the known names that are closest to `name`, or all names if none is close.
 

@@ -5,13 +5,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Final, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
 from retinakit.contracts.errors import RecordingError, UserError, nearest
+from retinakit.contracts.netcdf import read_netcdf, write_netcdf
 from retinakit.contracts.plugin import Plugin
 from retinakit.contracts.progress import Progress, silent
 from retinakit.contracts.recording import (
@@ -23,7 +24,6 @@ from retinakit.contracts.recording import (
     same_interval,
 )
 
-ENGINE: Final = "h5netcdf"
 Shown = xr.Dataset | xr.DataTree | xr.DataArray | ArrayLike
 
 
@@ -351,7 +351,7 @@ class Model(Plugin, ABC):
             "retinakit_config": self.config.model_dump_json(),
             "retinakit_seed": self.seed,
         }
-        tree.to_netcdf(Path(path), engine=ENGINE)
+        write_netcdf(tree, path)
 
     @classmethod
     def load(cls, path: Path | str) -> Self:
@@ -363,7 +363,8 @@ class Model(Plugin, ABC):
         Raises:
             UserError: if there is no such file, it holds no model of this class, or it is damaged.
         """
-        with reading_model(path), xr.open_datatree(Path(path), engine=ENGINE) as tree:
+        with reading_model(path):
+            tree = read_netcdf(path, load=True)
             if tree.attrs.get("retinakit_class") != cls.__name__:
                 raise UserError(
                     f"{path} holds a {tree.attrs.get('retinakit_class', 'file without a model')}, "
@@ -372,7 +373,7 @@ class Model(Plugin, ABC):
             model = cls(
                 json.loads(tree.attrs["retinakit_config"]), seed=int(tree.attrs["retinakit_seed"])
             )
-            model.restore(tree["state"].to_dataset().load())
+            model.restore(tree["state"].to_dataset())
             written, restored = tree["parameters"].to_dataset(), model.parameters()
             for name in written.variables:
                 if written[name].shape != restored[name].shape:

@@ -1,5 +1,6 @@
 """Puts the results of a sweep together: every swept option becomes a dimension."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +11,7 @@ import xarray as xr
 from retinakit.contracts.errors import UserError
 from retinakit.contracts.model import cells_of_recording
 from retinakit.pipeline.graph import Coords, Task
+from retinakit.pipeline.hashes import code_hash
 
 
 def combine(points: Sequence[tuple[Coords, xr.Dataset]]) -> xr.Dataset:
@@ -34,13 +36,36 @@ def combine(points: Sequence[tuple[Coords, xr.Dataset]]) -> xr.Dataset:
     # Read from disk, whole numbers would be written as such again, and NaN among them as nonsense.
     combined = _along([(dict(coords), result.drop_encoding()) for coords, result in points], dims)
     combined.attrs["sweep"] = ",".join(dim for dim in dims if dim in combined.dims)
-    return combined
+    # Swept values of different kinds, such as a number and text, are one array as text alone.
+    mixed = {
+        name: (
+            coord.dims,
+            [v if isinstance(v, str) else json.dumps(v, default=str) for v in coord.values],
+        )
+        for name, coord in combined.coords.items()
+        if coord.dims and coord.dims[0] in dims and coord.ndim == 1 and coord.dtype == object
+    }
+    return combined.assign_coords(mixed)
 
 
 def at_point(task: Task, result: xr.Dataset) -> xr.Dataset:
     """A result with the options of its point as coordinates, for a sweep of listed points."""
     options = {f"{n}_option" if n in result.variables else n: _label(v) for n, v in task.options}
     return result.assign_coords(options)
+
+
+def joined_key(tasks: Sequence[Task], contents: Sequence[str]) -> str:
+    """The key in the store of the joined results of tasks.
+
+    Args:
+        contents: hashes of the results; one that is computed again may be another.
+    """
+    points = [
+        (task.key, content, task.about, task.coords, task.options)
+        for task, content in zip(tasks, contents, strict=True)
+    ]
+    text = json.dumps(["joined", code_hash(__name__, "retinakit"), points])
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _along(points: list[tuple[dict[str, Any], xr.Dataset]], dims: list[str]) -> xr.Dataset:

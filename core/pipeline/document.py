@@ -6,18 +6,20 @@ from pathlib import Path
 from typing import Any, Self
 
 from pydantic import Field, ValidationError, model_validator
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from retinakit.contracts.config import Config
 from retinakit.contracts.errors import UserError, nearest
-from retinakit.pipeline.yaml_positions import Location, Positions, read_yaml
+from retinakit.pipeline.yaml_positions import Location, Positions, parse_yaml, read_yaml
 
 MOST_TRIALS = 10_000
 """Of a search: what optuna proposes takes longer with every trial."""
 
 LONGEST_NAME = 100
 """Bytes of the name of a pipeline or a step, which become names of files with more behind them."""
+
+
+LONGEST_CHANGE = 100
+"""Characters of a --set that errors repeat in full."""
 
 
 class StepDocument(Config):
@@ -177,14 +179,12 @@ class Source:
             UserError: if it is of another form, or its path leads nowhere.
         """
         path, equals, text = change.partition("=")
-        try:
-            value = YAML(typ="safe", pure=True).load(text) if equals else None
-        except YAMLError:
-            equals = ""
+        given = f"--set {change}" if len(change) <= LONGEST_CHANGE else f"--set {path}=..."
         if not equals:
-            raise UserError(f"--set {change}: give a path and a value, PATH=VALUE")
-        self._set(path, value, lambda message: UserError(f"--set {change}: {message}"))
-        self._given[tuple(path.split("."))] = f"--set {change}"
+            raise UserError(f"{given}: give a path and a value, PATH=VALUE")
+        value, _ = parse_yaml(text, f"{given}: the value")
+        self._set(path, value, lambda message: UserError(f"{given}: {message}"))
+        self._given[tuple(path.split("."))] = given
 
     def _set(self, path: str, value: Any, error: Callable[[str], UserError]) -> None:
         """Sets the value at a path of names and dots."""

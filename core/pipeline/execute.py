@@ -23,9 +23,9 @@ import xarray as xr
 from threadpoolctl import threadpool_limits
 
 from retinakit.contracts.analysis import FittedModel
-from retinakit.contracts.errors import UserError
-from retinakit.contracts.model import ENGINE, Model
-from retinakit.contracts.netcdf import storable
+from retinakit.contracts.errors import UserError, describe
+from retinakit.contracts.model import Model
+from retinakit.contracts.netcdf import read_netcdf, write_netcdf
 from retinakit.contracts.progress import Progress, silent
 from retinakit.contracts.recording import validate
 from retinakit.pipeline.combine import at_point, combine
@@ -35,6 +35,9 @@ from retinakit.pipeline.store import Store, StoreError
 from retinakit.registry.find import Registry
 
 RECORDINGS_AT_HAND = 2
+UNCOLLECTED = 256 * 2**20
+"""Bytes of recordings that may wait for Python's garbage collection."""
+
 logger = logging.getLogger("retinakit")
 
 
@@ -84,9 +87,10 @@ class Workbench:
         self.store, self.tasks, self.registry = store, dict(tasks), registry
         self.threads = threads
         self._at_hand: OrderedDict[str, xr.DataTree] = OrderedDict()
+        self._uncollected = 0
 
     def run(self, task: Task, progress: Progress = silent) -> Outcome:
-        """Makes the result of a task, unless the store has it. Never raises an Exception."""
+        """Makes the result of a task, unless the store has it. Raises KeyboardInterrupt alone."""
         begun = time.monotonic()
 
         def ended(status: str, message: str = "", trace: str = "") -> Outcome:
@@ -108,9 +112,10 @@ class Workbench:
             status = "stopped" if isinstance(error, StoreError) else "invalid"
             section = SECTIONS[task.kind]
             return ended(status, f"{task.place}: {section}.{task.label}: {error}")
-        except (Exception, SystemExit) as error:
-            message = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-            return ended("failed", message, traceback.format_exc())
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a plugin may raise anything
+            return ended("failed", describe(error), traceback.format_exc())
 
     def recording(self, key: str) -> xr.DataTree:
         """The recording of a dataset task: at hand, from the store, or made again if volatile."""
@@ -118,9 +123,7 @@ class Workbench:
             task = self.tasks[key]
             self._keep(
                 key,
-                self._make_recording(task)
-                if task.volatile
-                else xr.open_datatree(self.store.path(key), engine=ENGINE),
+                self._make_recording(task) if task.volatile else read_netcdf(self.store.path(key)),
             )
         self._at_hand.move_to_end(key)
         return self._at_hand[key].copy()
@@ -128,8 +131,10 @@ class Workbench:
     def _keep(self, key: str, recording: xr.DataTree) -> None:
         self._at_hand[key] = recording
         while len(self._at_hand) > RECORDINGS_AT_HAND:
-            self._at_hand.popitem(last=False)
+            self._uncollected += _bytes(self._at_hand.popitem(last=False)[1])
+        if self._uncollected > UNCOLLECTED:
             gc.collect()  # parents and children of a DataTree hold each other
+            self._uncollected = 0
 
     def model(self, key: str, recording: str = "") -> Model:
         """The fitted model of a model task, of one of its recordings if it has several."""
@@ -152,8 +157,7 @@ class Workbench:
         recording = self._make_recording(task)
         self._keep(task.key, recording)
         stored = without_stimulus(recording) if task.volatile else recording
-        size = sum(v.nbytes for node in stored.subtree for v in node.variables.values())
-        self._write(task, lambda path: write_tree(stored, path), size)
+        self._write(task, lambda path: write_netcdf(stored, path), _bytes(stored))
 
     def _fit(self, task: Task, progress: Progress) -> None:
         model: Any = self._plugin(task)
@@ -212,8 +216,13 @@ class Workbench:
                     self._member(key, step, coords)
                     for key, (step, coords) in zip(keys, task.members[role], strict=True)
                 ]
-        result = storable(analysis.run(**arguments))
-        self._write(task, lambda path: result.to_netcdf(path, engine=ENGINE), result.nbytes)
+        result: Any = analysis.run(**arguments)
+        if not isinstance(result, xr.Dataset):
+            raise UserError(
+                f"run of '{task.plugin}' returned a {type(result).__name__}; it must return an "
+                "xarray.Dataset"
+            )
+        self._write(task, lambda path: write_netcdf(result, path), result.nbytes)
 
     def _member(self, key: str, step: str, coords: Coords) -> FittedModel:
         source = _Member(self, key, str(dict(coords).get("recording", "")))
@@ -265,9 +274,8 @@ def combined_result(tasks: Sequence[Task], store: Store) -> xr.DataTree:
     """The result of an analysis step as one DataTree: a group for each step that it is about."""
     by_about: dict[str, list[tuple[Coords, xr.Dataset]]] = {}
     for task in tasks:
-        with xr.open_dataset(store.path(task.key), engine=ENGINE) as result:
-            loaded = at_point(task, result.load())
-            by_about.setdefault(task.about, []).append((task.coords, loaded))
+        result = read_netcdf(store.path(task.key), load=True).to_dataset()
+        by_about.setdefault(task.about, []).append((task.coords, at_point(task, result)))
     return xr.DataTree.from_dict(
         {f"/{about}": combine(points) for about, points in by_about.items()}
     )
@@ -282,18 +290,8 @@ def without_stimulus(recording: xr.DataTree) -> xr.DataTree:
     return kept
 
 
-def write_tree(tree: xr.DataTree, path: Path) -> None:
-    """Writes a recording, with movies of small integers compressed."""
-    encoding: dict[str, Any] = {}
-    for node in tree.subtree:
-        packed = {
-            name: {"zlib": True, "complevel": 1}
-            for name, variable in node.data_vars.items()
-            if variable.dtype.kind in "iub" and variable.size > 2**16
-        }
-        if packed:
-            encoding[node.path] = packed
-    tree.to_netcdf(path, engine=ENGINE, encoding=encoding)
+def _bytes(recording: xr.DataTree) -> int:
+    return sum(v.nbytes for node in recording.subtree for v in node.variables.values())
 
 
 def default_threads() -> int:

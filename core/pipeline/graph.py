@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from retinakit.contracts.config import Config
 from retinakit.contracts.dataset import Dataset
-from retinakit.contracts.errors import UserError, nearest
+from retinakit.contracts.errors import UserError, describe, nearest
 from retinakit.contracts.plugin import Plugin
 from retinakit.pipeline.document import (
     LONGEST_NAME,
@@ -138,10 +138,10 @@ class Graph:
                     yield from visit(self.tasks[key])
                 yield task
 
-        by_point: dict[Coords, list[Task]] = {}
+        by_point: dict[str, list[Task]] = {}
         for step in self.steps:
             for task in step.tasks:
-                by_point.setdefault(task.coords[:1], []).append(task)
+                by_point.setdefault(json.dumps(task.coords[:1]), []).append(task)
         for tasks in by_point.values():
             for task in tasks:
                 yield from visit(task)
@@ -268,6 +268,12 @@ class _Builder:
             cls = load_entry(entry)
         except UserError as error:
             raise self.source.error((*place, "plugin"), str(error)) from None
+        config: Any = getattr(cls, "Config", None)
+        if not (isinstance(config, type) and issubclass(config, Config)):
+            raise self.source.error(
+                (*place, "plugin"),
+                f"the options of '{document.plugin}' are no retinakit.Config; tell its author",
+            )
         if inspect.isabstract(cls):
             missing = ", ".join(sorted(getattr(cls, "__abstractmethods__", ())))
             raise self.source.error(
@@ -468,10 +474,10 @@ class _Builder:
                 if all(coords.get(dim, value) == value for dim, value in task.coords)
             ]
         for tasks, coords in together:
-            options = {o for task in tasks for o in task.options}
+            options = {name: value for task in tasks for name, value in task.options}
             members = {"data": tuple((task.step, task.coords) for task in tasks)}
             keys = {"data": tuple(task.key for task in tasks)}
-            yield _Inputs(keys, members, tuple(coords.items()), "", tuple(options))
+            yield _Inputs(keys, members, tuple(coords.items()), "", tuple(options.items()))
 
     def _of_recordings(self, model: Task) -> Iterator[tuple[str, Task]]:
         """The names of a model's recordings, and their tasks."""
@@ -489,6 +495,14 @@ class _Builder:
             else:
                 found.append(_Member(task.key, task.step, task.coords))
         return found
+
+    def _of_plugin(self, step: Step, place: Location, error: Exception) -> UserError:
+        """The sentence for what a plugin raises before anything runs."""
+        return self.source.error(
+            (*place, "plugin"),
+            f"'{step.document.plugin}' does not take its options ({describe(error)}); change them, "
+            "or tell its author",
+        )
 
     def _task(self, step: Step, place: Location, point: "_Point", position: str) -> Task:
         inputs, own = point.inputs, dict(point.options)
@@ -508,14 +522,18 @@ class _Builder:
                 section = (*place, "sweep" if swept else "with")
                 index = {n: sweep[n].index(own[n]) for n in swept}  # type: ignore[call-overload]
             raise validation_error(self.source, section, error, step.cls.Config, index) from None
-        plugin = step.cls(config, seed=seed)
-        resolved = config.model_dump_json()
-        identified = json.loads(resolved)
+        except Exception as error:
+            raise self._of_plugin(step, place, error) from error
         contents = []
         try:
-            paths = plugin.files() if isinstance(plugin, Dataset) else []
+            plugin = step.cls(config, seed=seed)
+            resolved = config.model_dump_json()
+            identified = json.loads(resolved)
+            paths = list(plugin.files()) if isinstance(plugin, Dataset) else []
         except UserError as error:
             raise self.source.error(place, str(error)) from None
+        except Exception as error:
+            raise self._of_plugin(step, place, error) from error
         for path in paths:
             option = next((n for n, value in identified.items() if value == str(path)), None)
             try:

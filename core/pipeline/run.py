@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime
@@ -20,9 +20,9 @@ import xarray as xr
 from filelock import FileLock, Timeout
 from ruamel.yaml import YAML
 
-from retinakit.contracts.errors import UserError
-from retinakit.contracts.model import ENGINE
-from retinakit.pipeline.combine import at_point, combine
+from retinakit.contracts.errors import UserError, describe
+from retinakit.contracts.netcdf import read_netcdf, write_netcdf
+from retinakit.pipeline.combine import at_point, combine, joined_key
 from retinakit.pipeline.execute import (
     Outcome,
     Watcher,
@@ -33,7 +33,7 @@ from retinakit.pipeline.execute import (
 )
 from retinakit.pipeline.graph import Graph, Step, Task
 from retinakit.pipeline.search import Searches
-from retinakit.pipeline.store import Store, reserve, writing_to
+from retinakit.pipeline.store import Store, StoreError, blame, reserve, writing_to
 from retinakit.registry.find import Registry
 
 logger = logging.getLogger("retinakit")
@@ -180,11 +180,11 @@ def _report(folder: Path, registry: Registry) -> list[str]:
 
     try:
         return write_report(folder, registry).troubles
-    except OSError:
-        raise
-    except Exception:
-        logger.exception("the report could not be drawn")
-        return ["the report could not be drawn; `retina-run report` tries again"]
+    except Exception as error:
+        if isinstance(error, OSError):
+            blame(error, folder)
+        reason = describe(error)
+        return [f"the report could not be drawn ({reason}); `retina-run report` tries again"]
 
 
 def _new_folder(parent: Path, started: datetime) -> tuple[Path, Path]:
@@ -221,10 +221,10 @@ def write_folder(
         if done:
             try:
                 files = _write_step(folder, step, done, store)
-            except OSError:
-                raise
             except Exception as error:  # what is joined is from plugins
-                problem = str(error) if isinstance(error, UserError) else _name_of(error)
+                if isinstance(error, OSError):
+                    blame(error, folder)
+                problem = str(error) if isinstance(error, UserError) else describe(error)
                 logger.warning("%s could not be written as one file: %s", step.name, problem)
         steps.append(_describe(step, outcomes, files, problem))
     provenance = {
@@ -246,10 +246,6 @@ def write_folder(
     return [f"{step['name']}: {step['problem']}" for step in steps if step["problem"]]
 
 
-def _name_of(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
-
-
 def _write_step(folder: Path, step: Step, done: list[Task], store: Store) -> dict[str, str]:
     """Writes the files of a step; returns what each holds by its path in the run's folder."""
     section = FOLDERS[step.kind]
@@ -258,8 +254,7 @@ def _write_step(folder: Path, step: Step, done: list[Task], store: Store) -> dic
     reserve(folder, sum(store.path(task.key).stat().st_size for task in done))
     files: dict[str, str] = {}
     if step.kind == "analysis":
-        tree = combined_result(done, store)
-        tree.to_netcdf(main, engine=ENGINE)
+        _write_joined(main, done, store, lambda: combined_result(done, store))
         return {f"{section}/{main.name}": "result"}
     for task in done:
         path = folder / task_file(step, task)
@@ -267,15 +262,43 @@ def _write_step(folder: Path, step: Step, done: list[Task], store: Store) -> dic
         _link(store.path(task.key), path)
         files[task_file(step, task)] = "recording" if step.kind == "dataset" else "model"
     if step.kind == "model" and len(step.tasks) > 1:
-        parts: dict[str, list[Any]] = {"parameters": [], "curves": []}
-        for task in done:
-            with xr.open_datatree(store.path(task.key), engine=ENGINE) as tree:
-                for group, points in parts.items():
-                    points.append((task.coords, at_point(task, tree[group].to_dataset().load())))
-        combined = {group: combine(points) for group, points in parts.items()}
-        xr.DataTree.from_dict(combined).to_netcdf(main, engine=ENGINE)
+        _write_joined(main, done, store, lambda: _combined_fits(done, store))
         files = {f"{section}/{main.name}": "parameters and curves of all fits", **files}
     return files
+
+
+def _combined_fits(tasks: Sequence[Task], store: Store) -> xr.DataTree:
+    """Parameters and training curves of all fits of a step."""
+    parts: dict[str, list[Any]] = {"parameters": [], "curves": []}
+    for task in tasks:
+        tree = read_netcdf(store.path(task.key), load=True)
+        for group, points in parts.items():
+            points.append((task.coords, at_point(task, tree[group].to_dataset())))
+    combined = {group: combine(points) for group, points in parts.items()}
+    return xr.DataTree.from_dict(combined)
+
+
+def _write_joined(
+    main: Path, tasks: Sequence[Task], store: Store, join: Callable[[], xr.DataTree]
+) -> None:
+    """Writes the joined results of a step, which the store keeps for the next run if they are many.
+
+    A store that cannot be written to does without.
+    """
+    if len(tasks) == 1:
+        write_netcdf(join(), main)
+        return
+    key = joined_key(tasks, [str((store.meta(task.key) or {}).get("hash")) for task in tasks])
+    if not store.has(key):
+        joined, task = join(), tasks[0]
+        meta = {"pipeline": task.pipeline, "step": task.step, "plugin": f"{task.plugin} (joined)"}
+        try:
+            with store.making(key):
+                store.write(key, lambda path: write_netcdf(joined, path), meta)
+        except StoreError:
+            write_netcdf(joined, main)
+            return
+    _link(store.path(key), main)
 
 
 def task_file(step: Step, task: Task) -> str:

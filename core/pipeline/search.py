@@ -12,11 +12,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-import xarray as xr
 from pydantic import ValidationError
 
 from retinakit.contracts.errors import UserError, nearest
-from retinakit.contracts.model import ENGINE
+from retinakit.contracts.netcdf import read_netcdf
 from retinakit.pipeline.document import (
     Location,
     ModelDocument,
@@ -204,14 +203,14 @@ class Searches:
 
     def _loss(self, search: _Search, task: Task, store: Store) -> float:
         by = search.document.by
-        with xr.open_dataset(store.path(task.key), group="curves", engine=ENGINE) as curves:
-            if by not in curves:
-                raise self.source.error(
-                    ("models", search.name, "search", "by"),
-                    f"the training curves have no '{by}', so the search ended with its first "
-                    f"points; {nearest(by, map(str, curves.data_vars))}",
-                )
-            return float(curves[by].min())
+        curves = read_netcdf(store.path(task.key))["curves"].to_dataset()
+        if by not in curves:
+            raise self.source.error(
+                ("models", search.name, "search", "by"),
+                f"the training curves have no '{by}', so the search ended with its first "
+                f"points; {nearest(by, map(str, curves.data_vars))}",
+            )
+        return float(curves[by].min())
 
     @staticmethod
     def _fits(graph: Graph, search: _Search) -> list[Task]:

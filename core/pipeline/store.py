@@ -5,7 +5,6 @@ temporary name and renamed when it is whole, so that a reader never sees a part 
 """
 
 import errno
-import hashlib
 import itertools
 import json
 import logging
@@ -23,10 +22,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from retinakit.contracts.errors import UserError
+from retinakit.pipeline.hashes import file_hash
 
 RESULT, META = "result.nc", "meta.json"
 MARGIN = 16 * 2**20
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP}
 
 logger = logging.getLogger("retinakit")
 
@@ -80,7 +81,7 @@ class Store:
     def verifies(self, key: str) -> bool:
         """Whether a result is there and is what was written."""
         meta, path = self.meta(key), self.path(key)
-        return meta is not None and path.is_file() and meta.get("sha256") == _digest(path)
+        return meta is not None and path.is_file() and meta.get("hash") == file_hash(path)
 
     def has(self, key: str) -> bool:
         """Whether a result is there and verifies; one that does not is removed, with a warning."""
@@ -234,6 +235,7 @@ class Store:
 
         Raises:
             UserError: if there is no room, or no permission; nothing is kept then.
+            Exception: what `write` raises.
         """
         for left in (self.root / "unfinished").glob(f"{key}-*"):  # by a run that was killed
             shutil.rmtree(left, ignore_errors=True)
@@ -242,8 +244,13 @@ class Store:
             with writing_to(self.root):
                 work.mkdir(parents=True)
                 reserve(work, size)
+            try:
                 write(work / RESULT)
-                meta = {**meta, "sha256": _digest(work / RESULT)}
+            except OSError as error:
+                blame(error, work)
+                raise
+            with writing_to(self.root):
+                meta = {**meta, "hash": file_hash(work / RESULT)}
                 (work / META).write_text(json.dumps(meta, indent=1))
                 (work / RESULT).chmod(0o444)  # it may be hard-linked into run folders
                 self.folder(key).parent.mkdir(exist_ok=True)
@@ -299,28 +306,39 @@ def reserve(folder: Path, size: int = 0) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+def blame(error: OSError, folder: Path) -> None:
+    """Returns if an error is not about a folder that was written to, but about a plugin's files.
+
+    Raises:
+        UserError: if the folder is full or cannot be written to.
+    """
+    with writing_to(folder):
+        if _is_full(error):
+            raise error
+        reserve(folder)
+
+
+def _is_full(error: OSError) -> bool:
+    # HDF5 reports a refused write as an OSError whose errno may stand in its text alone.
+    return error.errno in _FULL or any(f"errno = {code}," in str(error) for code in _FULL)
+
+
 @contextmanager
 def writing_to(place: Path) -> Iterator[None]:
     """Turns an operating system's refusal to write into a sentence."""
     try:
         yield
     except OSError as error:
-        # HDF5 reports a refused write as an OSError whose errno may stand in its text alone.
         text = str(error)
-        if error.errno in _FULL or any(f"errno = {code}," in text for code in _FULL):
+        if _is_full(error):
             raise StoreError(
                 f"{place}: the disk is full; free some space and run again, which goes on from here"
             ) from error
         if isinstance(error, (PermissionError, FileExistsError, NotADirectoryError)) or (
-            error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT)
+            error.errno in _REFUSED
         ):
             raise StoreError(
                 f"{place}: cannot be written to ({error.strerror or text}); "
                 "choose another folder with --store or --out"
             ) from error
         raise
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -17,7 +17,7 @@ WORDS = {
 
 def _line(task: Task, outcome: Outcome) -> str:
     seconds = f" in {outcome.seconds:.1f} s" if outcome.status == "done" else ""
-    message = f": {outcome.message}" if outcome.message else ""
+    message = f": {' '.join(outcome.message.split())}" if outcome.message else ""
     return f"{task.kind:8} {task.label}: {WORDS[outcome.status]}{seconds}{message}"
 
 

@@ -33,24 +33,35 @@ UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U0001000
 
 
 def read_yaml(path: Path) -> tuple[Any, Positions]:
-    """Reads a file.
+    """Reads a file, as `parse_yaml` does.
+
+    Raises:
+        UserError: if it cannot be read, is not YAML, or holds other than plain data.
+    """
+    return parse_yaml(_text(path), str(path))
+
+
+def parse_yaml(text: str, source: str) -> tuple[Any, Positions]:
+    """Reads a text.
+
+    Args:
+        source: where it is from, which errors begin with.
 
     Returns:
         Its content, and the position of everything in it.
 
     Raises:
-        UserError: if it cannot be read, is not YAML, or holds other than plain data.
+        UserError: if it is not YAML, or holds other than plain data.
     """
     yaml = YAML(typ="safe", pure=True)
     yaml.Composer = _Composer
     yaml.composer.warn_double_anchors = False  # they are allowed
     yaml.max_depth = DEEPEST
-    text = _text(path)
     try:
         node = yaml.compose(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else f"{path}:1:1"
+        place = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else f"{source}:1:1"
         problem = " ".join(str(error.problem or error.context).split())
         if isinstance(error, MaxDepthExceededError):
             problem = f"nested more than {DEEPEST} deep"
@@ -59,9 +70,9 @@ def read_yaml(path: Path) -> tuple[Any, Positions]:
         before = text[: error.position]
         line, column = before.count("\n") + 1, error.position - before.rfind("\n")
         raise UserError(
-            f"{path}:{line}:{column}: not valid YAML: there is an unprintable character"
+            f"{source}:{line}:{column}: not valid YAML: there is an unprintable character"
         ) from None
-    values = _Values(path, yaml)
+    values = _Values(source, yaml)
     return None if node is None else values.value(node, ()), values.positions
 
 
@@ -98,8 +109,8 @@ class _Composer(Composer):
 class _Values:
     """Makes values of nodes."""
 
-    def __init__(self, path: Path, yaml: YAML):
-        self.path, self.constructor = path, yaml.constructor
+    def __init__(self, source: str, yaml: YAML):
+        self.source, self.constructor = source, yaml.constructor
         self.positions: Positions = {}
         self.seen: set[int] = set()
         self.within: list[Node] = []
@@ -107,7 +118,7 @@ class _Values:
 
     def error(self, node: Node, message: str) -> UserError:
         mark = node.start_mark
-        return UserError(f"{self.path}:{mark.line + 1}:{mark.column + 1}: {message}")
+        return UserError(f"{self.source}:{mark.line + 1}:{mark.column + 1}: {message}")
 
     def strange_tag(self, node: Node) -> UserError:
         tag = str(node.tag).replace(TAG, "!!")
@@ -122,7 +133,7 @@ class _Values:
         if self.repeated > REPEATED:
             line, column = self.positions[location]
             raise UserError(
-                f"{self.path}:{line + 1}:{column + 1}: the aliases of this file repeat more than "
+                f"{self.source}:{line + 1}:{column + 1}: the aliases of this file repeat more than "
                 f"{REPEATED:,} values; write out what is meant"
             )
         if isinstance(node, ScalarNode):

@@ -14,7 +14,7 @@ from importlib.metadata import EntryPoint, entry_points
 
 import pluggy
 
-from retinakit.contracts.errors import UserError, nearest
+from retinakit.contracts.errors import UserError, describe, nearest
 from retinakit.registry import hookspecs
 from retinakit.registry.hookspecs import API_VERSION, GROUP, HOOKS, KINDS, PluginSpec
 
@@ -115,8 +115,10 @@ class Registry:
             names = [(e.spec.kind, e.spec.name) for e in entries if e.spec]
             if len(set(names)) < len(names):
                 raise ValueError("it offers two plugins of the same name")
-        except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a module may raise anything
+            reason = describe(error)
             entries = [Entry(None, distribution, version, "failed", reason)]
             if manager.has_plugin(f"{distribution}:{point.name}"):
                 manager.unregister(name=f"{distribution}:{point.name}")
@@ -241,10 +243,12 @@ def load_entry(entry: Entry) -> type:
     module_name, _, class_name = entry.spec.target.partition(":")
     try:
         loaded: type = getattr(importlib.import_module(module_name), class_name)
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a module may raise anything
         raise UserError(
             f"{entry.spec.kind} plugin '{entry.full_name}' cannot be imported from "
-            f"{entry.spec.target} ({type(error).__name__}: {error})"
+            f"{entry.spec.target} ({describe(error)})"
         ) from error
     bases = {"dataset": "Dataset", "model": "Model", "analysis": "Analysis"}
     import retinakit

@@ -3,10 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-import xarray as xr
-
 from retinakit.contracts.errors import UserError
-from retinakit.contracts.model import ENGINE, Model, reading_model
+from retinakit.contracts.model import Model, reading_model
+from retinakit.contracts.netcdf import read_netcdf
 from retinakit.registry.find import Registry
 
 
@@ -34,8 +33,8 @@ def load_model(path: Path | str) -> Model:
         ...     load_model(path)
         OLS(lags=3, seed=0)
     """
-    with reading_model(path), xr.open_datatree(Path(path), engine=ENGINE) as tree:
-        plugin = tree.attrs.get("retinakit_plugin")
+    with reading_model(path):
+        plugin = read_netcdf(path).attrs.get("retinakit_plugin")
     if plugin is None:
         raise UserError(
             f"{path} does not name the plugin that wrote it; read it with the method load() of "

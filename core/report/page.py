@@ -16,7 +16,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import h5netcdf
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
@@ -26,8 +25,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib import font_manager, style
 from matplotlib.figure import Figure
 
-from retinakit.contracts.errors import UserError
-from retinakit.contracts.model import ENGINE
+from retinakit.contracts.errors import UserError, describe
+from retinakit.contracts.netcdf import read_netcdf
 from retinakit.contracts.recording import SPIKES_PER_BIN, SPLITS, space_sizes
 from retinakit.registry.find import Registry
 
@@ -41,6 +40,10 @@ SHARPNESS = 2
 NUMBERS = (int, float, np.integer, np.floating)
 READ_AT_ONCE = 2**16
 LEGEND_LINES = 8
+LISTED = 10
+"""Recordings of a sweep that the page describes."""
+OPENED = 5
+"""Files of a step whose arrays the page lists."""
 # Okabe and Ito's colours, which colour-blind readers can tell apart, without the pale yellow.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
 INK, FAINT = "#33332f", "#77776f"
@@ -80,6 +83,9 @@ def write_report(folder: Path, registry: Registry) -> Report:
     Returns:
         The path of the page, and the problems that occurred.
 
+    Raises:
+        UserError: if `provenance.json` does not describe a run.
+
     Example:
         >>> import tempfile
         >>> run = {"name": "empty", "description": "", "steps": [], "seed": 0, "git": None}
@@ -90,12 +96,20 @@ def write_report(folder: Path, registry: Registry) -> Report:
         ...     write_report(Path(folder), Registry()).path.name
         'report.html'
     """
-    run = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
-    page, troubles = _render(folder, run, registry)
+    source = folder / "provenance.json"
+    try:
+        run = json.loads(source.read_text(encoding="utf-8"))
+        page, troubles = _render(folder, run, registry)
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"{source} does not describe a run ({describe(error)}); it may be damaged: run the "
+            "pipeline again"
+        ) from error
     path = folder / "report.html"
     unfinished = folder / f".report-{uuid.uuid4().hex}.html"
     try:
-        unfinished.write_text(page, encoding="utf-8")
+        # Names of files and messages of errors may hold what is no text.
+        unfinished.write_text(page, encoding="utf-8", errors="backslashreplace")
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
@@ -110,7 +124,11 @@ def _render(folder: Path, run: Mapping[str, Any], registry: Registry) -> tuple[s
     by_kind: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS}
     for section in sections:
         by_kind[section["step"]["kind"]].append(section)
-    files = [_file(folder, step, path) for step in steps for path in step["files"]]
+    files = [
+        _file(folder, step, path, opened=number < OPENED)
+        for step in steps
+        for number, path in enumerate(step["files"])
+    ]
     tasks = [task for step in steps for task in step["tasks"]]
     resolved = folder / "resolved.yaml"
     environment = Environment(
@@ -133,7 +151,7 @@ def _render(folder: Path, run: Mapping[str, Any], registry: Registry) -> tuple[s
         files=files,
         example=_example(files),
         model=next((file["path"] for file in files if file["what"] == "model"), None),
-        resolved=resolved.read_text(encoding="utf-8") if resolved.exists() else "",
+        resolved=resolved.read_text("utf-8", "replace") if resolved.is_file() else "",
     )
     troubles = [f"{s['step']['name']}: {t.sentence}" for s in sections for t in s["troubles"]]
     return page, troubles
@@ -152,8 +170,10 @@ def _attempt(function: Callable[..., T], *args: Any) -> tuple[T | None, Trouble 
         return function(*args), None
     except UserError as error:
         return None, Trouble(str(error))
-    except Exception as error:
-        return None, Trouble(f"{type(error).__name__}: {error}", traceback.format_exc())
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a plugin may raise anything
+        return None, Trouble(describe(error), traceback.format_exc())
 
 
 # What the page says of each step
@@ -221,7 +241,7 @@ def _analysis(folder: Path, step: Step, plugin_class: Any) -> dict[str, Any]:
     """The figure, its caption and the table of a result; each may fail alone."""
     if not step["files"] or plugin_class is None:
         return {}
-    result = _read(folder / next(iter(step["files"])))
+    result = read_netcdf(folder / next(iter(step["files"])), load=True)
     first = step["tasks"][0]
     plugin = plugin_class(first["config"], seed=first["seed"])
     section: dict[str, Any] = {"troubles": []}
@@ -238,20 +258,12 @@ def _analysis(folder: Path, step: Step, plugin_class: Any) -> dict[str, Any]:
     return section
 
 
-def _read(path: Path) -> xr.DataTree:
-    """All of a file, in memory."""
-    with xr.open_datatree(path, engine=ENGINE) as tree:
-        return xr.DataTree.from_dict(
-            {node.path: node.to_dataset(inherit=False).load() for node in tree.subtree}
-        )
-
-
 def _model(folder: Path, step: Step, plugin_class: Any) -> dict[str, Any]:
     """The training curves of a step, and a table of its fits."""
     if not step["files"]:
         return {}
-    with xr.open_datatree(folder / next(iter(step["files"])), engine=ENGINE) as tree:
-        curves = tree["curves"].to_dataset().load() if "curves" in tree.children else None
+    tree = read_netcdf(folder / next(iter(step["files"])))
+    curves = tree["curves"].to_dataset() if "curves" in tree.children else None
     image = None
     if curves is not None and "check" in curves.dims and "validation_loss" in curves:
         image = picture(_plot_curves(curves))
@@ -273,15 +285,15 @@ def _fit(path: Path | None, task: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in task["coords"].items()
     }
     if path is not None:
-        with xr.open_datatree(path, engine=ENGINE) as tree:
-            if "state" in tree.children:
-                state = tree["state"].data_vars.values()
-                row["parameters"] = sum(array.size for array in state if array.dtype.kind == "f")
-            curves = tree["curves"].to_dataset() if "curves" in tree.children else xr.Dataset()
-            if curves.get("best_validation_loss", xr.DataArray([])).size:
-                best = curves["best_validation_loss"].values.ravel()
-                row["best validation loss"] = best.min()
-                row["at step"] = curves["best_step"].values.ravel()[best.argmin()]
+        tree = read_netcdf(path)
+        if "state" in tree.children:
+            state = tree["state"].data_vars.values()
+            row["parameters"] = sum(array.size for array in state if array.dtype.kind == "f")
+        curves = tree["curves"].to_dataset() if "curves" in tree.children else xr.Dataset()
+        if curves.get("best_validation_loss", xr.DataArray([])).size:
+            best = curves["best_validation_loss"].values.ravel()
+            row["best validation loss"] = best.min()
+            row["at step"] = curves["best_step"].values.ravel()[best.argmin()]
     row["fitted in"] = duration(task["seconds"]) if task["status"] == "done" else task["status"]
     return row
 
@@ -319,21 +331,21 @@ def _plot_curves(curves: xr.Dataset) -> Figure:
 
 
 def _dataset(folder: Path, step: Step, plugin_class: Any) -> dict[str, Any]:
-    """A table of the splits of every recording, and what is known of the truth."""
+    """A table of the splits of the first recordings, and what is known of the truth."""
     rows: list[dict[str, Any]] = []
     truth = ""
-    for path, task in _by_task(folder, step):
-        if path is None:
-            continue
-        with xr.open_datatree(path, engine=ENGINE) as tree:
-            rows += [
-                {**task["coords"], **_split(name, tree[name].to_dataset())}
-                for name in SPLITS
-                if name in tree.children
-            ]
-            if "truth" in tree.children:
-                truth = ", ".join(map(str, tree["truth"].data_vars))
-    return {"table": tabulate(pd.DataFrame(rows)), "truth": truth}
+    made = [(path, task) for path, task in _by_task(folder, step) if path is not None]
+    for path, task in made[:LISTED]:
+        tree = read_netcdf(path)
+        rows += [
+            {**task["coords"], **_split(name, tree[name].to_dataset())}
+            for name in SPLITS
+            if name in tree.children
+        ]
+        if "truth" in tree.children:
+            truth = ", ".join(map(str, tree["truth"].data_vars))
+    more = f"The first {LISTED} of {len(made)} recordings." if len(made) > LISTED else ""
+    return {"table": tabulate(pd.DataFrame(rows)), "caption": more, "truth": truth}
 
 
 def _split(name: str, split: xr.Dataset) -> dict[str, Any]:
@@ -441,29 +453,24 @@ def _curve(points: Sequence[tuple[float, float]]) -> str:
 # The arrays on disk
 
 
-def _file(folder: Path, step: Step, path: str) -> dict[str, Any]:
-    """What a file holds: its arrays by group."""
-    arrays, trouble = _attempt(_arrays, folder / path)
+def _file(folder: Path, step: Step, path: str, *, opened: bool) -> dict[str, Any]:
+    """What a file holds: its arrays by group, if it is opened to look."""
+    arrays, trouble = _attempt(_arrays, folder / path) if opened else (None, None)
     return {"path": path, "what": step["files"][path], "kind": step["kind"],
-            "groups": arrays or {}, "trouble": trouble}  # fmt: skip
+            "opened": opened, "groups": arrays or {}, "trouble": trouble}  # fmt: skip
 
 
 def _arrays(path: Path) -> dict[str, dict[str, str]]:
     """The arrays of a file by group and name, each with its dimensions and their sizes."""
-    found: dict[str, dict[str, str]] = {}
-    with h5netcdf.File(path, "r") as file:
-        waiting = [file]
-        while waiting:
-            group = waiting.pop(0)
-            waiting += group.groups.values()
-            arrays = {
-                name: ", ".join(map("{} {}".format, array.dimensions, array.shape))
-                for name, array in group.variables.items()
-                if name not in group.dimensions
-            }
-            if arrays:
-                found[group.name.strip("/")] = arrays
-    return found
+    return {
+        node.path.strip("/"): {
+            str(name): ", ".join(f"{dim} {size}" for dim, size in array.sizes.items())
+            for name, array in node.to_dataset(inherit=False).variables.items()
+            if name not in array.dims
+        }
+        for node in read_netcdf(path).subtree
+        if set(node.to_dataset(inherit=False).variables) - set(node.dims)
+    }
 
 
 def _example(files: Sequence[Mapping[str, Any]]) -> dict[str, str] | None:

@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from retinakit.contracts.model import ENGINE
+from retinakit.contracts.netcdf import read_netcdf, write_netcdf
 from retinakit.testing.case import demand, temporary_path
 
 
@@ -130,6 +130,5 @@ def labelled(dataset: xr.Dataset, what: str) -> None:
 def through_netcdf(tree: xr.DataTree) -> xr.DataTree:
     """The tree after writing it to NetCDF and reading it."""
     with temporary_path("tree.nc") as path:
-        tree.to_netcdf(path, engine="h5netcdf")
-        with xr.open_datatree(path, engine=ENGINE) as opened:
-            return opened.load()
+        write_netcdf(tree, path)
+        return read_netcdf(path, load=True)

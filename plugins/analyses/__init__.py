@@ -1,1 +1,1 @@
-"""The built-in analyses, one a file."""
+"""The built-in analyses, one per file."""

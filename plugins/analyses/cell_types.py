@@ -1,4 +1,4 @@
-"""Cell types: clusters of what the cells of a population read (Klindt et al. 2017, 4.5)."""
+"""Cell types: clusters of the feature weights of a population (Klindt et al. 2017, 4.5)."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,31 +21,48 @@ MOST_ROWS = 6
 
 
 class CellTypesConfig(Config):
-    """How cells are grouped."""
+    """Options of the clustering."""
 
     method: Literal["largest", "kmeans"] = Field(
         "largest",
-        description="'largest': by the feature of a cell's largest |weight|, as in the paper; "
-        "'kmeans': clusters of the weights, of norm 1 in each cell.",
+        description="'largest': a cell belongs to the feature of its largest absolute weight, as "
+        "in Klindt et al.; 'kmeans': k-means clusters of the cells' weights, normalised to norm 1.",
     )
     clusters: int | None = Field(
-        None, ge=1, description="Clusters of kmeans; by default as many as features."
+        None,
+        ge=1,
+        description="Number of k-means clusters; by default the number of features.",
     )
 
 
 class CellTypes(Analysis):
-    """What each cell reads, the types that this makes, and whether they are the true ones.
+    """Clusters of the cells by their feature weights, compared with the true cell types.
 
-    The result has the `feature_weight (cell, feature)`, the `cluster (cell)`, and the `selectivity
-    (cell)`, the largest |weight| over the sum of all: 1 where a cell reads one feature. Of a
-    network of one layer without channels, the `cluster_kernel (cluster, kernel_y, kernel_x)` is the
-    mean over the cluster's cells of the kernel that a cell reads where its mask is largest.
+    The result has the `feature_weight (cell, feature)`, the `cluster (cell)` and the `selectivity
+    (cell)`, the largest |weight| divided by the sum of |weights|, which is 1 for a cell with one
+    nonzero weight. For a network of one layer and one lag without channels, `cluster_kernel
+    (cluster_index, kernel_y, kernel_x)` is the mean over the cells of a cluster of Σ_k weight_k
+    kernel_k times the peak of the cell's mask.
 
-    Where the truth has the `cell_type`: the `confusion (type, cluster)` counts cells, `assigned
-    (type)` is the cluster of each type (Hungarian method), `accuracy` the part of the cells in the
-    cluster of their type, `rand` the adjusted Rand index. Where it has the types' kernels,
-    `kernel_match (type)` is the cosine with the assigned cluster's at the shift where it is
-    largest, for a mask may make up for a shift.
+    If the group `truth` has the `cell_type`, the result has `confusion (type, cluster_index)` in
+    cells, `assigned (type)`, the cluster of each type by the Hungarian method (-1 for none),
+    `accuracy`, the fraction of the cells in the cluster of their type, and `rand`, the adjusted
+    Rand index. If it has the kernels of the types, `kernel_match (type)` is the largest cosine
+    over shifts of the true kernel with the kernel of the assigned cluster. A shift of the kernel
+    can be compensated by the masks.
+
+    Raises:
+        UserError: if the model has no feature weights.
+
+    Example:
+        >>> from retinakit.testing import small_recording
+        >>> from retinakit_plugins.models.what_where import WhatWhere
+        >>> options = {"filters": [2], "kernels": [3], "lags": 3, "steps": 10}
+        >>> model, recording = WhatWhere.with_options(**options), small_recording()
+        >>> _ = model.fit(recording)
+        >>> result = CellTypes.with_options(method="largest").run(model, recording)
+        >>> dict(result["feature_weight"].sizes), result["cluster"].dims
+        ({'cell': 2, 'feature': 2}, ('cell',))
     """
 
     Config = CellTypesConfig
@@ -54,8 +71,8 @@ class CellTypes(Analysis):
         parameters = model.parameters()
         if "feature_weight" not in parameters:
             raise UserError(
-                f"a {type(model).__name__} has no parameter 'feature_weight', so its cells have no "
-                "types; use what_where with a factorized readout"
+                f"a {type(model).__name__} has no parameter 'feature_weight' to cluster; use "
+                "what_where with a factorized readout"
             )
         weights = parameters["feature_weight"].transpose("cell", "feature")
         magnitude = abs(weights)
@@ -88,7 +105,7 @@ class CellTypes(Analysis):
         return min(self.config.clusters or features, weights.sizes["cell"])
 
     def _clusters(self, weights: xr.DataArray) -> NDArray[np.int64]:
-        """(cell,)"""
+        """The cluster of each cell (cell,)."""
         values = weights.values
         if self.config.method == "largest":
             return np.abs(values).argmax(1)
@@ -117,13 +134,15 @@ class CellTypes(Analysis):
             f"{float(case['accuracy']):.0%}" for _, case in cases(result) if "accuracy" in case
         ]
         known = (
-            f" Cells in the cluster of their type: {', '.join(accuracies[:MOST_ROWS])}."
+            " Fraction of the cells in the cluster of their type: "
+            f"{', '.join(accuracies[:MOST_ROWS])}."
             if accuracies
             else ""
         )
         return (
-            "Feature weights of the cells (coloured or sorted by type where it is known), how "
-            f"types and clusters agree, and what each cluster reads on average.{known}"
+            "Left: feature weights of the cells, coloured or sorted by the true type where it is "
+            "known. Middle: number of cells of each true type in each cluster, or number of cells "
+            f"in each cluster. Right: mean kernel of the cells of each cluster.{known}"
         )
 
     def table(self, result: xr.DataTree) -> pd.DataFrame:
@@ -140,7 +159,7 @@ class CellTypes(Analysis):
 
 
 def _read_kernels(parameters: xr.Dataset) -> NDArray[Any] | None:
-    """(cell, kernel_y, kernel_x): Σ_k w_k kernel_k times the mask's largest value, of one layer."""
+    """Σ_k w_k kernel_k times the mask's peak, (cell, kernel_y, kernel_x), for one layer and lag."""
     kernel = parameters["kernel"]
     if "kernel_2" in parameters or "channel" in kernel.dims or kernel.sizes["lag"] > 1:
         return None
@@ -159,7 +178,7 @@ def _compared(result: xr.Dataset, truth: xr.Dataset) -> xr.Dataset:
     confusion = np.zeros((len(names), result.sizes["cluster_index"]), np.int64)
     np.add.at(confusion, (np.searchsorted(names, types), cluster), 1)
     matched, columns = linear_sum_assignment(-confusion)
-    assigned = np.full(len(names), -1)  # with fewer clusters than types, some have none
+    assigned = np.full(len(names), -1)  # with fewer clusters than types, some types have none
     assigned[matched] = columns
     compared = xr.Dataset(
         {
@@ -194,7 +213,7 @@ def _cosine(first: NDArray[Any], second: NDArray[Any]) -> float:
 
 
 def _known(result: xr.DataTree) -> Iterator[tuple[str, xr.Dataset]]:
-    """Every point of the sweeps, without the cells and features that others have and it has not."""
+    """Every point of the sweeps, without the cells and features that only other points have."""
     for label, case in cases(result):
         weights = case["feature_weight"]
         yield (
@@ -214,7 +233,7 @@ def _draw_weights(axis: Any, case: xr.Dataset) -> None:
             axis.plot(*weights[types == name].T, ".", ms=3, color=f"C{index}", alpha=0.6)
         axis.axhline(0, color="0.8", lw=0.6, zorder=0)
         axis.axvline(0, color="0.8", lw=0.6, zorder=0)
-        axis.set(xlabel="weight of feature 0", ylabel="of feature 1")
+        axis.set(xlabel="weight of feature 0", ylabel="weight of feature 1")
         return
     order = np.lexsort((case["cluster"].values, types))
     limit = float(np.abs(weights).max(initial=0)) or 1.0
@@ -227,7 +246,7 @@ def _draw_confusion(axis: Any, case: xr.Dataset) -> None:
     if "confusion" not in case:
         clusters, counts = np.unique(case["cluster"].values, return_counts=True)
         axis.bar(clusters, counts, color="0.6")
-        axis.set(xlabel="cluster", ylabel="cells")
+        axis.set(xlabel="cluster", ylabel="number of cells")
         return
     counts = case["confusion"].transpose("type", "cluster_index").fillna(0).values
     axis.imshow(counts, cmap="Greys", vmin=0)
@@ -248,4 +267,4 @@ def _draw_kernels(axis: Any, case: xr.Dataset) -> None:
     read = read[np.isfinite(read).all((1, 2))][:8]
     limit = float(np.abs(read).max(initial=0)) or 1.0
     axis.imshow(np.concatenate(read, 1), cmap="RdBu_r", vmin=-limit, vmax=limit)
-    axis.set_title("read by the clusters", fontsize=9)
+    axis.set_title("mean kernels of the clusters", fontsize=9)

@@ -1,4 +1,4 @@
-"""How much data a model needs, and how much noise it bears (Yan et al. 2020, Fig 6)."""
+"""Prediction against the amount of training data and its noise (Yan et al. 2020, Fig 6)."""
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -29,32 +29,45 @@ RATES: dict[str, dict[str, Any]] = {
 
 
 class DataEfficiencyConfig(Config):
-    """What is drawn."""
+    """Options of the figure."""
 
-    over: str = Field("fraction", description="The swept option that changes the training data.")
+    over: str = Field(
+        "fraction", description="Name of the swept option that changes the training data."
+    )
     examples: list[float] = Field(
         [],
-        description="Values of it to show examples of; by default the first, the middle, the last.",
+        description="Values of the swept option for which rates and receptive fields are shown; by "
+        "default the first, the middle and the last.",
     )
-    start: int = Field(0, ge=0, description="The first test frame of the examples' rates.")
-    frames: int = Field(300, ge=1, description="How many frames of them.")
+    start: int = Field(
+        0, ge=0, description="First test frame with a full history of the example rates."
+    )
+    frames: int = Field(300, ge=1, description="Number of test frames of the example rates.")
 
 
 class DataEfficiency(Analysis):
-    """How well a model predicts, against the amount of data that it was fitted to.
+    """Prediction scores against the amount of training data.
 
-    The result has for each cell the `correlation` with the response of the test frames, and with
-    their true rate where it is known; the mean Poisson loss of the fitted model in the frames that
-    it was fitted to and in those for validation; the training `frames` and `spikes`; and `reason`
-    where there is no correlation. To be shown
-    as examples it has rates in a part of the test, and receptive fields (the spatial part of the
-    spike-triggered average of the training frames) of the cell's spikes and of spikes drawn from
-    the model.
+    The result has, for each cell, `correlation` with the mean response of the test frames and
+    `correlation_rate` with the true rate where it is known, the Poisson losses `train_loss` and
+    `validation_loss` per bin, the number of training `frames` and of `spikes` in them, and a
+    `reason` where there is no correlation. For the examples in the figure it has the rates
+    `rate_data`, `rate_model` and `rate_true (frame, cell)` in spikes per bin in a part of the test,
+    and `field_data` and `field_model (cell, y, x)`, the spatial parts of the spike-triggered
+    averages of the cell's training spikes and of Poisson spikes drawn from the model's prediction.
+
+    Example:
+        >>> from retinakit.testing import SmallModel, small_recording
+        >>> model, recording = SmallModel(), small_recording()
+        >>> _ = model.fit(recording)
+        >>> result = DataEfficiency.with_options(frames=40).run(model, recording)
+        >>> dict(result["rate_model"].sizes), int(result["frames"])
+        ({'frame': 40, 'cell': 2}, 2000)
     """
 
     Config = DataEfficiencyConfig
     quick: ClassVar[dict[str, Any]] = {"frames": 40}
-    axis: ClassVar[dict[str, Any]] = {"xlabel": "part of the training frames", "xscale": "log"}
+    axis: ClassVar[dict[str, Any]] = {"xlabel": "fraction of the training frames", "xscale": "log"}
 
     def run(self, model: Model, data: xr.DataTree) -> xr.Dataset:
         train, validation, test = (
@@ -91,7 +104,7 @@ class DataEfficiency(Analysis):
             average = sta(split, model.lags)["sta"]
             if "channel" in average.dims:
                 average = average.sum("channel")
-            if model.lags == 1:  # there is no course to take off, and the map keeps its sign
+            if model.lags == 1:  # there is no temporal filter, and the map keeps its sign
                 result[f"field_{name}"] = average.isel(lag=0, drop=True)
             else:
                 result[f"field_{name}"] = separate(average)["spatial"]
@@ -136,7 +149,7 @@ class DataEfficiency(Analysis):
         return figure
 
     def _examples(self, result: xr.DataTree) -> list[tuple[float, xr.Dataset]]:
-        """Points of the first model that was swept: the first cell, seed, and so on."""
+        """The example points of the first swept model, at the first cell, seed and so on."""
         over = self.config.over
         group = next(g for g in groups(result).values() if over in sweep_dims(g))
         values = group[over].values
@@ -148,12 +161,13 @@ class DataEfficiency(Analysis):
     def caption(self, result: xr.DataTree) -> str:
         over, by_model = self.config.over, groups(result)
         if not any(over in sweep_dims(group) for group in by_model.values()):
-            return f"Nothing was swept over '{over}', so there is one point."
+            return f"No model was swept over '{over}', so there is one point."
         return (
-            f"Left: correlation on the test frames and Poisson loss against {self.axis['xlabel']}, "
-            "mean and standard deviation over seeds where those were swept. Right: examples of the "
-            "first model (cell, seed): rates of the cell (grey) and of the model, and receptive "
-            "fields from the spikes of the cell and of the model in the training frames."
+            f"Left: correlation on the test frames and Poisson loss against the "
+            f"{self.axis['xlabel']}, mean and standard deviation over seeds if these were swept. "
+            "Right: examples from the first model, cell and seed: rates of the cell (grey) and of "
+            "the model (blue), and spatial receptive fields from the spikes of the cell and of the "
+            "model in the training frames."
         )
 
     def table(self, result: xr.DataTree) -> pd.DataFrame:
@@ -167,13 +181,21 @@ class DataEfficiency(Analysis):
 
 
 class NoiseRobustness(DataEfficiency):
-    """How well a model predicts, against the noise in its training data.
+    """Prediction scores against the noise in the training stimulus.
 
-    As data_efficiency, of models that were fitted to `noisy_stimulus`: the training loss is that on
-    the noisy images, while those for validation and test have no noise.
+    The same as `DataEfficiency`, for models fitted to the dataset `noisy_stimulus`. The training
+    loss is that on the noisy stimulus; validation and test have no noise.
+
+    Example:
+        >>> from retinakit.testing import SmallModel, small_recording
+        >>> model, recording = SmallModel(), small_recording()
+        >>> _ = model.fit(recording)
+        >>> result = NoiseRobustness.with_options(frames=40).run(model, recording)
+        >>> result["correlation"].dims
+        ('cell',)
     """
 
-    axis: ClassVar[dict[str, Any]] = {"xlabel": "part of the training images that is noise"}
+    axis: ClassVar[dict[str, Any]] = {"xlabel": "fraction of the training images that is noise"}
 
 
 def _headline(result: xr.DataTree) -> str:
@@ -182,7 +204,7 @@ def _headline(result: xr.DataTree) -> str:
 
 
 def _with_dimension(result: xr.DataTree, over: str) -> xr.DataTree:
-    """The result, with one point along a dimension that nothing was swept over."""
+    """The result, with one point along the dimension `over` if no model was swept over it."""
     if any(over in sweep_dims(group) for group in groups(result).values()):
         return result
     return xr.DataTree.from_dict(
@@ -196,7 +218,7 @@ def _with_dimension(result: xr.DataTree, over: str) -> xr.DataTree:
 
 
 def _draw_example(row: Any, example: xr.Dataset, title: str) -> None:
-    """Rates, and receptive fields of the cell and of the model."""
+    """Draws rates, and receptive fields of the cell and of the model."""
     rates, *fields = row
     time, bins = example["time"].values, 1 / example.attrs["frame_interval"]
     for name, style in RATES.items():

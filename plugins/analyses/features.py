@@ -1,4 +1,4 @@
-"""What the feature maps of a network respond to (Yan et al. 2020, II-C, Figs 4b and 9b)."""
+"""The feature of each filter of a network (Yan et al. 2020, section II-C, Figs 4b and 9b)."""
 
 from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -24,53 +24,68 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BLOCK = 500
-"""Frames of noise that are shown at a time."""
+"""Frames of noise per block."""
 
 
 class FeaturesConfig(Config):
-    """Which maps are looked at, and how their features are classed."""
+    """Options of the features and of their classification."""
 
     layer: str | None = Field(
-        None, description="The layer by its name, such as layer2; by default the model's first."
+        None, description="Name of the layer, such as layer2; by default the first layer."
     )
     position: Literal["centre", "mean", "dense-weighted"] = Field(
         "centre",
-        description="What stands for a map: its middle; the mean of all positions, as in Yan et "
-        "al.'s code, which blurs a feature by the size of the map; or the mean weighted by the "
-        "absolute output weights (of the last layer), which shows it where it acts.",
+        description="Activity that represents a feature map. 'centre': that of its central "
+        "position; 'mean': the mean over positions, as in Yan et al.'s code, which blurs the "
+        "feature; 'dense-weighted': the mean weighted by the absolute output weights, for the last "
+        "layer.",
     )
-    samples: int = Field(10_000, ge=1, description="Frames of independent normal numbers.")
+    samples: int = Field(10_000, ge=1, description="Number of frames of N(0, 1) noise.")
     mixed: float = Field(
         0.5,
         gt=0,
         le=1,
-        description="A feature is mixed if the smaller of its ON and OFF peaks is this part of the "
-        "larger, or more.",
+        description="A feature is mixed if the ratio of the smaller to the larger of its ON and "
+        "OFF peaks is at least this.",
     )
     significance: float = Field(
         0.01,
         gt=0,
         lt=1,
-        description="Largest p-value of a feature that is not noise, in a one-sided z-test of its "
-        "Moran's I against independent normal values.",
+        description="Level of the one-sided z-test of a feature's Moran's I against independent "
+        "normal values; a feature that is not significant is noise.",
     )
 
 
 class Features(Analysis):
-    """The average stimulus of each filter, weighted by its response to noise.
+    """The response-weighted average of noise for each filter, classified as ON, OFF or mixed.
 
-    F = Σ a s / Σ a over the histories s of a movie of independent N(0, 1) values, where a ≥ 0 is
-    the activity of the filter's map above 0, at each frame. A feature in space and time is taken
-    apart by singular value decomposition. Polarity is that of light at the peak of the time course
-    (for Version I of the filter that collapsed the stimulus), so that red is ON and blue is OFF. A
-    feature is noise if its Moran's I is not significant, ON or OFF by its larger peak, and mixed if
-    the other peak is comparable.
+    The feature is F = Σ_t a_t s_t / Σ_t a_t (Yan et al. 2020, section II-C), where s_t is the
+    history of `lags` frames of independent N(0, 1) noise and a_t ≥ 0 is the rectified activity of
+    the filter's map. A feature of several lags is separated into space and time by singular value
+    decomposition. Its sign is such that positive is light at the peak of the temporal filter. For
+    Version I this is the filter of `temporal_collapse`. A feature is noise if its Moran's I is not
+    significant, mixed if its two peaks are comparable, and otherwise ON or OFF by its larger peak.
 
-    The result has `feature (filter, y, x)` and, of several lags, `feature_temporal (filter, lag)`;
-    `filter_image (filter, kernel_y, kernel_x)` and `filter_temporal` of the first layer; `morans_i`
-    and `z` of the features; `peak_ratio`, the smaller peak over the larger; and `kind (filter)`, a
-    number that its attributes explain. A filter that never responds has no feature (NaN), and
-    counts as noise.
+    The result has `feature (filter, y, x)` and, for several lags, `feature_temporal (filter, lag)`;
+    for the first layer, `filter_image (filter, kernel_y, kernel_x)` and `filter_temporal (filter,
+    lag)`; and `morans_i`, its `z` score, `peak_ratio` (the smaller peak over the larger), the mean
+    `activation` and the `kind (filter)`, whose codes are in its attributes `flag_values` and
+    `flag_meanings`. A filter that is never active has a feature of NaN and counts as noise.
+
+    Raises:
+        UserError: if the model has no layers or not the given one, its stimulus has channels, or
+            `position` is 'dense-weighted' and the layer has no output weights.
+
+    Example:
+        >>> from retinakit.testing import small_recording
+        >>> from retinakit_plugins.models.cnn import CNN
+        >>> model = CNN.with_options(lags=5, filters=2, kernel=5, steps=10)
+        >>> recording = small_recording()
+        >>> _ = model.fit(recording)
+        >>> result = Features.with_options(samples=200).run(model, recording)
+        >>> dict(result["feature"].sizes)
+        {'filter': 2, 'y': 8, 'x': 8}
     """
 
     Config = FeaturesConfig
@@ -80,12 +95,12 @@ class Features(Analysis):
         c, layers = self.config, model.layers()
         if not layers:
             raise UserError(
-                f"a {type(model).__name__} has no layers, so it has no feature maps; name models "
-                "that have some, such as cnn"
+                f"a {type(model).__name__} has no layers, so it has no feature maps; name a model "
+                "with layers, such as cnn"
             )
         layer = c.layer or next(iter(layers))
         model.check_layer(layer)
-        filters = space_and_time(model)  # refuses channels
+        filters = space_and_time(model)  # raises if there are channels
         average, activation = self._average(model, layer)
         if average.sizes["lag"] == 1:
             sign = _polarity(data)
@@ -150,7 +165,7 @@ class Features(Analysis):
         )
 
     def _weight(self, model: Model, layer: str, maps: xr.DataArray) -> xr.DataArray:
-        """How much each position of a map counts, (unit, map_y, map_x)."""
+        """The weight of each position of a map, (unit, map_y, map_x)."""
         places = maps.dims[2:]
         weight = xr.zeros_like(maps[0]).drop_vars(["time", "segment"])
         if self.config.position == "mean":
@@ -161,8 +176,9 @@ class Features(Analysis):
         layers, parameters = list(model.layers()), model.parameters()
         if layer != layers[-1] or "output_weight" not in parameters:
             raise UserError(
-                f"position 'dense-weighted' is of the layer that has an output_weight, '{layer}' "
-                f"has none and the last layer is '{layers[-1]}'; choose that, or another position"
+                f"position 'dense-weighted' needs the output_weight of the last layer, "
+                f"'{layers[-1]}', and the layer is '{layer}' of a {type(model).__name__}; choose "
+                "another layer or position"
             )
         output = abs(parameters["output_weight"]).sum("cell").values
         return weight + output / output.sum((1, 2), keepdims=True)
@@ -201,26 +217,26 @@ class Features(Analysis):
     def caption(self, result: xr.DataTree) -> str:
         c = self.config
         shown = {
-            "centre": "in the middle of its map",
-            "mean": "over all positions of its map",
-            "dense-weighted": "over the positions of its map, by their absolute output weight",
+            "centre": "at the centre of the map",
+            "mean": "averaged over the map",
+            "dense-weighted": "averaged over the map with the absolute output weights",
         }[c.position]
         layer = c.layer or "the first layer"
         timed = any("feature_temporal" in group for group in groups(result).values())
         return (
-            f"Filters and what they respond to {shown}: the average over {c.samples:,} frames of "
-            f"noise, weighted by the activity in {layer}. Red is ON and blue is OFF, "
-            "each image in its own scale; with Moran's I, the largest first. Noise: it is not "
-            f"significant (p ≥ {c.significance:g}); mixed: the smaller peak is {c.mixed:g} of the "
-            "larger or more; silent: never active."
-            + (" Time runs to the right, up to the response." if timed else "")
+            f"Filters and their features: the average of {c.samples:,} frames of noise, weighted "
+            f"by the activity of {layer} {shown}. Red is ON and blue is OFF, and each image has "
+            "its own colour scale. Numbers are Moran's I of the feature, the largest first. Noise: "
+            f"Moran's I is not significant (p ≥ {c.significance:g}). Mixed: the smaller peak is at "
+            f"least {c.mixed:g} of the larger. Silent: the filter is never active."
+            + (" Time runs from left to right and ends at the response." if timed else "")
         )
 
     def table(self, result: xr.DataTree) -> pd.DataFrame:
         frames = []
         for name, group in groups(result).items():
             counts = {kind: (group["kind"] == code).sum("filter") for kind, code in KINDS.items()}
-            # Without a sweep there is one row, of no dimension.
+            # Without a sweep the counts have no dimension, and there is one row.
             frame = xr.Dataset(counts).expand_dims("row").to_dataframe().reset_index()
             frame.insert(0, "model", name)
             frames.append(frame)
@@ -239,20 +255,20 @@ CASES, COLUMNS = 6, 8
 
 
 def _sign_at_peak(temporal: xr.DataArray) -> xr.DataArray:
-    """The sign (..., ) of a time course (..., lag) where it is largest."""
+    """The sign (...) of a time course (..., lag) at its largest absolute value."""
     sign: xr.DataArray = xr.where(temporal.max("lag") >= -temporal.min("lag"), 1, -1)
     return sign
 
 
 def _polarity(data: xr.DataTree) -> Any:
-    """What a positive stimulus stands for: light (1), or dark (-1) if it was collapsed so."""
+    """1 if a positive stimulus is light, -1 if it is dark because of `temporal_collapse`."""
     if "collapse" not in data.children:
         return 1
     return _sign_at_peak(data["collapse"].to_dataset()["temporal"])
 
 
 def _present(case: xr.Dataset) -> xr.Dataset:
-    """The filters of one point of a sweep, that with the largest Moran's I first."""
+    """The filters of one point of a sweep, in the order of decreasing Moran's I."""
     there = np.flatnonzero(case["kind"].notnull())
     order = np.argsort(-case["morans_i"].fillna(-np.inf).values[there], kind="stable")
     return case.isel(filter=there[order])

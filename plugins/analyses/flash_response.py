@@ -1,4 +1,4 @@
-"""Spikes of the cell and of the model to flashed images (Yan et al. 2020, Fig 10)."""
+"""Spike counts of cells and models for flashed images (Yan et al. 2020, Fig 10)."""
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -26,33 +26,59 @@ if TYPE_CHECKING:
 
 
 class FlashResponseConfig(Config):
-    """When spikes are counted, and what is drawn."""
+    """Options of the counting window and of the figure."""
 
-    start: float = Field(0.0, description="Seconds from an image's onset from which they count.")
-    end: float = Field(1.0, description="And up to which.")
-    flash: float = Field(0.2, gt=0, description="Seconds that an image is shown, to be shaded.")
-    silent: float = Field(
-        0.25, ge=0, description="Spikes per trial below which an image counts as silent."
+    start: float = Field(
+        0.0, description="Start of the counting window, in seconds from an image's onset."
     )
-    trials: int = Field(20, ge=1, description="Trials at most, of the data and of the model.")
-    shown: int = Field(50, ge=1, description="Images in the sequence that is drawn.")
+    end: float = Field(
+        1.0, description="End of the counting window, in seconds from an image's onset."
+    )
+    flash: float = Field(
+        0.2, gt=0, description="Duration of an image in seconds, which is shaded in the figure."
+    )
+    silent: float = Field(
+        0.25,
+        ge=0,
+        description="An image with fewer spikes per trial than this counts as silent.",
+    )
+    trials: int = Field(
+        20, ge=1, description="Largest number of trials kept of the data and of the model."
+    )
+    shown: int = Field(50, ge=1, description="Number of images in the sequence that is drawn.")
 
 
 class FlashResponse(Analysis):
-    """Spike counts for each flashed image, of the cell and of the model.
+    """Spike counts of each cell and of its model for each flashed image.
 
-    The test is a segment for each image, as that of `natural_images`, or of `hdf5` with
-    `test_segment_frames`, and its coordinate `from_onset` says when the image is shown. To test a
-    model on other images than it was fitted to, name it in `models:`, and the recording of the
-    flashes in `data:`; they have the same field and cells.
+    The test must have one segment per image, as that of `natural_images` or of `hdf5` with
+    `test_segment_frames`. Its coordinate `from_onset` is the time from the image's onset; without
+    it, the onset is the start of the segment. To test a model that was fitted to another stimulus,
+    name the model in `models:` and the recording of the flashes in `data:`. Both must have the same
+    stimulus size and cells.
 
-    The result has `count_data (image, cell)`, spikes per trial from `start` to `end` after the
-    onset, averaged over repeats; `count_model`, those that the model expects, and `count_true`
-    where the rate is known; `data (trial, image, bin, cell)` and as many trials drawn from the
-    model's Poisson rate, `model`. Over images: `correlation` of the counts and its noise `ceiling`,
-    and how many images evoke fewer than `silent` spikes per trial: `silent_data`, `silent_model`,
-    `silent_both`. Also the cell's receptive field: the Gaussian outline of the spike-triggered
-    average of the training frames, in units of y and x.
+    The result has `count_data (image, cell)`, spikes per trial in the counting window, averaged
+    over repeats; `count_model (image, cell)`, the expected count of the model; `count_true (image,
+    cell)` where the true rate is known; `data (trial, image, bin, cell)`, the recorded spikes, and
+    `model (trial, image, bin, cell)`, Poisson spikes drawn from the prediction. Over images it has
+    the `correlation` of the counts, its noise `ceiling`, and the numbers of silent images
+    `silent_data`, `silent_model` and `silent_both (cell)`. It also has the Gaussian fit to the
+    spike-triggered average of the training frames, in the units of y and x.
+
+    Raises:
+        UserError: if the segments of the test differ in their number of frames in the window, or
+            no frame of the window has a full history.
+
+    Example:
+        >>> from retinakit.testing import SmallModel, small_recording
+        >>> model, recording = SmallModel(), small_recording()
+        >>> _ = model.fit(recording)
+        >>> test = recording["test"].to_dataset()
+        >>> image = ("frame", np.arange(500) // 50)  # ten images of 50 frames
+        >>> recording["test"] = xr.DataTree(test.assign_coords(segment=image))
+        >>> result = FlashResponse.with_options(end=1.5).run(model, recording)
+        >>> dict(result["count_model"].sizes)
+        {'image': 10, 'cell': 2}
     """
 
     Config = FlashResponseConfig
@@ -65,8 +91,8 @@ class FlashResponse(Analysis):
         known = np.isfinite(predicted).all((0, 2))
         if not known.any():
             raise UserError(
-                f"the model looks back over {model.lags} frames, and no segment of the test has as "
-                f"many before {c.end:g} s after the onset; begin each with a blank"
+                f"the model needs {model.lags} frames of history, and no segment of the test has "
+                f"as many before {c.end:g} s after the onset; begin each segment with a blank"
             )
         frames, after, predicted = frames[:, known], after[known], predicted[:, known]
         response = test["response"]
@@ -104,7 +130,7 @@ class FlashResponse(Analysis):
             for name in ("silent_data", "silent_both"):
                 result[name] = result[name].where(~lost)
             result["reason"] = xr.where(lost, NOT_RECORDED, "")
-        # The metrics compare along `frame`; here an image is what is compared.
+        # The scores compare along `frame`, and here along images.
         over_images = {"image": "frame"}
         result["correlation"] = correlation(
             result["count_model"].rename(over_images), result["count_data"].rename(over_images)
@@ -119,14 +145,14 @@ class FlashResponse(Analysis):
         return result
 
     def _frames(self, test: xr.Dataset) -> tuple[NDArray[Any], NDArray[Any]]:
-        """The frames of each image's window (image, bin), and their times from the onset."""
+        """The frames of each image's window (image, bin), and their times from the onset in s."""
         c, chosen, times = self.config, [], []
         for part in segments(test):
             if "from_onset" in test.coords:
                 after = test["from_onset"].values[part]
             else:  # an image is shown from the start
                 after = test["time"].values[part] - test["time"].values[part.start]
-            # Times are multiples of the frame interval but for rounding.
+            # Times are multiples of the frame interval up to rounding errors.
             rounding = 1e-3 * test.attrs["frame_interval"]
             inside = (after >= c.start - rounding) & (after < c.end - rounding)
             chosen.append(np.flatnonzero(inside) + part.start)
@@ -135,7 +161,8 @@ class FlashResponse(Analysis):
         if len(lengths) > 1 or not lengths[0]:
             raise UserError(
                 f"from {c.start:g} to {c.end:g} s after the onset, segments of the test have "
-                f"{' or '.join(map(str, lengths))} frames; each needs the same number, at least 1"
+                f"{' or '.join(map(str, lengths))} frames, and each needs the same number, at "
+                "least 1; change start or end"
             )
         return np.array(chosen), times[0]
 
@@ -186,7 +213,7 @@ class FlashResponse(Analysis):
         return figure
 
     def _draw_sequence(self, figure: Any, label: str, models: dict[str, xr.Dataset]) -> None:
-        """Trials of one cell and of its models, image after image."""
+        """Draws trials of one cell and of its models, image after image."""
         c, first = self.config, next(iter(models.values()))
         trials = {f"cell {label}": ("0.15", first["data"])}
         trials |= {m: (f"C{i}", one["model"]) for i, (m, one) in enumerate(models.items())}
@@ -211,11 +238,12 @@ class FlashResponse(Analysis):
                     )
                 )
         return (
-            "Above: trials of a cell and trials drawn from the model, image after image, and the "
-            "spikes per trial, a dot for each image. Below: images with the outlines (2 sd) of the "
-            "cells' fields, and the spikes that each evokes (shaded: the flash), chosen from the "
-            "data for many spikes, few and none. Correlations over images, and numbers of images "
-            f"silent in the data, in the model and in both: {'; '.join(parts)}."
+            "Top left: trials of one cell and trials drawn from its models, image after image. Top "
+            "right: mean spikes per trial of models against cells, one dot per image. Bottom: "
+            "images for which the cells fire many, few or no spikes, with the 2-sd outlines of the "
+            "cells' receptive fields, and the spikes of cells and models; the flash is shaded. "
+            "Correlation over images, and number of silent images in the data, in the model and in "
+            f"both: {'; '.join(parts)}."
         )
 
     def table(self, result: xr.DataTree) -> pd.DataFrame:
@@ -234,7 +262,7 @@ CELL_COLOURS = ("C2", "C5", "C4")
 
 
 def _cells(result: xr.DataTree) -> dict[str, dict[str, xr.Dataset]]:
-    """By cell, then by model, what is drawn: the last point of whatever else was swept."""
+    """The data to draw by cell, then by model, at the last point of all other sweeps."""
     found: dict[str, dict[str, xr.Dataset]] = {}
     for name, group in groups(result).items():
         swept = [dim for dim in sweep_dims(group) if dim != "cell"]
@@ -245,7 +273,11 @@ def _cells(result: xr.DataTree) -> dict[str, dict[str, xr.Dataset]]:
 
 
 def _examples(counts: NDArray[Any]) -> list[int]:
-    """Images for which all cells fire, each one is silent alone, and all are, where there are such.
+    """The images to show, as indices.
+
+    For one cell, those of the largest count and of the 90th, 75th, 50th and 0th percentile. For
+    several, one for which all cells fire, one for which each cell alone is silent and one for which
+    all are silent, where there are such images.
 
     Args:
         counts: (cell, image).
@@ -264,7 +296,7 @@ def _examples(counts: NDArray[Any]) -> list[int]:
 
 
 def _draw_counts(axis: Any, cells: dict[str, dict[str, xr.Dataset]]) -> None:
-    """Counts of the models against those of the cells."""
+    """Draws the counts of the models against those of the cells."""
     highest = 0.0
     for models in cells.values():
         for index, one in enumerate(models.values()):
@@ -272,11 +304,11 @@ def _draw_counts(axis: Any, cells: dict[str, dict[str, xr.Dataset]]) -> None:
             axis.plot(x, y, "o", ms=2.5, alpha=0.5, mew=0, color=f"C{index}")
             highest = max(highest, float(np.nanmax([x, y])))
     axis.plot([0, highest], [0, highest], color="0.7", lw=0.8, zorder=0)
-    axis.set(xlabel="spikes per image, cells", ylabel="models")
+    axis.set(xlabel="spikes per image, cells", ylabel="spikes per image, models")
 
 
 def _draw_picture(axis: Any, cells: dict[str, dict[str, xr.Dataset]], image: int) -> None:
-    """An image with the outlines of the fields of the cells."""
+    """Draws an image with the outlines of the cells' receptive fields."""
     from matplotlib.patches import Ellipse
 
     axis.set(xticks=[], yticks=[], title=f"image {image}", frame_on=False)
@@ -304,7 +336,7 @@ def _draw_picture(axis: Any, cells: dict[str, dict[str, xr.Dataset]], image: int
 
 
 def _draw_trials(axis: Any, time: Any, trials: xr.DataArray, color: str) -> None:
-    """A stroke for each bin with spikes, a row a trial."""
+    """Draws a stroke for each bin with spikes, with one row per trial."""
     values = np.nan_to_num(trials.transpose("trial", "bin").values)
     row, place = np.nonzero(values > 0)
     axis.plot(np.asarray(time)[place], row, "|", ms=3, mew=0.7, color=color)

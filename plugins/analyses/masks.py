@@ -1,4 +1,4 @@
-"""Where the cells of a population look: masks against the true locations (Klindt 2017, 5.1)."""
+"""Locations of the masks of a population, against the truth (Klindt et al. 2017, section 5.1)."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -17,23 +17,42 @@ MOST_ROWS = 6
 
 
 class MasksConfig(Config):
-    """What is shown, and what counts as found."""
+    """Options of the figure and of the comparison with the true locations."""
 
-    examples: int = Field(4, ge=1, description="Masks to show, of different types where known.")
+    examples: int = Field(
+        4, ge=1, description="Number of masks to show, of different cell types where known."
+    )
     radius: float = Field(
-        2.0, gt=0, description="Distance in checks up to which a location counts as found."
+        2.0,
+        gt=0,
+        description="Largest distance, in checks, of a mask from the true location at which the "
+        "location counts as found.",
     )
 
 
 class Masks(Analysis):
-    """The location of each cell's mask, how concentrated it is, and how far from the truth.
+    """Location and concentration of each cell's mask, and its distance from the true location.
 
-    The result has the check `location_y` and `location_x (cell)` in the middle of the window where
-    |mask| is largest; `concentration (cell)`, the part of its sum within one place of that; and
-    `mask_image (example, map_y, map_x)` of some cells. Where the truth has locations: `true_y` and
-    `true_x`, the `error (cell)`, their distance, and `aligned_error (cell)`, the same without the
-    median displacement of the cells with the same largest feature weight. Kernels that lie beside
-    the middle of their window displace all their cells' masks alike, and the model is the same.
+    The result has `location_y` and `location_x (cell)` in checks, the middle of the window at the
+    peak of |mask|; `concentration (cell)`, the fraction of Σ |mask| within one position of the
+    peak; and the masks of some cells, `mask_image (example, map_y, map_x)`. If the group `truth`
+    has locations, the result has `true_y`, `true_x` and the distance `error (cell)` in checks, and
+    `aligned_error (cell)`, the distance after the median displacement of all cells with the same
+    largest feature weight is subtracted. This displacement is not determined by the model: if a
+    kernel is shifted, the masks that use it are shifted the other way.
+
+    Raises:
+        UserError: if the model has no masks.
+
+    Example:
+        >>> from retinakit.testing import small_recording
+        >>> from retinakit_plugins.models.what_where import WhatWhere
+        >>> options = {"filters": [2], "kernels": [3], "lags": 3, "steps": 10}
+        >>> model, recording = WhatWhere.with_options(**options), small_recording()
+        >>> _ = model.fit(recording)
+        >>> result = Masks.with_options(examples=2).run(model, recording)
+        >>> dict(result["mask_image"].sizes), result["concentration"].dims
+        ({'example': 2, 'map_y': 6, 'map_x': 6}, ('cell',))
     """
 
     Config = MasksConfig
@@ -42,8 +61,8 @@ class Masks(Analysis):
         parameters = model.parameters()
         if "mask" not in parameters:
             raise UserError(
-                f"a {type(model).__name__} has no parameter 'mask'; use what_where with a "
-                "factorized readout"
+                f"a {type(model).__name__} has no parameter 'mask' to locate; use what_where with "
+                "a factorized readout"
             )
         mask = parameters["mask"].transpose("cell", "map_y", "map_x")
         magnitude = np.abs(mask.values)
@@ -108,7 +127,7 @@ class Masks(Analysis):
             label = name.replace("_", " ")
             axis.plot(values, part, style, color="C0", label=label, drawstyle="steps-post")
         axis.axvline(self.config.radius, color="0.8", lw=0.8)
-        axis.set(xlabel="distance (checks)", ylabel="part of cells", ylim=(0, 1.02))
+        axis.set(xlabel="distance (checks)", ylabel="fraction of cells", ylim=(0, 1.02))
         axis.legend(frameon=False, fontsize=7)
 
     def caption(self, result: xr.DataTree) -> str:
@@ -118,13 +137,15 @@ class Masks(Analysis):
             if "error" in case
         ]
         part = (
-            f" Cells located to {self.config.radius:g} checks: {', '.join(found[:MOST_ROWS])}."
+            f" Fraction of the cells within {self.config.radius:g} checks of the true location: "
+            f"{', '.join(found[:MOST_ROWS])}."
             if found
             else ""
         )
         return (
-            "How far masks are from the true locations (or where they are), and masks of some "
-            f"cells, with a cross at the truth.{part}"
+            "Left: cumulative distribution of the distance between masks and true locations, or "
+            "the locations of the masks if the true ones are not known. Right: masks of some "
+            f"cells; the cross is the true location.{part}"
         )
 
     def table(self, result: xr.DataTree) -> pd.DataFrame:
@@ -141,7 +162,7 @@ class Masks(Analysis):
 
 
 def _examples(types: Any, number: int) -> Any:
-    """Cells of each type in turn."""
+    """Indices of cells, the first of each type, then the second of each type, and so on."""
     order = np.zeros(len(types), int)
     for name in np.unique(types):
         of_type = np.flatnonzero(types == name)

@@ -1,4 +1,4 @@
-"""The receptive field of a model neuron beside the cell's (Yan et al. 2020, Figs 2, 4a and 9a)."""
+"""Receptive fields of a cell and of its model (Yan et al. 2020, Figs 2, 4a and 9a)."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -17,22 +17,38 @@ if TYPE_CHECKING:
 
 
 class ModelReceptiveFieldConfig(Config):
-    """Length of the averages, and how many spikes are drawn."""
+    """Options of the averages."""
 
-    lags: int | None = Field(None, ge=1, description="How many lags; by default the model's own.")
+    lags: int | None = Field(
+        None, ge=1, description="Number of lags of the averages; by default that of the model."
+    )
     trials: int = Field(
-        1, ge=1, description="Spike trains drawn from the model, which the average is over."
+        1, ge=1, description="Number of spike trains drawn from the model for its average."
     )
 
 
 class ModelReceptiveField(Analysis):
-    """Spike-triggered average of spikes drawn from a model, beside that of the cell's spikes.
+    """Spike-triggered averages of a cell's spikes and of Poisson spikes drawn from its model.
 
-    The model predicts the training stimulus, and spikes are drawn from its rate (Poisson, with the
-    step's seed). The result has `sta (source, cell, lag, y, x)` for the sources "data" and
-    "model", `spatial` and `temporal` by singular value decomposition (of a single lag, as for
-    Version I, only `spatial`, with its sign), `spikes (source, cell)`, and the cosines between the
-    sources `cosine`, `cosine_spatial` and `cosine_temporal (cell)`.
+    The model predicts the rates for the training stimulus, and Poisson spikes are drawn from them
+    with the step's seed. The result has `sta (source, cell, lag, y, x)` for the sources "data" and
+    "model", in the units of the stimulus; `spatial (source, cell, y, x)` and `temporal (source,
+    cell, lag)` from its singular value decomposition; `spikes (source, cell)`; and the cosines of
+    the two sources `cosine`, `cosine_spatial` and `cosine_temporal (cell)`. With one lag, as in
+    Version I of Yan et al., `spatial` is the average itself and there is no `temporal`.
+
+    Raises:
+        UserError: if the stimulus has channels.
+
+    Example:
+        >>> from retinakit.testing import SmallModel, small_recording
+        >>> model, recording = SmallModel(), small_recording()
+        >>> _ = model.fit(recording)
+        >>> result = ModelReceptiveField.with_options(trials=5).run(model, recording)
+        >>> dict(result["sta"].sizes)
+        {'source': 2, 'cell': 2, 'lag': 5, 'y': 8, 'x': 8}
+        >>> bool((result["cosine"] > 0.9).all())
+        True
     """
 
     Config = ModelReceptiveFieldConfig
@@ -41,7 +57,7 @@ class ModelReceptiveField(Analysis):
         train = data["train"].to_dataset()
         if "channel" in train["stimulus"].dims:
             raise UserError("the stimulus has channels; model_receptive_field takes one without")
-        # A frame without a prediction has no spikes, and so no part in the average.
+        # Frames without a prediction get no spikes, so the average excludes them.
         rate = model.predict(train).fillna(0).transpose("frame", "cell").values
         random = np.random.default_rng(self.seed)
         drawn = random.poisson(rate, (self.config.trials, *rate.shape)).astype(np.uint16)
@@ -91,11 +107,11 @@ class ModelReceptiveField(Analysis):
         cells = len(list(_cells(result)))
         timed = any("temporal" in group for group in groups(result).values())
         return (
-            "Receptive fields from the cell's spikes and from spikes drawn from the model, both by "
-            "spike-triggered average of the training stimulus"
-            + (", their space and time (black: cell, colour: model)" * timed)
-            + f"; in brackets the cosine of the maps{', and of the courses' * timed}."
-            + (f" The first 12 of {cells}." if cells > 12 else "")
+            "Receptive fields from the cell's spikes and from spikes drawn from the model: the "
+            "spatial map of the spike-triggered average of the training stimulus"
+            + (" and its time course (black: cell, orange: model)" * timed)
+            + ". In brackets is the cosine between cell and model."
+            + (f" The first 12 of {cells} panels are shown." if cells > 12 else "")
         )
 
     def table(self, result: xr.DataTree) -> pd.DataFrame:
@@ -114,7 +130,7 @@ class ModelReceptiveField(Analysis):
 
 
 def _cosine(values: xr.DataArray, *dims: str) -> xr.DataArray:
-    """Of the two sources, over some dimensions."""
+    """The cosine of the two sources over some dimensions."""
     first, second = values.isel(source=0), values.isel(source=1)
     power = (first**2).sum(dims) * (second**2).sum(dims)
     result: xr.DataArray = (first * second).sum(dims) / power.where(power > 0) ** 0.5

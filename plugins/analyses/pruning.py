@@ -1,4 +1,4 @@
-"""A network without some of its filters: those with spatial structure, or any (Yan 2020, Fig 5)."""
+"""Prediction of a network with some of its filters left out (Yan et al. 2020, Fig 5)."""
 
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -19,37 +19,52 @@ if TYPE_CHECKING:
 
 
 class PruningConfig(Config):
-    """How many filters are kept, and what they are compared with."""
+    """Options of the number of filters kept and of the random comparison."""
 
     keep: int | None = Field(
         None,
         ge=0,
-        description="How many filters to keep, all of them where there are fewer; by default those "
-        "whose spatial autocorrelation is significant.",
+        description="Number of filters to keep; all if the model has fewer. By default, those with "
+        "significant spatial autocorrelation.",
     )
     significance: float = Field(
         0.01,
         gt=0,
         lt=1,
-        description="Largest p-value of a filter that is kept by default, in a one-sided z-test of "
-        "its Moran's I against independent normal values.",
+        description="Level of the one-sided z-test of a filter's Moran's I against independent "
+        "normal values, which selects the filters kept by default.",
     )
-    draws: int = Field(10, ge=1, description="Random orders of the filters to compare with.")
+    draws: int = Field(
+        10, ge=1, description="Number of random orders of the filters for the comparison."
+    )
 
 
 class Pruning(Analysis):
-    """What a model still predicts with its most structured filters, or as many random ones.
+    """Correlation of a network that keeps its most structured filters, or as many random ones.
 
-    The filters are those of the model's first layer. They are ranked by Moran's I, the spatial
-    autocorrelation, of a filter in space and time by that of the spatial part of its singular value
-    decomposition. The first ones are kept, the others are silent, and nothing is fitted again. Each
-    of the random `draws` is an order of all filters, of which as many are kept.
+    The filters of the first layer are ranked by Moran's I, their spatial autocorrelation. For
+    filters in space and time this is that of the spatial part of the singular value decomposition.
+    The filters that are not kept are silenced, and the network is not fitted again. For comparison
+    the same number of filters is kept in random order, `draws` times.
 
-    The result has `correlation (against, kept, cell)` between the prediction with so many filters
-    and the mean response of the test, and the true rate where it is known; `correlation_random
-    (against, draw, kept, cell)`; `chosen`, the number kept by the options; and of each filter
-    `morans_i`, `z`, and `rank` from 0. A prediction that does not vary has correlation 0, and a
-    cell without responses in the test has NaN.
+    The result has `correlation (against, kept, cell)` and `correlation_random (against, draw, kept,
+    cell)` for every number of filters `kept`. The coordinate `against` is "response", the mean
+    response of the test, and "rate", the true rate where it is known. `chosen` is the number of
+    filters kept by the options, and `morans_i`, its `z` score and `rank (filter)`, from 0, are the
+    ranking. A constant prediction has correlation 0, and a cell without test responses has NaN.
+
+    Raises:
+        UserError: if the model has no layers, or its filters have channels.
+
+    Example:
+        >>> from retinakit.testing import small_recording
+        >>> from retinakit_plugins.models.cnn import CNN
+        >>> model = CNN.with_options(lags=5, filters=2, kernel=5, steps=10)
+        >>> recording = small_recording()
+        >>> _ = model.fit(recording)
+        >>> result = Pruning.with_options(draws=2).run(model, recording)
+        >>> result["correlation"].dims, result["kept"].values.tolist()
+        (('against', 'kept', 'cell'), [0, 1, 2])
     """
 
     Config = PruningConfig
@@ -58,13 +73,13 @@ class Pruning(Analysis):
     def run(self, model: Model, data: xr.DataTree) -> xr.Dataset:
         if not model.layers():
             raise UserError(
-                f"a {type(model).__name__} cannot be pruned, because it has no layers; name models "
-                "whose filters can be left out, such as cnn"
+                f"a {type(model).__name__} cannot be pruned, because it has no layers; name a "
+                "model with layers, such as cnn"
             )
         layer = next(iter(model.layers()))
         spatial = space_and_time(model)["spatial"]
         autocorrelation, z = morans_i(spatial), morans_i_z(spatial)
-        # A filter of zeros has no autocorrelation, and comes last.
+        # A filter of zeros has no autocorrelation, and is ranked last.
         ranking = np.argsort(-autocorrelation.fillna(-np.inf).values, kind="stable")
         filters = len(ranking)
         chosen = self.config.keep
@@ -123,15 +138,16 @@ class Pruning(Analysis):
             ):
                 _draw_curve(curves, values.sel(against=against), color, style, label)
             curves.axvline(float(numbers["kept"].mean()), color=color, lw=0.8, ls=":")
-        for axis, title in ((effective, "effective filters"), (random, "as many random filters")):
+        titles = ("effective filters", "the same number of random filters")
+        for axis, title in zip((effective, random), titles, strict=True):
             axis.axline((0, 0), slope=1, color="0.7", lw=0.9, zorder=0)
             limits = (min(low, 0) - 0.03, 1.03)
             axis.set(xlim=limits, ylim=limits, title=title)
             axis.set(xlabel=f"{LABELS[against]}, all filters", aspect="equal")
-        effective.set_ylabel("the same, pruned")
+        effective.set_ylabel(f"{LABELS[against]}, pruned")
         if len(by_model) > 1:
             effective.legend(frameon=False, loc="upper left")
-        curves.set(xlabel="filters kept", ylabel=LABELS[against])
+        curves.set(xlabel="number of filters kept", ylabel=LABELS[against])
         curves.legend(frameon=False, fontsize=8, loc="lower right")
         return figure
 
@@ -144,10 +160,11 @@ class Pruning(Analysis):
             f"p < {c.significance:g})"
         )
         return (
-            "Correlation with the test, of predictions with some filters left out and nothing "
-            f"fitted again. Left: {rule} are kept; a dot is a cell or a fit. Middle: as many "
-            f"chosen at random, mean ± sd of {c.draws} draws. Right: against the number kept, "
-            "mean ± sd over cells (and draws); dotted, the mean number of the other panels."
+            "Correlation of pruned and full networks on the test frames; pruned networks are not "
+            f"fitted again. Left: the filters kept are {rule}; each dot is a cell or a fit. "
+            f"Middle: the same number of random filters, mean ± sd of {c.draws} draws. Right: "
+            "correlation against the number of filters kept, mean ± sd over cells (and draws); the "
+            "dotted line is the mean number kept in the other panels."
         )
 
     def table(self, result: xr.DataTree) -> pd.DataFrame:
@@ -160,14 +177,22 @@ class Pruning(Analysis):
             frames.append(frame)
         columns = ["kept", "of", "full", "effective", "random", "sd"]
         table = pd.concat(frames, ignore_index=True)[[*points(result), *columns]]
-        return table.rename(columns={"random": "random, mean", "sd": "random, sd"})
+        return table.rename(columns=HEADINGS)
 
 
+HEADINGS = {
+    "kept": "filters kept",
+    "of": "filters in all",
+    "full": "correlation, all filters",
+    "effective": "correlation, filters kept",
+    "random": "correlation, random filters",
+    "sd": "sd, random filters",
+}
 LABELS = {"rate": "correlation with the true rate", "response": "correlation with the response"}
 
 
 def _correlations(predicted: xr.DataArray, test: xr.Dataset) -> xr.DataArray:
-    """(against, cell): with the mean response, and with the rate where it is known."""
+    """Correlation (against, cell) with the mean response, and with the rate where it is known."""
     known = {"response": mean_response(test).astype(float)}
     if "rate" in test:
         known["rate"] = test["rate"]
@@ -180,13 +205,13 @@ def _correlations(predicted: xr.DataArray, test: xr.Dataset) -> xr.DataArray:
 
 
 def _against(by_model: dict[str, xr.Dataset]) -> str:
-    """The rate where it is known for all models, else the response."""
+    """The entry of `against` to show: "rate" if all models have it, else "response"."""
     known = all("rate" in group["against"] for group in by_model.values())
     return "rate" if known else "response"
 
 
 def _numbers(group: xr.Dataset) -> xr.Dataset:
-    """Of each cell and point of the sweep: filters kept and their number, and the correlations."""
+    """For each cell and point of the sweep, the numbers of filters and the correlations."""
     number = group["rank"].count("filter")
 
     def at(values: xr.DataArray, kept: xr.DataArray) -> xr.DataArray:
@@ -208,7 +233,7 @@ def _numbers(group: xr.Dataset) -> xr.Dataset:
 
 
 def _draw_curve(axis: Any, values: xr.DataArray, color: str, style: str, label: str) -> None:
-    """Mean and standard deviation over all that is not the number of filters kept."""
+    """Draws mean and standard deviation over all dimensions but the number of filters kept."""
     others = [dim for dim in values.dims if dim != "kept"]
     mean, spread = values.mean(others), values.std(others)
     axis.plot(values["kept"], mean, style, color=color, label=label)

@@ -1,4 +1,4 @@
-"""Spikes of the cell and spikes drawn from the model, and their rates (Yan et al. 2020, Fig 4c)."""
+"""Spikes and rates of cells and models in the test frames (Yan et al. 2020, Fig 4c)."""
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,20 +14,33 @@ if TYPE_CHECKING:
 
 
 class RasterConfig(Config):
-    """Which part of the test is shown."""
+    """Options of the part of the test that is shown."""
 
-    start: int = Field(0, ge=0, description="The first test frame with a full history to show.")
-    frames: int = Field(300, ge=1, description="How many frames.")
-    trials: int = Field(30, ge=1, description="Trials at most, of the data and of the model.")
+    start: int = Field(
+        0, ge=0, description="First frame, counted among the test frames with a full history."
+    )
+    frames: int = Field(300, ge=1, description="Number of frames.")
+    trials: int = Field(
+        30, ge=1, description="Largest number of trials shown of the data and of the model."
+    )
 
 
 class Raster(Analysis):
-    """Trials of the cell, trials drawn from the model's Poisson rate, and both rates.
+    """Recorded trials, Poisson trials drawn from the model's rate, and both rates.
 
-    The result has `data (trial, frame, cell)`, `model (model_trial, frame, cell)` drawn
-    with the step's seed, `rate_data` (mean over all repeats) and `rate_model (frame, cell)` in
-    spikes per bin, `rate_true` where it is known, `correlation` in the window shown, and `reason`
-    where there is none.
+    The result has `data (trial, frame, cell)`, the recorded spikes; `model (model_trial, frame,
+    cell)`, Poisson spikes drawn from the prediction with the step's seed; `rate_data (frame,
+    cell)`, the mean over all repeats, `rate_model (frame, cell)` and, where it is known,
+    `rate_true (frame, cell)`, in spikes per bin; `correlation (cell)` of the prediction with the
+    mean response in the frames shown; and `reason (cell)` where there is no correlation.
+
+    Example:
+        >>> from retinakit.testing import SmallModel, small_recording
+        >>> model, recording = SmallModel(), small_recording()
+        >>> _ = model.fit(recording)
+        >>> result = Raster.with_options(frames=40).run(model, recording)
+        >>> dict(result["data"].sizes)
+        {'trial': 5, 'frame': 40, 'cell': 2}
     """
 
     Config = RasterConfig
@@ -95,8 +108,9 @@ class Raster(Analysis):
         cells = len(_cells(result))
         some = f" (the first {CELLS_SHOWN} of {cells} cells)" if cells > CELLS_SHOWN else ""
         return (
-            f"Trials of the cell, trials drawn from each model's Poisson rate, and rates{some}. "
-            "Of a model that was swept, the last point of the sweep."
+            "For each cell, recorded trials, Poisson trials drawn from the prediction of each "
+            f"model, and the rates{some}. For a model that was swept, the last point of the sweep "
+            "is shown."
         )
 
 
@@ -104,7 +118,7 @@ CELLS_SHOWN = 3
 
 
 def _cells(result: xr.DataTree) -> dict[str, dict[str, xr.Dataset]]:
-    """By cell, then by model, what is drawn: the last point of whatever else was swept."""
+    """The data to draw by cell, then by model, at the last point of all other sweeps."""
     found: dict[str, dict[str, xr.Dataset]] = {}
     for name, group in groups(result).items():
         swept = [dim for dim in sweep_dims(group) if dim != "cell"]
@@ -116,7 +130,7 @@ def _cells(result: xr.DataTree) -> dict[str, dict[str, xr.Dataset]]:
 
 
 def _spikes(axis: Any, time: Any, trials: xr.DataArray, color: str, label: str) -> None:
-    """A stroke for each bin with spikes, a row a trial."""
+    """Draws a stroke for each bin with spikes, with one row per trial."""
     values = np.nan_to_num(trials.transpose(..., "frame").values)
     row, frame = np.nonzero(values > 0)
     axis.plot(time[frame], row, "|", ms=4, mew=0.7, color=color)

@@ -1,4 +1,4 @@
-"""Models against recordings: one score in a table (Klindt et al. 2017, Table 1)."""
+"""A table of one score, models against recordings (Klindt et al. 2017, Table 1)."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -17,26 +17,44 @@ if TYPE_CHECKING:
 
 
 class ReadoutTableConfig(Config):
-    """What is in the cells and columns of the table."""
+    """Options of the table."""
 
-    score: str = Field("correlation", description="Variable of the results, for each cell.")
-    columns: str = Field("scan", description="The swept option that makes the columns.")
+    score: str = Field(
+        "correlation", description="Variable of the results with the score of each cell."
+    )
+    columns: str = Field("scan", description="Swept option whose values are the table's columns.")
     best_by: str = Field(
         "bits_per_spike_validation",
-        description="The variable whose mean over cells chooses among all other swept options, in "
-        "each column; one measured in validation.",
+        description="Variable, measured on the validation frames, whose mean over cells chooses "
+        "the best point of all other swept options, separately in each column.",
     )
-    largest: bool = Field(True, description="Whether the largest is the best, or the smallest.")
+    largest: bool = Field(
+        True, description="Whether the largest value of best_by is the best; else the smallest."
+    )
 
 
 class ReadoutTable(Analysis):
-    """The mean over cells of a score, for each model in each recording.
+    """The mean score over cells, for each model (rows) in each recording (columns).
 
-    Of whatever else a model was swept over, such as penalties, seeds or layers, validation chooses
-    the best point for each recording. A cell whose score is not a number, as the correlation of a
-    constant prediction, counts as 0; one that was not recorded does not count. The result has
-    `value (row, column)`, the mean over the cells of a recording; `cells (row, column)`, how many;
-    and `average (row)` over all of them.
+    For all other swept options, such as penalties, seeds or layers, the point with the best
+    validation score is used for each recording. A cell whose score is NaN, such as the correlation
+    of a constant prediction, counts as 0; a cell that was not recorded is left out. The result has
+    `value (row, column)`, the mean over the cells of a recording; `cells (row, column)`, their
+    number; and `average (row)`, the mean over the cells of all recordings.
+
+    Raises:
+        UserError: if a result does not have the score.
+
+    Example:
+        >>> group = xr.Dataset(
+        ...     {"correlation": (("scan", "cell"), [[0.2, 0.4], [0.5, 0.7]])},
+        ...     {"scan": [1, 2], "cell": [0, 1]},
+        ...     {"sweep": "scan"},
+        ... )
+        >>> scores = {"score": xr.DataTree.from_dict({"/lnp": group})}
+        >>> result = ReadoutTable().run(scores)
+        >>> result["value"].values.round(2).tolist(), result["average"].values.round(2).tolist()
+        ([[0.3, 0.6]], [0.45])
     """
 
     Config = ReadoutTableConfig
@@ -48,7 +66,10 @@ class ReadoutTable(Analysis):
         for result in results.values():
             for name, group in groups(result).items():
                 if c.score not in group:
-                    raise UserError(f"the results of '{name}' have no '{c.score}'; name another")
+                    raise UserError(
+                        f"the results of '{name}' have no variable '{c.score}'; choose another "
+                        "score"
+                    )
                 rows[name or c.score] = self._row(name, group)
                 label = group[c.score].attrs.get("long_name", label)
         columns = list(dict.fromkeys(column for row in rows.values() for column in row))
@@ -69,9 +90,9 @@ class ReadoutTable(Analysis):
         )
 
     def _row(self, name: str, group: xr.Dataset) -> dict[str, tuple[float, int]]:
-        """Mean score and number of cells by column."""
+        """Mean score and number of cells of each column."""
         c = self.config
-        if "cell" not in group[c.score].dims:  # it is of a whole recording
+        if "cell" not in group[c.score].dims:  # one score for the whole recording
             group = group.expand_dims(cell=[0])
         others = [dim for dim in sweep_dims(group) if dim != c.columns]
         if others:
@@ -86,7 +107,7 @@ class ReadoutTable(Analysis):
         row = {}
         for column in group[c.columns].values.tolist() if swept else ["all"]:
             one = group.sel({c.columns: column}) if swept else group
-            # A cell of another recording has no number at all.
+            # Cells of other recordings are NaN in all variables.
             scores = one.drop_vars("reason", errors="ignore").data_vars.values()
             there = np.any([v.notnull().values for v in scores if v.dims == ("cell",)], axis=0)
             if "reason" in one:
@@ -116,9 +137,9 @@ class ReadoutTable(Analysis):
         table = result.to_dataset()
         best = int(table["average"].values.argmax())
         return (
-            f"Mean over cells of the {table.attrs['score']} on the test frames; "
-            f"{table['row'].values[best]} has the highest average, "
-            f"{float(table['average'][best]):.2f}. The average is over all cells."
+            f"Mean over cells of the {table.attrs['score']} on the test frames. The average is "
+            f"over the cells of all columns; {table['row'].values[best]} has the highest, "
+            f"{float(table['average'][best]):.2f}."
         )
 
     def table(self, result: xr.DataTree) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""How well a model predicts the test frames, against the truth and the noise ceiling."""
+"""Prediction scores on the test frames, with the noise ceiling."""
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -22,35 +22,57 @@ LABELS = {
     "feve": "FEVE",
     "fev": "FEV",
     "bits_per_spike": "bits per spike",
-    "mse_validation": "squared error in validation",
+    "mse_validation": "mean squared error on the validation frames",
 }
 
 
 ROOM = 36
-"""Letters of the models' names that fit side by side under a figure."""
+"""Largest number of letters of all model names together that are written horizontally."""
 
 
 class ScoreConfig(Config):
     """Options of the scores."""
 
     draws: int = Field(
-        500, ge=0, description="Bootstrap draws for the interval of the correlation; 0: none."
+        500,
+        ge=0,
+        description="Number of bootstrap draws for the confidence interval of the correlation; 0: "
+        "no interval.",
     )
-    block: int = Field(10, ge=1, description="Frames that a bootstrap draw keeps together.")
+    block: int = Field(
+        10, ge=1, description="Block length of the bootstrap, in frames that are drawn together."
+    )
 
 
 class Score(Analysis):
-    """Scores of each cell's prediction on the test frames, which no model has seen.
+    """Prediction scores of each cell on the test frames, which were not used for fitting.
 
-    Frames without a full history are left out. Against the response averaged over repeats:
-    `correlation` with the 95 % interval of a bootstrap over blocks of frames, its noise `ceiling`
-    and `normalised_correlation` = correlation / ceiling (Schoppe et al. 2016), `explainable`, the
-    part of the variance that a stimulus can explain, and `feve`, the part of that explained (not
-    clipped). Against a known rate: `correlation_rate` and `fev`. Against single spikes: `deviance`
-    and `bits_per_spike`, and the latter on the validation frames too; none of these where responses
-    are negative. `mse_validation` is the mean squared error on the validation frames, to choose
-    among fits by. `reliability` is the correlation between odd and even repeats, `stability` that
-    between the first and the last third. A score that there is not is NaN, and `reason` says why.
+    Frames without a full history are left out. All scores have the dimension `cell`
+    (`retinakit.scores` has the equations).
+
+    - Of the mean response over repeats: `correlation`; `correlation_low` and `correlation_high`,
+      its 95 % interval by a bootstrap over blocks of frames; with repeats, the noise `ceiling` of
+      the correlation, `normalised_correlation` = correlation / ceiling (Schoppe et al. 2016),
+      `explainable`, the fraction of the variance that is explainable, and `feve`, the fraction of
+      the explainable variance that is explained (not clipped).
+    - Of the true rate, where it is known: `correlation_rate` and `fev`, the fraction of its
+      variance that is explained.
+    - Of the responses in single bins, unless some are negative: the Poisson `deviance` per bin,
+      `bits_per_spike` over a constant rate, and `bits_per_spike_validation` on the validation
+      frames.
+    - `mse_validation`, the mean squared error on the validation frames, by which fits are chosen.
+    - Of the recording, with repeats: `reliability`, the correlation between odd and even repeats,
+      and `stability`, the correlation between the first and the last third of the repeats.
+
+    A score that cannot be computed is NaN, and `reason (cell)` says why.
+
+    Example:
+        >>> from retinakit.testing import SmallModel, small_recording
+        >>> model, recording = SmallModel(), small_recording()
+        >>> _ = model.fit(recording)
+        >>> result = Score.with_options(draws=20).run(model, recording)
+        >>> bool((result["correlation"] < result["correlation_rate"]).all())
+        True
     """
 
     Config = ScoreConfig
@@ -143,7 +165,8 @@ class Score(Analysis):
             parts.append(f"{model} {float(values.mean()):.3f}{best}")
         return (
             f"Scores on the test frames: {LABELS[name]} ({'; '.join(parts)}), and "
-            f"{LABELS[_second(by_model)]}. A dot is a cell or a fit, a line or bar the mean."
+            f"{LABELS[_second(by_model)]}. Each dot is a cell or a fit, and lines or bars are "
+            "means."
         )
 
     def table(self, result: xr.DataTree) -> pd.DataFrame:
@@ -158,7 +181,7 @@ class Score(Analysis):
             columns = [name for name in order if name in group]
             frame = group[columns].to_dataframe().reset_index()
             frame.insert(0, "model", model)
-            # A cell of another point of the sweep has neither scores nor a reason.
+            # Cells that belong to other points of the sweep have neither scores nor a reason.
             frame = frame.replace({"reason": ""}, np.nan) if "reason" in frame else frame
             frames.append(frame.dropna(how="all", subset=columns))
         table = pd.concat(frames, ignore_index=True)
@@ -173,13 +196,13 @@ def _headline(by_model: dict[str, xr.Dataset]) -> str:
 
 
 def _second(by_model: dict[str, xr.Dataset]) -> str:
-    """The likelihood, or the next best where responses may be negative."""
+    """Bits per spike, or the first other score that all models have if responses are negative."""
     names = ("bits_per_spike", "fev", "feve", "mse_validation")
     return next(name for name in names if all(name in group for group in by_model.values()))
 
 
 def _numeric_sweep(by_model: dict[str, xr.Dataset]) -> str | None:
-    """The swept option that makes a sensible axis, if one model has such."""
+    """The first swept option of several numbers, for the horizontal axis; None if there is none."""
     for group in by_model.values():
         for dim in sweep_dims(group):
             several = group.sizes[dim] > 1 and dim not in ("cell", "seed")
@@ -189,7 +212,7 @@ def _numeric_sweep(by_model: dict[str, xr.Dataset]) -> str | None:
 
 
 def _draw(ax: Any, index: int, model: str, values: xr.DataArray, swept: str | None) -> None:
-    """One model's scores: over the swept option, as a level across it, or beside the others."""
+    """Draws one model's scores against the swept option, as a horizontal line, or as a bar."""
     color, (marker, level) = f"C{index}", marks(index)
     if swept and swept in values.dims:
         flat = values.transpose(swept, ...).values.reshape(values.sizes[swept], -1)

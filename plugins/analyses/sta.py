@@ -1,4 +1,4 @@
-"""The spike-triggered average of each cell: space, time, significance, outline."""
+"""The spike-triggered average of each cell, with its significance and a Gaussian outline."""
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -25,29 +25,42 @@ if TYPE_CHECKING:
 class STAConfig(Config):
     """Options of the average."""
 
-    lags: int = Field(20, ge=1, description="How many lags.")
-    first_lag: int = Field(0, ge=0, description="The first; 0 is the frame of the response's bin.")
+    lags: int = Field(20, ge=1, description="Number of lags.")
+    first_lag: int = Field(
+        0, ge=0, description="First lag; 0 is the frame shown in the response's bin."
+    )
     splits: list[Literal["train", "validation", "test"]] = Field(
-        ["train"], min_length=1, description="Which frames to average over."
+        ["train"], min_length=1, description="Splits whose frames are averaged."
     )
     null: Literal["background", "analytic", "shuffled"] = Field(
         "background",
-        description="What z-scores are measured in: the average's own background (robust), the "
-        "deviation expected of white noise, or that of spikes shifted against the stimulus.",
+        description="Standard deviation of the z-scores. 'background': a robust estimate from the "
+        "average itself; 'analytic': the one expected for white noise; 'shuffled': that of "
+        "averages with spikes shifted against the stimulus.",
     )
-    draws: int = Field(20, ge=1, description="Shifts for the shuffled null.")
+    draws: int = Field(20, ge=1, description="Number of shifts for null 'shuffled'.")
     threshold: float = Field(
-        5.0, gt=0, description="Peak z-score from which a receptive field counts as found."
+        5.0, gt=0, description="Smallest peak |z| at which a Gaussian outline is fitted."
     )
 
 
 class STA(Analysis):
-    """Spike-triggered average with its space and time (SVD), z-scores, and Gaussian outline.
+    """Spike-triggered average with its spatial and temporal parts, z-scores, and outline.
 
-    The result has `sta`, `z (cell, lag, y, x)` in standard deviations
-    of the `null`, `spatial` and `temporal` (the first singular vectors),
-    `separability`, `peak_z`, the ellipse of the fitted Gaussian (one standard deviation, in the
-    units of y and x; NaN where no field was found), and the spikes counted.
+    The average is Σ_t r_t s_{t-lag} / Σ_t r_t over the frames t with a full history, with the
+    response r and the stimulus s. The result has `sta (cell, lag, [channel,] y, x)` in the units
+    of the stimulus; `z (cell, lag, y, x)`, the average over the standard deviation chosen by
+    `null`, and the largest |z| `peak_z (cell)`; the first singular vectors `spatial (cell, y, x)`
+    and `temporal (cell, lag)`, with `separability (cell)`, the fraction of the power they explain;
+    the ellipse of a Gaussian fitted to the spatial part (one standard deviation, in the units of y
+    and x; NaN if `peak_z` is below the threshold); and the number of `spikes (cell)`. If the
+    stimulus has channels, all but `sta` are those of each cell's strongest channel.
+
+    Example:
+        >>> from retinakit.testing import small_recording
+        >>> result = STA.with_options(lags=5).run(small_recording())
+        >>> dict(result["sta"].sizes)
+        {'cell': 2, 'lag': 5, 'y': 8, 'x': 8}
     """
 
     Config = STAConfig
@@ -59,7 +72,7 @@ class STA(Analysis):
         result = sta(splits, c.lags, first_lag=c.first_lag, progress=progress)
         field = result["sta"]
         if "channel" in field.dims:
-            # Space and time of the channel that drives the cell most.
+            # The channel with the largest power of each cell.
             power = (field**2).sum(("lag", "y", "x"))
             field = field.isel(channel=power.argmax("channel")).drop_vars(
                 "channel", errors="ignore"
@@ -126,10 +139,10 @@ class STA(Analysis):
         many = sum(group.sizes["cell"] for group in groups(result).values())
         first = f" (the first 20 of {many} cells)" if many > 20 else ""
         return (
-            f"Receptive fields from the spike-triggered average{first}: the spatial map with the "
-            "1.5-sd outline of its Gaussian (none where the peak is below "
-            f"z = {self.config.threshold:g}), and the temporal filter below. Red drives the cell "
-            "where the temporal filter is positive."
+            f"Spike-triggered averages{first}: the spatial map with the 1.5-sd outline of the "
+            f"fitted Gaussian (none if the peak |z| is below {self.config.threshold:g}), and below "
+            "it the temporal filter. The average is their product: it is positive where the map is "
+            "red and the temporal filter is positive."
         )
 
     def table(self, result: xr.DataTree) -> pd.DataFrame:
@@ -143,6 +156,6 @@ class STA(Analysis):
 
 
 def _one_point(cell: xr.Dataset) -> xr.Dataset:
-    """The first point of whatever else was swept."""
+    """The first point of all other sweeps."""
     extra = [d for d in cell["spatial"].dims if d not in ("y", "x")]
     return cell.isel(dict.fromkeys(extra, 0))

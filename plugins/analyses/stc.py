@@ -1,4 +1,4 @@
-"""Spike-triggered covariance: the directions in which a cell's stimuli vary more or less."""
+"""Spike-triggered covariance: stimulus directions whose variance differs before spikes."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -31,27 +31,50 @@ if TYPE_CHECKING:
 class STCConfig(Config):
     """Options of the covariance."""
 
-    lags: int = Field(10, ge=1, description="Frames of a window; 1 for a collapsed stimulus.")
-    components: int = Field(8, ge=1, description="Largest and smallest eigenvectors to keep.")
+    lags: int = Field(
+        10, ge=1, description="Frames of history; 1 for a stimulus of temporal_collapse."
+    )
+    components: int = Field(
+        8, ge=1, description="Number of eigenvectors kept, of the largest and of the smallest ones."
+    )
     remove_sta: bool = Field(
         True, description="Project the spike-triggered average out of the covariance."
     )
-    draws: int = Field(10, ge=2, description="Shifts of the spikes for the null band.")
+    draws: int = Field(
+        10, ge=2, description="Number of shifts of the spikes for the band of the null hypothesis."
+    )
     prior_frames: int = Field(
-        50_000, ge=100, description="Frames that the stimulus' own covariance is measured on."
+        50_000,
+        ge=100,
+        description="Number of random frames from which the covariance of the stimulus is "
+        "estimated.",
     )
 
 
 class STC(Analysis):
-    """Eigenvectors of the spike-triggered covariance beyond what unrelated spikes would give.
+    """Eigenvectors of the spike-triggered covariance, with significance from shifted spikes.
 
-    The covariance of the stimulus before the spikes (training frames), less that of the stimulus
-    itself, with the spike-triggered average projected out. Largest eigenvalues belong to directions
-    that excite whatever their sign, such as the subunits of the field; smallest ones to directions
-    that suppress. `null_low` and `null_high` are the smallest and largest eigenvalues of spikes
-    shifted against the stimulus, mean plus or minus two standard deviations over the draws. The
-    result has `eigenvalue (cell, rank)`, all of them, `component (cell, side, component, lag, y,
-    x)`, and how many eigenvalues are `excitatory` (above) and `suppressive` (below the band).
+    The matrix is C_spike - C_stimulus: the covariance of the stimulus histories before the spikes
+    of the training frames, minus the covariance of all histories, with the spike-triggered average
+    projected out. Directions with large eigenvalues excite the cell with either sign, such as
+    subunits; those with small eigenvalues suppress it. The band from `null_low` to `null_high
+    (cell)` is expected for spikes that do not depend on the stimulus: the smallest and the largest
+    eigenvalue for spikes shifted against the stimulus, mean minus and plus two standard deviations.
+
+    The result has all eigenvalues, `eigenvalue (cell, rank)`, largest first, in squared units of
+    the stimulus; the eigenvectors `component_image (cell, side, component, lag, [channel,] y, x)`
+    of the "largest" and the "smallest" `side`; and the numbers of `excitatory (cell)` eigenvalues
+    above the band and of `suppressive (cell)` ones below it.
+
+    Raises:
+        UserError: if a cell has no spike with a full history.
+
+    Example:
+        >>> from retinakit.testing import small_recording
+        >>> analysis = STC.with_options(lags=3, components=2, draws=2, prior_frames=300)
+        >>> result = analysis.run(small_recording())
+        >>> dict(result["component_image"].sizes)
+        {'cell': 2, 'side': 2, 'component': 2, 'lag': 3, 'y': 8, 'x': 8}
     """
 
     Config = STCConfig
@@ -112,7 +135,7 @@ class STC(Analysis):
         ).expand_dims(cell=split["cell"].values)
 
     def _prior(self, split: xr.Dataset) -> NDArray[np.float64]:
-        """The covariance of the stimulus itself, measured on random frames."""
+        """The covariance (lag · y · x, lag · y · x) of the stimulus, from random frames."""
         known = np.flatnonzero(full_history(split["segment"], self.config.lags))
         random = np.random.default_rng(self.seed)
         chosen = random.choice(known, min(self.config.prior_frames, len(known)), replace=False)
@@ -125,12 +148,15 @@ class STC(Analysis):
     def _difference(
         self, split: xr.Dataset, prior: NDArray[np.float64], shift: int
     ) -> NDArray[np.float64]:
-        """The covariance beyond the prior, with the spikes shifted around the split."""
+        """The spike-triggered covariance minus the prior, for spikes shifted by some frames."""
         shifted = split.assign(response=split["response"].roll(frame=shift))
         found = stc(shifted, self.config.lags)
         if not found["spikes"] > 0:
             cell = split["cell"].item()
-            raise UserError(f"cell {cell} has no spike with a full history; leave it out")
+            raise UserError(
+                f"cell {cell} has no spike with {self.config.lags} frames of history; leave out "
+                "the cell"
+            )
         difference: NDArray[np.float64] = found["stc"].values - prior
         mean = found["sta"].values.ravel()
         norm = np.linalg.norm(mean)
@@ -169,8 +195,10 @@ class STC(Analysis):
 
     def caption(self, result: xr.DataTree) -> str:
         return (
-            "Eigenvalues of the spike-triggered covariance with the band of unrelated spikes, and "
-            "the largest eigenvectors at their strongest lag; bold where they are beyond the band."
+            "Left: eigenvalues of the spike-triggered covariance; the grey band is expected for "
+            "spikes that do not depend on the stimulus. Right: eigenvectors of the largest "
+            "eigenvalues, at the lag of most power. A bold number marks an eigenvalue above the "
+            "band."
         )
 
     def table(self, result: xr.DataTree) -> pd.DataFrame:
@@ -190,7 +218,7 @@ class STC(Analysis):
 
 
 def _rows(result: xr.DataTree) -> Any:
-    """Each cell at the last point of whatever else was swept, with a label."""
+    """Each cell at the last point of all other sweeps, with a label."""
     for name, group in groups(result).items():
         point = group.isel({dim: -1 for dim in sweep_dims(group) if dim != "cell"})
         for cell in point["cell"].values:
@@ -198,7 +226,7 @@ def _rows(result: xr.DataTree) -> Any:
 
 
 def _strongest_frame(component: xr.DataArray) -> NDArray[Any]:
-    """The lag (and channel) of a component that has most power, (y, x)."""
+    """The image (y, x) at the lag (and channel) of a component that has most power."""
     others = [dim for dim in component.dims if dim not in ("y", "x")]
     flat = component.stack(place=others).transpose("place", "y", "x").values
     frame: NDArray[Any] = flat[(flat**2).sum((1, 2)).argmax()]

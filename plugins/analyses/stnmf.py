@@ -1,4 +1,4 @@
-"""Spike-triggered non-negative matrix factorization (Liu et al. 2017): subunits without a model."""
+"""Spike-triggered non-negative matrix factorization (Liu et al. 2017), which finds subunits."""
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -27,32 +27,59 @@ if TYPE_CHECKING:
 class STNMFConfig(Config):
     """Options of the factorization."""
 
-    lags: int = Field(20, ge=1, description="Lags of the temporal filter; 1 for a collapsed one.")
-    modules: int = Field(20, ge=2, description="Modules to factorize into.")
-    sparsity: float = Field(1.7, ge=0, description="Weight of the modules' absolute values.")
-    iterations: int = Field(500, ge=1, description="Alternations of weights and modules.")
+    lags: int = Field(
+        20,
+        ge=1,
+        description="Length of the temporal filter in frames; 1 for a stimulus of "
+        "temporal_collapse.",
+    )
+    modules: int = Field(
+        20, ge=2, description="Number of modules; more than the subunits that are expected."
+    )
+    sparsity: float = Field(1.7, ge=0, description="Weight of the modules' L1 norm.")
+    iterations: int = Field(
+        500, ge=1, description="Number of alternating updates of weights and modules."
+    )
     starts: int = Field(
-        5, ge=1, description="Factorizations from different starts; the best is kept."
+        5,
+        ge=1,
+        description="Number of factorizations from different initial modules; the one with the "
+        "smallest objective is kept.",
     )
     localised: float = Field(
-        0.25, description="Moran's I from which a module counts as a localised subunit."
+        0.25, description="Moran's I above which a module counts as a localised subunit."
     )
     crop: int | None = Field(
-        None, ge=3, description="Side of a square around the receptive field's peak, in checks."
+        None,
+        ge=3,
+        description="Side of a square crop around the receptive field's peak, in checks; null: the "
+        "whole stimulus.",
     )
 
 
 class STNMF(Analysis):
-    """Modules that a cell's spike-triggered stimuli are sums of; the local ones are subunits.
+    """Factorization of a cell's spike-triggered images into modules, some of them subunits.
 
-    The stimulus before each spike is weighted with the temporal filter of the spike-triggered
-    average, which leaves one image for each spike. The images V (pixel, spike) are factorized as
-    V ≈ W H with sparse modules W ≥ 0 and weights H of either sign (Liu et al. 2017). Modules with
-    a Moran's I above `localised` are subunits; ask for more modules than subunits are expected.
-    The result has `module_image (cell, module, y, x)` of unit norm in the order of their weight,
-    `morans_i`, `weight` (mean over spikes times the module's norm), `subunit` (whether it is one),
-    `residual`, and `match (cell, subunit_)`, the cosine of each true subunit with the closest
-    module, where the truth is known.
+    The stimulus before each spike is averaged over lags with the temporal filter of the
+    spike-triggered average, which gives one image per spike. The images V (pixel, spike) are
+    factorized as V ≈ W H with sparse modules W ≥ 0 and weights H of either sign (Liu et al. 2017;
+    see `factorize`). A module whose Moran's I is above `localised` counts as a subunit.
+
+    The result has `module_image (cell, module, y, x)` of unit norm, in the order of decreasing
+    |weight|; `weight (cell, module)`, the mean weight over spikes times the norm of the module;
+    `morans_i` and `subunit (cell, module)`, whether the module counts as a subunit; `residual
+    (cell)`, |V - W H| / |V|; and where the group `truth` has subunits, `match (cell, subunit_)`,
+    the cosine of each true subunit with the closest module.
+
+    Raises:
+        UserError: if the stimulus has channels, or a cell has fewer spikes than modules.
+
+    Example:
+        >>> from retinakit.testing import small_recording
+        >>> analysis = STNMF.with_options(lags=5, modules=4, iterations=20)
+        >>> result = analysis.run(small_recording())
+        >>> dict(result["module_image"].sizes)
+        {'cell': 2, 'module': 4, 'y': 8, 'x': 8}
     """
 
     Config = STNMFConfig
@@ -79,11 +106,11 @@ class STNMF(Analysis):
         images = effective_images(split, separate(average)["temporal"].values)
         if len(images) < c.modules:
             raise UserError(
-                f"cell {split['cell'].item()} has {len(images)} spikes and {c.modules} modules are "
-                "wanted; ask for fewer modules"
+                f"cell {split['cell'].item()} has {len(images)} spikes, fewer than the "
+                f"{c.modules} modules; make modules smaller"
             )
         flat = images.reshape(len(images), -1)
-        # The first start is the same for every seed, the others are random.
+        # The first start does not depend on the seed, and the others are random.
         randoms = [None, *(np.random.default_rng([self.seed, i]) for i in range(1, c.starts))]
         modules, weights, residual, _ = min(
             (factorize(flat.T, c.modules, c.sparsity, c.iterations, random) for random in randoms),
@@ -139,8 +166,9 @@ class STNMF(Analysis):
 
     def caption(self, result: xr.DataTree) -> str:
         return (
-            "Modules of the spike-triggered stimuli, the heaviest first. In bold, Moran's I of "
-            f"those above {self.config.localised:g}, which count as subunits."
+            "Modules of the spike-triggered images, in the order of decreasing weight, with their "
+            f"Moran's I. It is bold if it is above {self.config.localised:g}, where a module "
+            "counts as a subunit."
         )
 
     def table(self, result: xr.DataTree) -> pd.DataFrame:
@@ -161,13 +189,19 @@ class STNMF(Analysis):
 
 
 def effective_images(split: xr.Dataset, temporal: NDArray[Any]) -> NDArray[np.float32]:
-    """The stimulus before each spike of one cell, weighted over lags: (spike, y, x).
+    """The weighted sum over lags of the stimulus before each spike of a cell, (spike, y, x).
 
-    A bin with several spikes gives as many images; a mean over repeats is rounded.
+    A bin with n spikes gives n equal images. A mean over repeats is rounded to whole spikes.
 
     Args:
-        split: of a recording, with one cell.
-        temporal: (lag,).
+        split: a split of a recording with one cell.
+        temporal: the weight of each lag, (lag,).
+
+    Example:
+        >>> from retinakit.testing import small_recording
+        >>> split = small_recording(cells=1)["train"].to_dataset()
+        >>> effective_images(split, np.array([0.5, 1.0, 0.5])).shape[1:]
+        (8, 8)
     """
     stimulus = split["stimulus"].values
     counts = np.nan_to_num(np.asarray(mean_response(split))[:, 0])
@@ -186,16 +220,29 @@ def factorize(
     iterations: int,
     random: np.random.Generator | None = None,
 ) -> tuple[NDArray[Any], NDArray[Any], float, float]:
-    """Semi-NMF: images (pixel, spike) ≈ W (pixel, module) · H (module, spike), W ≥ 0 and sparse.
+    """Semi-NMF: V (pixel, spike) ≈ W (pixel, module) · H (module, spike), with W ≥ 0 and sparse.
 
-    Minimises |V - W H|² / 2 + sparsity · Σ W over W ≥ 0 and H with rows of unit norm: in turns the
-    least-squares H, its rows normalised, and W column by column (hierarchical alternating least
-    squares). W needs the spikes only through V Vᵀ, so a turn does not take longer for more spikes.
-    It starts at the positive and the negative parts of the leading singular vectors, or, with
-    `random`, at parts of random mixtures of them.
+    Minimises |V - W H|² / 2 + sparsity · Σ W over W ≥ 0 and H with rows of unit norm. Alternately,
+    H is computed by least squares and its rows are normalised, and W is updated column by column
+    (hierarchical alternating least squares). The updates use V only through V Vᵀ, so their cost
+    does not depend on the number of spikes. The initial modules are the positive and the negative
+    parts of the leading singular vectors, or, with `random`, of random rotations of them.
+
+    Args:
+        images: V.
+        modules: number of modules.
+        sparsity: weight of Σ W.
+        iterations: number of alternating updates.
+        random: generator of the random rotation; None for the singular vectors themselves.
 
     Returns:
-        W, H, the residual |V - W H| / |V|, and what was minimised.
+        W, H, the residual |V - W H| / |V|, and the minimum of the objective.
+
+    Example:
+        >>> images = np.random.default_rng(0).standard_normal((16, 50)).astype(np.float32)
+        >>> w, h, residual, _ = factorize(images, modules=4, sparsity=0.0, iterations=10)
+        >>> w.shape, h.shape, bool((w >= 0).all()), 0 < residual < 1
+        ((16, 4), (4, 50), True, True)
     """
     gram = images.astype(np.float64) @ images.T
     power, vectors = np.linalg.eigh(gram)
@@ -221,7 +268,7 @@ def factorize(
     weights = w.T @ w
     h = np.linalg.solve(weights + ridge * np.trace(weights), w.T @ images)
     lost = float(np.linalg.norm(images - w @ h))
-    # Σ W counts for rows of H of unit norm.
+    # In the objective, the rows of H have unit norm.
     minimised = lost**2 / 2 + sparsity * float(w.sum(0) @ np.linalg.norm(h, axis=1))
     return w, h, lost / float(np.linalg.norm(images)), minimised
 
@@ -231,7 +278,7 @@ SWEEPS = 3
 
 
 def _around_peak(average: xr.DataArray, crop: int) -> dict[str, slice]:
-    """The square of checks around the strongest check of an average (lag, y, x)."""
+    """Slices of y and x: the crop around the check of most power of an average (lag, y, x)."""
     power = (average**2).sum("lag").values
     found = {}
     for dim, at in zip(("y", "x"), np.unravel_index(power.argmax(), power.shape), strict=True):

@@ -1,4 +1,4 @@
-"""The filters that a model learned, beside the true subunits where they are known."""
+"""The filters of a fitted model, compared with the true subunits where they are known."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -17,20 +17,37 @@ if TYPE_CHECKING:
 
 
 class SubunitsConfig(Config):
-    """Nothing to choose."""
+    """There are no options."""
 
 
 class Subunits(Analysis):
-    """A model's filters where they act in the field, matched to the true subunits.
+    """A model's filters at their place in the stimulus, matched to the true subunits.
 
-    Each filter is shown as it acts on a cell: at the position of the map with the largest output
-    weight, times the sign of that weight; of a filter in space and time, the spatial part of its
-    singular value decomposition. The result has `filter (cell, filter, y, x)` of unit norm,
-    `temporal` for filters in time, `strength` (norm of the filter times its output weight, relative
-    to the strongest), and `morans_i`. Where the recording knows the truth: `match (cell, subunit)`,
-    the cosine of each true subunit with the filter that is assigned to it (Hungarian method on all
-    cosines), `matched_filter`, and `receptive_field_match (cell, filter)`, the cosine with the sum
-    of the subunits.
+    A convolution filter is placed, for each cell, at the position of the largest absolute output
+    weight, and multiplied by the sign of that weight. For filters in space and time the spatial
+    part of the singular value decomposition is used.
+
+    The result has `filter_image (cell, filter, y, x)` of unit norm; `temporal (filter, lag)` for
+    filters of several lags; `strength (cell, filter)`, the norm of the filter times the norm of its
+    output weights, relative to the cell's strongest filter; and `morans_i (filter)`. If the group
+    `truth` has subunits, it has `match (cell, subunit)`, the cosine of each true subunit with the
+    filter assigned to it by the Hungarian method, or with the closest filter if none is assigned;
+    `matched_filter (cell, subunit)`, -1 if none is assigned; `best_match (cell, filter)`, the
+    cosine of each filter with the closest true subunit; and `receptive_field_match (cell,
+    filter)`, the cosine with the sum of the true subunits.
+
+    Raises:
+        UserError: if the model has no filters, or its filters have channels.
+
+    Example:
+        >>> from retinakit.testing import small_recording
+        >>> from retinakit_plugins.models.cnn import CNN
+        >>> model = CNN.with_options(lags=5, filters=2, kernel=5, steps=10)
+        >>> recording = small_recording()
+        >>> _ = model.fit(recording)
+        >>> result = Subunits().run(model, recording)
+        >>> dict(result["filter_image"].sizes), dict(result["match"].sizes)
+        ({'cell': 2, 'filter': 2, 'y': 8, 'x': 8}, {'cell': 2, 'subunit': 4})
     """
 
     Config = SubunitsConfig
@@ -88,7 +105,7 @@ class Subunits(Analysis):
                 _show(axis, image, np.abs(image).max())
             axes[0, 0].set_ylabel("true", rotation=0, ha="right", va="center")
         for row_axes, (label, row) in zip(axes[extra:], rows, strict=True):
-            weighted = row["filter_image"] * row["strength"]  # a weak filter looks weak
+            weighted = row["filter_image"] * row["strength"]  # weak filters are drawn pale
             drawn = weighted.transpose("filter", "y", "x").values
             for axis, index in zip(row_axes, _order(row), strict=False):
                 _show(axis, drawn[index], np.abs(drawn).max())
@@ -102,13 +119,14 @@ class Subunits(Analysis):
     def caption(self, result: xr.DataTree) -> str:
         known = any("match" in group for group in groups(result).values())
         number = (
-            "Numbers are the cosine with the closest true subunit."
+            "Numbers are cosines with the closest true subunit."
             if known
             else "Numbers are Moran's I, the spatial autocorrelation."
         )
+        order = "in the order of the true subunits" if known else "the strongest first"
         return (
-            "Filters where they act in the field of the (first) cell, drawn by their strength, the "
-            f"strongest first or in the order of the true subunits. {number}"
+            "Filters at their place in the stimulus, for the (first) cell, with contrast in "
+            f"proportion to their strength, {order}. {number}"
         )
 
     def table(self, result: xr.DataTree) -> pd.DataFrame | None:
@@ -134,10 +152,10 @@ class Subunits(Analysis):
 def _in_field(
     kernels: xr.DataArray, weights: xr.DataArray, field: xr.DataArray
 ) -> tuple[xr.DataArray, xr.DataArray]:
-    """Convolution kernels at the position of their largest output weight, with its sign.
+    """Convolution kernels placed at their largest absolute output weight, times its sign.
 
     Returns:
-        (cell, filter, y, x), and the strength (cell, filter).
+        The images (cell, filter, y, x), and the strength (cell, filter).
     """
     kernel = kernels.transpose("filter", "y", "x").values
     weight = weights.transpose("cell", "filter", "map_y", "map_x").values
@@ -162,7 +180,12 @@ def _in_field(
 
 
 def _match(images: xr.DataArray, truth: xr.DataArray) -> xr.Dataset:
-    """Cosines with the true subunits (cell, subunit, y, x), assigned one to one."""
+    """Cosines of the filters with the true subunits, and their one-to-one assignment.
+
+    Args:
+        images: (cell, filter, y, x), of unit norm.
+        truth: (cell, subunit, y, x).
+    """
     shown = images.transpose("cell", "filter", "y", "x").fillna(0).values
     known = truth.transpose("cell", "subunit", "y", "x").values
     cosines = np.einsum("cfyx,csyx->csf", shown, _unit(known))
@@ -172,7 +195,7 @@ def _match(images: xr.DataArray, truth: xr.DataArray) -> xr.Dataset:
         subunits, filters = linear_sum_assignment(-table)
         match[cell, subunits] = table[subunits, filters]
         chosen[cell, subunits] = filters
-    # With fewer filters than subunits, the rest are compared with their closest filter.
+    # With fewer filters than subunits, the other subunits are compared with the closest filter.
     match = np.where(chosen < 0, cosines.max(-1), match)
     field = np.einsum("cfyx,cyx->cf", shown, _unit(known.sum(1)))
     coords: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""Any score against a swept option (Yan et al. 2020, Fig 3)."""
+"""Scores against a swept option (Yan et al. 2020, Fig 3; Klindt et al. 2017, Figs 3 and 5)."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,47 +17,73 @@ if TYPE_CHECKING:
 
 
 FEW = 4
-"""Curves whose legend has room beside them."""
+"""Largest number of curves whose legend is drawn inside the panel."""
 
 
 class SweepCurveConfig(Config):
-    """What is drawn against what."""
+    """Options of the curves."""
 
     scores: list[str] = Field(
         ["correlation"],
         min_length=1,
-        description="Variables of the results, such as correlation_rate; a panel for each.",
+        description="Variables of the results, such as correlation_rate, with one panel for each.",
     )
     over: str | None = Field(
-        None, description="The swept option along the axis; by default the first with numbers."
+        None,
+        description="Swept option on the horizontal axis; by default the first one with numbers.",
     )
     spread: list[str] = Field(
-        ["seed"], description="Sweeps (or cell) that mean and standard deviation are taken over."
+        ["seed"],
+        description="Dimensions, swept options or cell, over which mean and standard deviation are "
+        "taken.",
     )
-    scale: Literal["linear", "log"] = Field("linear", description="Of the axis.")
+    scale: Literal["linear", "log"] = Field("linear", description="Scale of the horizontal axis.")
     best_over: list[str] = Field(
         [],
-        description="Swept options, such as penalties, of which the validation chooses the best "
-        "at each other point.",
+        description="Swept options, such as penalties, whose best value is chosen by best_by at "
+        "each point of the other options.",
     )
     best_by: str = Field(
-        "mse_validation", description="The variable whose mean over cells is to be smallest then."
+        "mse_validation",
+        description="Variable whose mean over cells chooses among best_over; the smallest is the "
+        "best.",
     )
-    largest: bool = Field(False, description="Whether it is to be largest instead.")
+    largest: bool = Field(False, description="Whether the largest value of best_by is the best.")
     floor: float | None = Field(
-        None, description="What a lower score counts as, such as 0 for the FEV of Klindt et al."
+        None,
+        description="Lower bound to which scores are clipped, such as 0 for the FEV of Klindt et "
+        "al.",
     )
     reach: float | None = Field(
-        None, description="A score of which to tell where each curve reaches it first."
+        None,
+        description="Level of the score; the value of the swept option at which each curve first "
+        "reaches it is reported.",
     )
 
 
 class SweepCurve(Analysis):
     """Mean and standard deviation of scores of other analyses against a swept option.
 
-    There is a curve for each model and each point of whatever else was swept, such as the number of
-    layers. The result has `mean`, `deviation` (ddof 1) and `number (score, curve, OVER)`, with OVER
-    the swept option; a model that was not swept over it has one value throughout.
+    There is one curve for each model and each point of its other swept options. The result has
+    `mean`, `deviation` (with n - 1) and `number (score, curve, OVER)`, where the dimension OVER is
+    named after the swept option. A model that was not swept over it has the same value at all
+    points, and `swept` is false. With `reach`, `reached (score, curve)` is the value of the swept
+    option at which the mean first reaches the level. It is interpolated linearly in the logarithm
+    of the option if all its values are positive, else in the option.
+
+    Raises:
+        UserError: if no result was swept over an option with numbers, or a score is missing.
+
+    Example:
+        >>> group = xr.Dataset(
+        ...     {"fev": (("filters", "seed"), [[0.1, 0.3], [0.6, 0.8]])},
+        ...     {"filters": [1, 4], "seed": [0, 1]},
+        ...     {"sweep": "filters,seed"},
+        ... )
+        >>> scores = {"score": xr.DataTree.from_dict({"/cnn": group})}
+        >>> result = SweepCurve.with_options(scores=["fev"], over="filters").run(scores)
+        >>> result["mean"].values.round(2).tolist()
+        [[[0.2, 0.7]]]
     """
 
     Config = SweepCurveConfig
@@ -92,7 +118,9 @@ class SweepCurve(Analysis):
             for dim in sweep_dims(group):
                 if dim not in (*self.config.spread, "cell") and group[dim].dtype.kind in "iuf":
                     return dim
-        raise UserError("no result was swept over an option with numbers; name one with over:")
+        raise UserError(
+            "no result was swept over an option with numbers; sweep one, or name an option in over"
+        )
 
     def plot(self, result: xr.DataTree) -> "Figure":
         from matplotlib.figure import Figure
@@ -116,8 +144,8 @@ class SweepCurve(Analysis):
     def caption(self, result: xr.DataTree) -> str:
         table = result.to_dataset()
         number = int(table["number"].max())
-        what = f"mean ± standard deviation of {number}" if number > 1 else "one value a point"
-        level = "" if table["swept"].all() else " A dashed line was not swept over it."
+        what = f"mean ± standard deviation of {number}" if number > 1 else "one value per point"
+        level = "" if table["swept"].all() else " Dashed: models that were not swept over it."
         return f"Scores against {table.attrs['over']}: {what}.{level}{self._reached(table)}"
 
     def _reached(self, table: xr.Dataset) -> str:
@@ -139,7 +167,7 @@ class SweepCurve(Analysis):
 
 
 def _first_at(over: NDArray[Any], mean: NDArray[Any], level: float) -> float:
-    """Where a curve reaches a level first, between its points on a straight line."""
+    """Where a curve first reaches a level, by linear interpolation between its points."""
     known = np.isfinite(mean)
     x, y = over[known].astype(float), mean[known]
     above = np.flatnonzero(y >= level)
@@ -156,7 +184,7 @@ def _first_at(over: NDArray[Any], mean: NDArray[Any], level: float) -> float:
 
 
 def _together(results: Mapping[str, xr.DataTree]) -> xr.DataTree:
-    """Several results as one, with a group for each model of each."""
+    """Several results as one tree, with a group for each model of each result."""
     if len(results) == 1:
         return next(iter(results.values()))
     return xr.DataTree.from_dict(

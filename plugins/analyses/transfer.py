@@ -1,4 +1,4 @@
-"""Each cell's model on every other cell's recording (Yan et al. 2020, Figs 7, 8 and 9d-g)."""
+"""Each cell's model on the recordings of the other cells (Yan et al. 2020, Figs 7, 8, 9d-g)."""
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -24,30 +24,53 @@ if TYPE_CHECKING:
 
 
 class TransferConfig(Config):
-    """Which traces are kept and shown. Scores are of the whole test."""
+    """Options of the rates that are kept and shown. Scores are of the whole test."""
 
-    traces: int = Field(4, ge=0, description="Of how many cells traces are shown; 0: of none.")
-    start: int = Field(0, ge=0, description="The first test frame with a full history to show.")
-    frames: int = Field(300, ge=1, description="How many frames the traces have.")
+    traces: int = Field(4, ge=0, description="Number of cells whose rates are drawn; 0: none.")
+    start: int = Field(
+        0, ge=0, description="First frame, counted among the test frames with a full history."
+    )
+    frames: int = Field(300, ge=1, description="Number of frames of the rates.")
 
 
 class Transfer(Analysis):
-    """The correlation of the model of each cell with the response of every other.
+    """Correlation of the model of each cell with the response of every other cell.
 
-    A model is applied to the test of a recording as that comes: with the crop around the receptive
-    field of the cell that was recorded, and for Version I collapsed in time with its temporal
-    filter, not with that of the cell that was modelled. So of a Version I model only space and the
-    nonlinearity are transferred, and of a Version II model its time course as well.
+    A model is applied to the test stimulus of another cell's recording, which may be cropped around
+    that cell's receptive field and, for Version I, filtered with that cell's temporal filter. So a
+    Version I model transfers its spatial filters and nonlinearity, and a Version II model its
+    temporal filters as well.
 
-    A family is a step of models fitted to the points of a dataset's sweep; a step that is swept
-    over more is a family for each point of that, and steps of a single model are one family. The
-    result has `correlation (family, model_of, data_of)` with the mean response, `correlation_rate`
-    with the true rate where it is known, and `ceiling` and `normalised_correlation` = correlation /
-    ceiling where there are repeats; of the rate's correlation, or else the response's, `mean_self`
-    and `mean_transfer (family)` on and off the diagonal, and `best_of_row` and `best_of_column
-    (family)`, in how many the diagonal is largest; and the traces `rate_model (family, model_of,
-    data_of, frame)` and `rate_data (family, data_of, frame)` in spikes per bin. Where the cell of a
-    recording has no score, `reason (family, data_of)` says why.
+    A family is the set of models that one step fits to the points of a dataset's sweep. A step with
+    a sweep of its own has one family for each point of that sweep, and several steps of one model
+    each are one family.
+
+    The result has `correlation (family, data_of, model_of)` with the mean response;
+    `correlation_rate`, the same with the true rate where it is known; with repeats, the noise
+    `ceiling (family, data_of)` and `normalised_correlation` = correlation / ceiling; `mean_self`
+    and `mean_transfer (family)`, the means on and off the diagonal of `correlation_rate`, or else
+    of `correlation`; `best_of_row` and `best_of_column (family)`, the number of rows and columns in
+    which the diagonal is largest; and the rates `rate_model (family, data_of, model_of, frame)` and
+    `rate_data (family, data_of, frame)` in spikes per bin. If a recording's cell has no score,
+    `reason (family, data_of)` says why.
+
+    Raises:
+        UserError: if there are fewer than two models, or a recording has several cells.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> from retinakit.testing import SmallModel, small_recording
+        >>> members = []
+        >>> for cell in (0, 1):
+        ...     recording, model = small_recording(cells=1, seed=cell), SmallModel()
+        ...     _ = model.fit(recording)
+        ...     source = SimpleNamespace(
+        ...         model=lambda model=model: model, recording=lambda data=recording: data
+        ...     )
+        ...     members.append(FittedModel("small", {"cell": cell}, source, {"cell": cell}))
+        >>> result = Transfer.with_options(frames=40).run(members)
+        >>> result["correlation"].dims, result["model_of"].values.tolist()
+        (('family', 'data_of', 'model_of'), ['cell 0', 'cell 1'])
     """
 
     Config = TransferConfig
@@ -56,7 +79,10 @@ class Transfer(Analysis):
     def run(self, models: list[FittedModel]) -> xr.Dataset:
         families = _families(models)
         if len(next(iter(families.values()))) < 2:
-            raise UserError("transfer needs the models of two cells or more, and has one")
+            raise UserError(
+                "transfer needs models of two cells or more and has one; sweep the dataset over "
+                "its cells"
+            )
         labels = list(dict.fromkeys(label for family in families.values() for label in family))
         found = [self._matrix(family) for family in families.values()]
         known = [name for name in found[0] if all(name in one for one in found)]
@@ -72,21 +98,21 @@ class Transfer(Analysis):
         )
 
     def _matrix(self, family: dict[str, FittedModel]) -> xr.Dataset:
-        """Every model of a family on every recording of it."""
+        """Scores and rates of every model of a family on every recording of the family."""
         columns = []
         for label, member in family.items():
             test = member.data["test"].to_dataset()
             if test.sizes["cell"] != 1:
                 raise UserError(
                     f"the recording of {label} has {test.sizes['cell']} cells and transfer takes "
-                    "models of one cell each; sweep over the dataset's option cell"
+                    "models of one cell each; sweep the dataset's option cell"
                 )
             columns.append(self._column(family, test.isel(cell=0, drop=True)))
         joined: xr.Dataset = xr.concat(columns, "data_of", join="inner")
         return joined.assign_coords(data_of=list(family))
 
     def _column(self, family: dict[str, FittedModel], test: xr.Dataset) -> xr.Dataset:
-        """Scores and traces of all models on the test of one cell."""
+        """Scores and rates of all models on the test of one cell."""
         each = [member.model.predict(test).isel(cell=0) for member in family.values()]
         predicted = xr.concat([one.drop_vars("cell") for one in each], "model_of").astype(float)
         predicted = predicted.assign_coords(model_of=list(family))
@@ -134,14 +160,16 @@ class Transfer(Analysis):
             _draw_scatter(axes[1], own[index], others[index], "C2", bounds)
             _draw_scatter(axes[2], own[index], others[index].T, "C5", bounds)
             axes[0].set_title(family)
-            axes[1].set(title="a model on other cells", xlabel="on its own", ylabel="on others")
+            axes[1].set(
+                title="each model", xlabel="score on its own cell", ylabel="score on other cells"
+            )
             axes[2].set(
-                title="a cell with others' models", xlabel="with its own", ylabel="with others'"
+                title="each cell", xlabel="score of its own model", ylabel="score of other models"
             )
             if index:
                 _draw_scatter(axes[3], others[0].ravel(), others[index].reshape(-1, 1), "k", bounds)
                 _draw_scatter(axes[3], own[0], own[index][:, None], "C1", bounds)
-                axes[3].set(title="own (colour) and others", xlabel=families[0], ylabel=family)
+                axes[3].set(title="families compared", xlabel=families[0], ylabel=family)
             elif columns == 4:
                 axes[3].set_axis_off()
         if shown:
@@ -153,13 +181,16 @@ class Transfer(Analysis):
         shown = min(self.config.traces, group.sizes["data_of"])
         several = group.sizes["family"] > 1
         return (
-            f"{_NAMES[_headline(group)].capitalize()} of the model of each cell (rows) on the "
-            "recording of each (columns), and the same against the score of the cell's own model: "
-            "along rows, and along columns. The line is equality."
-            + (" Last: the families against each other, in colour on the diagonal." * several)
+            f"{_NAMES[_headline(group)].capitalize()} of each cell's model (rows) on each cell's "
+            "recording (columns), and the off-diagonal scores against the diagonal ones, of each "
+            "model and of each cell. The line is equality."
             + (
-                f" Below, the first {shown} cells{' of the first family' * several}: the response "
-                "(grey) and the prediction of each model (a row), and the scores of the panels."
+                " Last: scores of the other families against the first; the diagonal is in colour."
+                * several
+            )
+            + (
+                f" Below, for the first {shown} cells{' of the first family' * several}: the mean "
+                "response (grey) and the prediction of each model (rows), and their scores."
             )
             * bool(shown)
         )
@@ -172,10 +203,10 @@ class Transfer(Analysis):
             {
                 "models": group["family"].values,
                 "cells": cells,
-                "mean, own model": group["mean_self"].values,
-                "mean, others' models": group["mean_transfer"].values,
-                "own cell best of row": group["best_of_row"].values,
-                "own model best of column": group["best_of_column"].values,
+                "mean score, own model": group["mean_self"].values,
+                "mean score, other models": group["mean_transfer"].values,
+                "rows where the own cell is best": group["best_of_row"].values,
+                "columns where the own model is best": group["best_of_column"].values,
             }
         )
 
@@ -184,7 +215,7 @@ _NAMES = {"correlation_rate": "correlation with the true rate", "correlation": "
 
 
 def _families(models: list[FittedModel]) -> dict[str, dict[str, FittedModel]]:
-    """The models by family and by a label of their recording."""
+    """The models by the name of their family and the label of their recording."""
     families: dict[str, dict[str, FittedModel]] = {}
     for member in models:
         own = {k: v for k, v in member.coords.items() if k not in member.data_coords}
@@ -198,19 +229,19 @@ def _families(models: list[FittedModel]) -> dict[str, dict[str, FittedModel]]:
 
 
 def _headline(result: xr.Dataset) -> str:
-    """The score with the true rate where it is known, else with the response."""
+    """The name of the correlation with the true rate if it is known, else with the response."""
     return "correlation_rate" if "correlation_rate" in result else "correlation"
 
 
 def _diagonal(matrix: xr.DataArray) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Of (family, model_of, data_of), the diagonal, and all with NaN on the diagonal."""
+    """The diagonals (family, cell), and the matrices with NaN on their diagonals."""
     values = matrix.transpose("family", "model_of", "data_of").values
     same = np.eye(values.shape[1], dtype=bool)
     return np.diagonal(values, axis1=1, axis2=2), np.where(same, np.nan, values)
 
 
 def _mean(values: NDArray[Any], axis: tuple[int, ...]) -> NDArray[Any]:
-    """The mean of what is known, NaN where nothing is."""
+    """The mean of the finite values along axes, NaN where there are none."""
     known = np.isfinite(values)
     total, count = np.where(known, values, 0).sum(axis), known.sum(axis)
     return np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0)
@@ -241,7 +272,7 @@ def _draw_matrix(axis: Any, matrix: xr.DataArray, bounds: tuple[float, float]) -
 def _draw_scatter(
     axis: Any, own: NDArray[Any], values: NDArray[Any], color: str, bounds: tuple[float, float]
 ) -> None:
-    """Each row of values over the entry of `own`, and the line of equality."""
+    """Draws each row of `values` against the entry of `own`, and the line of equality."""
     axis.plot(np.repeat(own, values.shape[1]), values.ravel(), "o", ms=4, color=color, alpha=0.7)
     axis.axline((0, 0), slope=1, color="0.7", lw=0.9, zorder=0)
     margin = 0.05 * (bounds[1] - bounds[0])
@@ -250,7 +281,7 @@ def _draw_scatter(
 
 
 def _draw_traces(part: Any, group: xr.Dataset, shown: int, name: str) -> None:
-    """A panel for each of the first models (rows) and recordings (columns), and their scores."""
+    """Draws rates of the first models (rows) on the first recordings (columns), and scores."""
     group = group.isel(model_of=slice(shown), data_of=slice(shown))
     above, below = part.subfigures(2, 1, height_ratios=[0.95 * shown, 2.0])
     axes = above.subplots(shown, shown, sharex=True, sharey="col", squeeze=False)

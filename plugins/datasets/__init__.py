@@ -1,1 +1,1 @@
-"""The built-in datasets, one a file."""
+"""The built-in datasets, one per file."""

@@ -17,39 +17,49 @@ FILES = {
     "test images": "validation_inputs.npy",
     "test responses": "raw_validation_set.npy",
 }
-"""What the publication calls validation is the test."""
+"""The publication's validation images are the split `test` here."""
 
 FRAME_INTERVAL = 1.0
-"""Responses are one number for each image; their own time course is not in the files."""
+"""Seconds per frame. The files have one response per image and no time course."""
 
 
 class Antolik2016Config(Config):
-    """Where the files are, and how they are divided."""
+    """Where the files are, and how the images are split."""
 
     root: InputPath | None = Field(
         None,
-        description="Folder that holds region1, region2 and region3; by default "
+        description="Folder that contains region1, region2 and region3; by default "
         "$RETINAKIT_DATA/antolik2016.",
     )
-    scan: int = Field(1, ge=1, le=3, description="Which scan, 1 to 3: the region's number.")
+    scan: int = Field(1, ge=1, le=3, description="Number of the scan, from 1 to 3 (the region).")
     validation: float = Field(
-        0.2, gt=0, lt=1, description="Part of the training images that is for validation."
+        0.2, gt=0, lt=1, description="Fraction of the training images used for validation."
     )
     z_score: bool = Field(
         True,
-        description="Whether each pixel is less its mean over its standard deviation, those of the "
-        "training images.",
+        description="Normalise each pixel by its mean and standard deviation over the training "
+        "images.",
     )
 
 
 class Antolik2016(Dataset):
-    """Two-photon responses of V1 cells to static natural images.
+    """Two-photon responses of mouse V1 cells to static natural images.
 
     The files are those of the supplement of Antolík et al. (PLOS Computational Biology 12(6):
-    e1004927): for each scan a folder with `training_inputs.npy (image, pixel)`, `training_set.npy
-    (image, cell)`, `validation_inputs.npy` and `raw_validation_set.npy (repeat, image, cell)`;
-    images are square. The validation images here are drawn from the training images by the seed,
-    as Klindt et al. (2017) do. Each image is one frame.
+    e1004927). Each scan is a folder with `training_inputs.npy (image, pixel)`, `training_set.npy
+    (image, cell)`, `validation_inputs.npy (image, pixel)` and `raw_validation_set.npy (repeat,
+    image, cell)`; the images are square. Each image is one frame, and the coordinate `image` along
+    `frame` is its index in the file. Responses are in the units of the files. As in Klindt et al.
+    (2017), the validation images are drawn at random, with the step's seed, from the published
+    training images, and the published validation images are the test.
+
+    Raises:
+        UserError: if the files are not found, cannot be read, or do not fit together.
+
+    Example:
+        >>> dataset = Antolik2016.with_options(root="antolik2016", scan=2)
+        >>> dataset.files()[0].as_posix()
+        'antolik2016/region2/training_inputs.npy'
     """
 
     Config = Antolik2016Config
@@ -60,8 +70,9 @@ class Antolik2016(Dataset):
             data = os.environ.get("RETINAKIT_DATA")
             if not data:
                 raise UserError(
-                    "where is region1? Set the option root to the folder that holds it, or "
-                    "RETINAKIT_DATA to a folder with antolik2016"
+                    "the folder of the recording is not set; set the option root to the folder "
+                    "that contains region1, or RETINAKIT_DATA to the folder that contains "
+                    "antolik2016"
                 )
             root = Path(data) / "antolik2016"
         folder = root / f"region{self.config.scan}"
@@ -88,7 +99,8 @@ class Antolik2016(Dataset):
         held_out = round(self.config.validation * len(images))
         if not 0 < held_out < len(images):
             raise UserError(
-                f"of {len(images)} images {held_out} are for validation; leave some for both"
+                f"validation: {self.config.validation:g} of {len(images)} images are {held_out}; "
+                "choose a fraction that leaves images for training and for validation"
             )
         parts = {"train": np.sort(order[held_out:]), "validation": np.sort(order[:held_out])}
         if self.config.z_score:
@@ -118,15 +130,15 @@ def _read(path: Path) -> NDArray[np.float64]:
         return np.load(path, allow_pickle=False).astype(np.float64)
     except FileNotFoundError:
         raise UserError(
-            f"there is no file {path}; fetch the supplement of Antolík et al. (2016), and give the "
-            "folder that holds region1 as root"
+            f"there is no file {path}; download the supplement of Antolík et al. (2016), and set "
+            "root to the folder that contains region1"
         ) from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as an array ({error})") from None
 
 
 def _square(images: NDArray[Any], folder: Path) -> NDArray[Any]:
-    """Images (image, pixel) as (image, y, x)."""
+    """Reshapes images from (image, pixel) to (image, y, x)."""
     flat = images.reshape(len(images), -1)
     side = round(flat.shape[1] ** 0.5)
     if side**2 != flat.shape[1]:

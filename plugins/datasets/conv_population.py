@@ -1,4 +1,4 @@
-"""A population of units of a convolutional network that see image patches (Klindt 2017, 5.1)."""
+"""Simulated cells that are units of a fixed convolutional network (Klindt et al. 2017, 5.1)."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,75 +16,97 @@ from retinakit.contracts import Dataset, InputPath, UserError
 from retinakit.simulation import PopulationConfig, dead_leaves, photographs, pink_noise, show
 
 MARGIN = 6
-"""Checks between the border of a patch and the middle of the outermost units' fields."""
+"""Checks from the border of a patch to the centres of the outermost units' receptive fields."""
 
 ORIENTATIONS, GABOR, WAVELENGTH, SECOND = 4, 7, 4.0, 5
-"""Of the Gabor network: orientations, side and wavelength of its filters, side of the second."""
+"""The Gabor network: number of orientations, side and wavelength of the Gabor filters in checks,
+and side of the filters of the second layer."""
 
 VGG_LAYERS = ("features.0", "features.2", "features.5", "features.7")
-"""conv1_1, conv1_2, conv2_1 and conv2_2 in torchvision's VGG-19, with max pooling between the
-blocks."""
+"""Layers conv1_1, conv1_2, conv2_1 and conv2_2 of torchvision's VGG-19. Max pooling separates the
+first two from the last two."""
 
 SCENES = {"train": 16, "test": 4}
+"""Number of simulated scenes from which the patches are cut."""
+
 SCENE_SIZE = 512
+"""Side of a simulated scene, in checks."""
+
 CALIBRATION = 512
-"""Images that thresholds and gains are chosen on."""
+"""Number of patches from which thresholds and gains are determined."""
 
 BLOCK = 256
+"""Patches per block of network evaluation."""
 
 
 class ConvPopulationConfig(PopulationConfig):
     """Options of the simulation."""
 
-    types: int = Field(4, ge=1, description="Feature maps that cells are taken from: cell types.")
-    cells_per_type: int = Field(250, ge=1, description="Cells of each, at random places.")
+    types: int = Field(4, ge=1, description="Number of cell types; each is one feature map.")
+    cells_per_type: int = Field(
+        250, ge=1, description="Cells of each type, at random positions of the map."
+    )
     network: Literal["gabor", "vgg19"] = Field(
         "gabor",
-        description="'gabor': oriented filters, pooling, and random sums of them; "
-        "'vgg19': maps of layer conv2_2 of VGG-19, as in the paper; it needs weights.",
+        description="'gabor': random sums of rectified and pooled Gabor filters; 'vgg19': maps of "
+        "layer conv2_2 of VGG-19, as in the paper, which needs the option weights.",
     )
     weights: InputPath | None = Field(
-        None, description="torchvision's weights of VGG-19, a file such as vgg19-dcbb9e9d.pth."
+        None, description="File of torchvision's weights of VGG-19, such as vgg19-dcbb9e9d.pth."
     )
     images: Literal["dead_leaves", "pink_noise", "photographs"] = Field(
         "dead_leaves",
-        description="What patches are cut from; photographs are scikit-image's "
+        description="Images from which patches are cut; the photographs come with scikit-image "
         "(retinakit[natural]).",
     )
     pixels: int = Field(
-        2, ge=1, description="Side of the square of a photograph's pixels averaged to a check."
+        2, ge=1, description="Side, in pixels, of the square of a photograph averaged to one check."
     )
     size: int = Field(44, ge=2 * MARGIN + 1, description="Side of a patch, in checks.")
     silent: float = Field(
-        0.6, ge=0, lt=1, description="Part of the patches that a unit of 'gabor' is silent at."
+        0.6, ge=0, lt=1, description="Fraction of the patches for which a 'gabor' unit has rate 0."
     )
-    mean_rate: float = Field(0.1, gt=0, description="Mean rate of a cell type, spikes per bin.")
+    mean_rate: float = Field(0.1, gt=0, description="Mean rate of each type, in spikes per bin.")
     spikes: bool = Field(
-        False, description="Whether responses are Poisson counts, rather than noisy rates."
+        False,
+        description="Responses are Poisson spike counts; otherwise rates with Gaussian noise.",
     )
-    repeats: int = Field(1, ge=1, description="How often each test image is shown.")
+    repeats: int = Field(1, ge=1, description="Number of presentations of each test image.")
     validation: float = Field(
-        0.125, gt=0, lt=1, description="Part of the samples that is for validation."
+        0.125, gt=0, lt=1, description="Fraction of the samples used for validation."
     )
-    validation_most: int = Field(1024, ge=1, description="At most so many are for validation.")
-    test: int = Field(1024, ge=1, description="More images, for the test.")
+    validation_most: int = Field(1024, ge=1, description="Largest number of validation samples.")
+    test: int = Field(1024, ge=1, description="Number of additional images for the test.")
 
 
 class ConvPopulation(Dataset):
-    """Nonlinear cells: units of a fixed convolutional network, their noisy rates to grey patches.
+    """Nonlinear cells: units of a fixed convolutional network with noisy responses to patches.
 
-    A type is a feature map, and its cells are units at random places of it. Rates are scaled to
-    `mean_rate` and responses are y ~ N(r, SD √r), as in the paper, which takes VGG-19. Without its
-    weights, `gabor` is a network that needs no file: rectified Gabor filters of four orientations
-    and four phases (7 x 7), the mean of each over 3 x 3 places, and for each type a random weighted
-    sum of those (5 x 5), rectified. Its units see 13 x 13 checks, and a linear model explains about
-    a fifth of their variance, as in the paper. In `vgg19` pooling moves
-    by one check, with the filters after it dilated, so that there is a unit at every check; it sees
-    grey patches in its three channels.
+    Each cell type is one feature map, and the cells of a type are units at random positions of the
+    map. The rates r are scaled to `mean_rate` spikes per bin, and the responses are y ~ N(r, SD √r)
+    (Klindt et al. 2017, eq 1), or Poisson counts. Each patch is one frame.
 
-    Test patches are from other scenes than the training patches, or of photographs from their last
-    third. In `truth` are the check `location_y` and `location_x (cell)` in the middle of a cell's
-    field, and its `cell_type (cell)`.
+    The paper uses VGG-19, whose weights are a file (`network: vgg19`). Here its pooling has stride
+    1 and the later filters are dilated, so that there is a unit at every check. Patches are grey:
+    the three input channels are equal. `network: gabor` needs no file. It has rectified Gabor
+    filters of 7 x 7 checks with four orientations and four phases, a mean of each over 3 x 3
+    positions, and for each type a random weighted sum over 5 x 5 positions, rectified. Its units
+    have receptive fields of 13 x 13 checks, and a linear model explains about a fifth of their
+    variance, as in the paper.
+
+    Test patches come from other scenes than training patches, or from the last third of each
+    photograph. The group `truth` has the centre of each cell's receptive field, `location_y` and
+    `location_x (cell)` in checks, and the `cell_type (cell)`.
+
+    Raises:
+        UserError: if the weights are missing or not those of VGG-19, there are more types than
+            feature maps, or a patch is larger than a third of a photograph.
+
+    Example:
+        >>> options = {"types": 2, "cells_per_type": 3, "size": 20, "samples": 50, "test": 20}
+        >>> recording = ConvPopulation.with_options(**options).load()
+        >>> dict(recording["test"]["response"].sizes)
+        {'frame': 20, 'cell': 6}
     """
 
     Config = ConvPopulationConfig
@@ -139,7 +161,7 @@ class ConvPopulation(Dataset):
         return show(c, self.seed, stimulus, rate, truth, title, c.spikes, c.repeats)
 
     def _scenes(self, name: str) -> list[NDArray[np.float64]]:
-        """What patches for training or for the test are cut from."""
+        """The scenes (y, x) from which the patches of a split are cut."""
         c = self.config
         if c.images == "photographs":
             scenes = []
@@ -149,8 +171,8 @@ class ConvPopulation(Dataset):
                 part = averaged[:, :cut] if name == "train" else averaged[:, cut:]
                 if min(part.shape) < c.size:
                     raise UserError(
-                        f"patches of {c.size} checks of {c.pixels} pixels do not fit into a third "
-                        f"of the photograph '{title}'; make pixels or size smaller"
+                        f"a patch of {c.size} checks of {c.pixels} pixels does not fit into a "
+                        f"third of the photograph '{title}'; make pixels or size smaller"
                     )
                 scenes.append(part)
             return scenes
@@ -189,19 +211,21 @@ class ConvPopulation(Dataset):
         c = self.config
         if c.weights is None:
             raise UserError(
-                "network vgg19 needs torchvision's weights of it; give the file as weights"
+                "network: vgg19 needs torchvision's weights of VGG-19; set weights to the file"
             )
         try:
             state: dict[str, Tensor] = torch.load(c.weights, map_location="cpu", weights_only=True)
             layers = [(state[f"{n}.weight"], state[f"{n}.bias"]) for n in VGG_LAYERS]
-        except Exception as error:  # whatever torch raises for a file that is none of its own
+        except Exception as error:  # torch raises many types for a file of another format
             raise UserError(
                 f"{c.weights} does not hold torchvision's weights of VGG-19 "
                 f"({type(error).__name__}); save the state_dict of torchvision's vgg19"
             ) from None
         available = len(layers[-1][1])
         if c.types > available:
-            raise UserError(f"layer conv2_2 has {available} maps; make types no more than that")
+            raise UserError(
+                f"types is {c.types} and layer conv2_2 has {available} maps; make types smaller"
+            )
         random = np.random.default_rng([self.seed, 4])
         chosen = torch.from_numpy(random.permutation(available)[: c.types])
         layers[-1] = (layers[-1][0][chosen], layers[-1][1][chosen])
@@ -221,7 +245,7 @@ class ConvPopulation(Dataset):
 
 
 def _averaged(scene: NDArray[Any], pixels: int) -> NDArray[np.float64]:
-    """A photograph averaged over squares of pixels."""
+    """A photograph (y, x) averaged over squares of `pixels` x `pixels`."""
     height, width = (side // pixels * pixels for side in scene.shape)
     squares = scene[:height, :width].reshape(height // pixels, pixels, width // pixels, pixels)
     averaged: NDArray[np.float64] = squares.mean((1, 3))
@@ -231,7 +255,7 @@ def _averaged(scene: NDArray[Any], pixels: int) -> NDArray[np.float64]:
 def _patches(
     scenes: list[NDArray[np.float64]], count: int, size: int, random: np.random.Generator
 ) -> NDArray[np.float32]:
-    """Square patches (patch, y, x) from random places of random scenes."""
+    """Square patches (patch, y, x) from random positions of random scenes."""
     patches = np.empty((count, size, size), np.float32)
     for patch, (which, *corner) in zip(patches, random.random((count, 3)), strict=True):
         scene = scenes[int(which * len(scenes))]

@@ -1,4 +1,4 @@
-"""The first part of another dataset's training frames (Yan et al. 2020, Fig 6a)."""
+"""A dataset reduced to the first fraction of its training frames (Yan et al. 2020, Fig 6a)."""
 
 import xarray as xr
 from pydantic import Field
@@ -7,20 +7,33 @@ from retinakit.contracts import Config, Dataset, UserError, make_recording
 
 
 class FractionConfig(Config):
-    """How much is kept."""
+    """The fraction that is kept."""
 
     fraction: float = Field(
-        1.0, gt=0, le=1, description="Part of the training frames, from the first on; sweep it."
+        1.0,
+        gt=0,
+        le=1,
+        description="Fraction of the training frames to keep, from the first frame on; usually "
+        "swept.",
     )
 
 
 class Fraction(Dataset):
-    """The first int(fraction · frames) training frames, as in the authors' code.
+    """A dataset with the first int(fraction · frames) training frames, as in the authors' code.
 
-    They are contiguous, so that histories stay whole: segments are kept, and the last may be cut.
-    Validation, test and truth are those of the other dataset, so the frames that choose among a
-    fit's steps and starts are not among those that are counted. The group `kept` has the
-    training `frames` and `spikes (cell)` that are left.
+    The frames are contiguous, so that histories stay complete; the last segment may be cut. The
+    groups `validation`, `test` and `truth` are unchanged, so the validation frames that choose
+    among training steps and starts are not part of the fraction. The group `kept` has the number
+    of training `frames` and `spikes (cell)` that are left.
+
+    Raises:
+        UserError: if no training frame is left, or a cell has no spike in those that are.
+
+    Example:
+        >>> from retinakit.testing import small_recording
+        >>> recording = Fraction.with_options(fraction=0.1).load(small_recording())
+        >>> recording["train"].sizes["frame"], int(recording["kept"]["frames"])
+        (200, 200)
     """
 
     Config = FractionConfig
@@ -31,13 +44,14 @@ class Fraction(Dataset):
         frames = int(self.config.fraction * whole.sizes["frame"])
         what = f"fraction {self.config.fraction:g} leaves {frames} training frames"
         if frames == 0:
-            raise UserError(f"{what} of {whole.sizes['frame']}; use a larger one")
+            raise UserError(f"{what} of {whole.sizes['frame']}; use a larger fraction")
         train = whole.isel(frame=slice(0, frames))
         spikes = train["response"].sum([d for d in train["response"].dims if d != "cell"])
         for cell, count in zip(spikes["cell"].values, spikes.values, strict=True):
             if count == 0:
                 raise UserError(
-                    f"{what}, in which cell {cell} has no spike; use a larger one or another cell"
+                    f"{what}, in which cell {cell} has no spike; use a larger fraction or leave "
+                    "out the cell"
                 )
         splits = {str(name): data[name].to_dataset() for name in data.children}
         splits["train"] = train

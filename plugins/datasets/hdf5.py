@@ -1,4 +1,4 @@
-"""Your own recording, from arrays in one HDF5, NetCDF-4 or MATLAB file."""
+"""A recording from arrays in one HDF5, NetCDF-4 or MATLAB file."""
 
 import logging
 import os
@@ -25,7 +25,7 @@ from retinakit.contracts import (
 )
 
 IN_MEMORY = 2**30
-"""Bytes up to which a stimulus is held; a larger one is read from the file when it is wanted."""
+"""Bytes up to which a stimulus is held in memory. A larger one is read from the file in blocks."""
 STIMULUS = ("frame", "channel", "y", "x")
 RESPONSE = ("repeat", "frame", "cell")
 
@@ -35,67 +35,106 @@ logger = logging.getLogger("retinakit")
 class HDF5Config(Config):
     """Where the arrays are in the file, and how they are split."""
 
-    path: InputPath = Field(Path("recording.h5"), description="The file: HDF5, NetCDF-4 or MATLAB.")
-    stimulus: str = Field("stimulus", description="Path of the stimulus in the file.")
-    response: str = Field("response", description="Path of the spike counts (or rates).")
+    path: InputPath = Field(
+        Path("recording.h5"), description="Path of the HDF5, NetCDF-4 or MATLAB file."
+    )
+    stimulus: str = Field("stimulus", description="Path of the stimulus array within the file.")
+    response: str = Field(
+        "response", description="Path of the array of spike counts (or rates) within the file."
+    )
     stimulus_dims: list[str] | None = Field(
         None,
-        description="Order of its dimensions: frame, channel, y, x. By default frame, y, x; of a "
-        "MATLAB file also y, x, frame, where the last is as long as the response.",
+        description="Order of the stimulus's dimensions: frame, channel, y, x. By default frame, "
+        "y, x; in a MATLAB file y, x, frame if the last dimension is as long as the response.",
     )
     response_dims: list[str] = Field(
-        ["frame", "cell"], description="Order of its dimensions: repeat, frame, cell."
+        ["frame", "cell"],
+        description="Order of the response's dimensions: repeat, frame, cell.",
     )
-    response_units: str = Field("spikes per bin", description="What the response is.")
+    response_units: str = Field("spikes per bin", description="Units of the response.")
     frame_rate: float = Field(30.0, gt=0, description="Frames per second.")
     segment: str | None = Field(
-        None, description="Path of an integer for each frame that changes between trials."
+        None,
+        description="Path, within the file, of an integer array (frame) that changes from trial "
+        "to trial.",
     )
     segment_frames: int | None = Field(
-        None, ge=1, description="Or: the length of every trial, in frames."
+        None, ge=1, description="Length of every trial in frames, if segment is not given."
     )
     validation: float = Field(
-        0.1, gt=0, lt=1, description="Part of the frames (or trials) for validation."
+        0.1, gt=0, lt=1, description="Fraction of the frames (or trials) used for validation."
     )
     test: float = Field(
-        0.1, ge=0, lt=1, description="Part for the test; not used if there is a test_stimulus."
+        0.1,
+        ge=0,
+        lt=1,
+        description="Fraction of the frames (or trials) used for the test; ignored if "
+        "test_stimulus is given.",
     )
     test_stimulus: str | None = Field(
-        None, description="Path of the test stimulus, such as frozen noise."
+        None, description="Path, within the file, of a test stimulus, such as frozen noise."
     )
-    test_response: str | None = Field(None, description="Path of the response to it.")
+    test_response: str | None = Field(
+        None, description="Path, within the file, of the response to test_stimulus."
+    )
     test_response_dims: list[str] = Field(
-        ["repeat", "frame", "cell"], description="Order of its dimensions."
+        ["repeat", "frame", "cell"], description="Order of the dimensions of test_response."
     )
     test_segment_frames: int | None = Field(
-        None, ge=1, description="The length of its trials, such as flashed images."
+        None,
+        ge=1,
+        description="Length, in frames, of the trials of test_stimulus, such as flashed images.",
     )
     test_onset: float = Field(
-        0.0, ge=0, description="Seconds from the start of such a trial to the onset of its image."
+        0.0,
+        ge=0,
+        description="Seconds from the start of each trial of test_stimulus to the onset of its "
+        "image; used with test_segment_frames.",
     )
-    cells: list[int] | None = Field(None, description="Which cells to keep, counted from 0.")
+    cells: list[int] | None = Field(
+        None, description="Indices of the cells to keep, counted from 0; all by default."
+    )
     check_size: float | None = Field(None, gt=0, description="Side of a check or pixel, in µm.")
     chunks: int | None = Field(
         None,
         ge=1,
-        description="Frames of a dask chunk: averages are then shared among dask's workers "
-        "(--workers, --scheduler). Best several times the chunks of the file.",
+        description="Frames per dask chunk. Spike-triggered averages are then distributed over "
+        "dask's workers (--workers, --scheduler). Use several times the file's own chunk length.",
     )
 
 
 class HDF5(Dataset):
-    """Arrays of a user's file as a recording.
+    """A recording from a user's arrays.
 
-    The training frames come first, then those for validation, then those for the test; where there
-    are trials (`segment`), whole trials go to each. The stimulus stays in the file, and may be
+    The first frames are the training frames, the next ones the validation frames and the last ones
+    the test frames. If there are trials (`segment` or `segment_frames`), whole trials go to each
+    split. A stimulus of more than 1 GB stays in the file and is read in blocks, so that it may be
     larger than memory.
+
+    Raises:
+        UserError: if the file or an array is missing, or the arrays do not fit together.
+
+    Example:
+        >>> import tempfile
+        >>> import h5py
+        >>> path = Path(tempfile.mkdtemp()) / "recording.h5"
+        >>> with h5py.File(path, "w") as file:
+        ...     file["stimulus"] = np.ones((1000, 8, 8), np.int8)  # (frame, y, x)
+        ...     file["response"] = np.ones((1000, 3), np.uint8)  # (frame, cell)
+        >>> recording = HDF5.with_options(path=path, frame_rate=60).load()
+        >>> [recording[split].sizes["frame"] for split in ("train", "validation", "test")]
+        [800, 100, 100]
     """
 
     Config = HDF5Config
     volatile = True
 
     def files(self) -> list[Path]:
-        """The file, and those that links in it lead to. Looks at the form of what is in it."""
+        """The file, and the files that its external links and virtual datasets refer to.
+
+        Raises:
+            UserError: if an array is missing or its shape does not fit.
+        """
         c = self.config
         if not os.path.exists(c.path):  # noqa: PTH110 (Path.exists raises for a long name)
             return [c.path]
@@ -137,10 +176,10 @@ class HDF5(Dataset):
     def _pair(
         self, stimulus: str, response: str, response_dims: list[str]
     ) -> tuple[StoredArray, StoredArray]:
-        """A stimulus and the response to it, with their dimensions in the contract's order.
+        """A stimulus and its response, with their dimensions in the order of the contract.
 
         Raises:
-            UserError: if one of them is not there, or they do not fit together.
+            UserError: if an array is missing, or the two do not fit together.
         """
         path = self.config.path
         answers = self._ordered(find_array(path, response), response, response_dims, RESPONSE)
@@ -152,8 +191,8 @@ class HDF5(Dataset):
             if is_matlab(path) and array.shape[-1:] == (frames,):
                 if array.shape[0] == frames:
                     raise UserError(
-                        f"{path}: the first and the last dimension of '{stimulus}' are as long as "
-                        "the response; say with stimulus_dims which is 'frame'"
+                        f"{path}: the first and the last dimension of '{stimulus}' are both as "
+                        "long as the response; give the order in stimulus_dims"
                     )
                 dims = ["y", "x", "frame"]
         shown = self._ordered(array, stimulus, dims, STIMULUS)
@@ -176,12 +215,12 @@ class HDF5(Dataset):
         ):
             raise UserError(
                 f"{self.config.path}: '{name}' is of shape {array.shape} and its dimensions are "
-                f"given as {given}; give one of {list(order)} for each"
+                f"given as {given}; give one of {list(order)} for each dimension"
             )
         return array.transposed([given.index(dim) for dim in order if dim in given])
 
     def _movie(self, array: StoredArray) -> xr.Variable:
-        """A stimulus, which is held if it is small."""
+        """A stimulus as a variable: in memory if it is small, else lazy or as a dask array."""
         c = self.config
         dims = [dim for dim in STIMULUS if dim != "channel" or len(array.shape) == len(STIMULUS)]
         encoding: dict[str, Any] = {}
@@ -194,15 +233,16 @@ class HDF5(Dataset):
                 return movie.chunk(frame=c.chunks)
             except ImportError:
                 raise UserError(
-                    "chunks need dask; install retinakit[distributed], or leave out chunks"
+                    "chunks needs dask; install retinakit[distributed], or leave out chunks"
                 ) from None
         if movie.nbytes <= IN_MEMORY:
             return movie.load()
         layer = array.chunks[0] if array.chunks is not None else 0
         if layer * movie[0].nbytes > frame_blocks.LAYER * frame_blocks.BYTES:
             logger.warning(
-                "%s: '%s' is stored in chunks of %d frames, too many to be held, so that each is "
-                "decompressed several times; store it in chunks of some hundred frames",
+                "%s: '%s' is stored in chunks of %d frames, which are too large for the memory of "
+                "a block, so each chunk is decompressed several times; store it in chunks of a "
+                "few hundred frames",
                 c.path,
                 array.name,
                 layer,
@@ -217,16 +257,22 @@ class HDF5(Dataset):
         if len(values) != frames:
             raise UserError(
                 f"{c.path}: '{c.segment}' has {len(values)} values and '{c.stimulus}' has {frames} "
-                "frames; give one integer for each"
+                "frames; give one integer for each frame"
             )
         if values.dtype.kind == "f":  # MATLAB's usual type
             if not np.array_equal(values, np.round(values)):
-                raise UserError(f"{c.path}: '{c.segment}' holds numbers that are no integers")
+                raise UserError(
+                    f"{c.path}: '{c.segment}' has values that are not integers; give one integer "
+                    "for each frame"
+                )
             values = values.astype(np.int64)
         return values
 
     def _ends(self, segment: NDArray[Any], test: float) -> tuple[int, int, int]:
-        """Where train, validation and test end; between trials, if there are several."""
+        """The end frames (exclusive) of train, validation and test.
+
+        With several trials, each is the end of the trial nearest to the requested fraction.
+        """
         frames = len(segment)
         starts = np.r_[np.flatnonzero(segment[1:] != segment[:-1]) + 1, frames]
 
@@ -244,7 +290,10 @@ class HDF5(Dataset):
         if c.cells is not None:
             unknown = set(c.cells) - set(cell.tolist())
             if unknown:
-                raise UserError(f"cells: there is no cell {min(unknown)}; there are {len(cell)}")
+                raise UserError(
+                    f"cells: there is no cell {min(unknown)}; the {len(cell)} cells are counted "
+                    "from 0"
+                )
             cell, response = np.array(c.cells), response[..., c.cells]
         space = {}
         if c.check_size is not None:
@@ -265,5 +314,5 @@ class HDF5(Dataset):
 
 def _values(array: StoredArray) -> NDArray[Any]:
     values = np.asarray(array.get_duck_array())
-    # The sum of a response in half precision overflows.
+    # Sums of a response in half precision would overflow.
     return values.astype(np.float32) if values.dtype == np.float16 else values

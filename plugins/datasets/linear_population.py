@@ -1,4 +1,4 @@
-"""A population of linear neurons at many places (Klindt et al. 2017, section 4)."""
+"""A simulated population of linear neurons at random locations (Klindt et al. 2017, section 4)."""
 
 from typing import Any, ClassVar
 
@@ -11,50 +11,66 @@ from retinakit.contracts import Dataset, UserError
 from retinakit.simulation import PopulationConfig, show
 
 SURROUND_VARIANCE = 8.0
-"""Of the surround, in squared checks; that of the centre is a quarter of it."""
+"""Variance of the surround Gaussian, in squared checks."""
 CENTRE = 0.25
+"""Variance of the centre Gaussian, relative to that of the surround."""
 SURROUND_WEIGHT = 2.0
 TILT = 0.3
-"""Largest covariance of y and x in a field that is not round, of the smaller variance."""
+"""Largest covariance of y and x in a heterogeneous field, relative to the smaller variance."""
 
 
 class LinearPopulationConfig(PopulationConfig):
     """Options of the simulation."""
 
-    cells: int = Field(100, ge=1, description="Neurons, shared out among the types.")
+    cells: int = Field(100, ge=1, description="Number of neurons, divided equally among the types.")
     types: list[float] = Field(
         [1.0],
         min_length=1,
-        description="For each type, the scale of its variances: 0.6 is a smaller field.",
+        description="Factor on the variances of each type's receptive field; below 1, the field is "
+        "smaller.",
     )
     heterogeneity: float = Field(
         0.0,
         ge=0,
         lt=1,
-        description="Spread v of the fields within a type: aspect, centre size and centre weight "
-        "are multiplied by uniform numbers in 1 ± v, and the field is tilted; 0: all the same.",
+        description="Variation v of the receptive fields within a type: aspect ratio, centre size "
+        "and centre weight are multiplied by uniform random numbers in 1 ± v, and the field is "
+        "tilted; 0: the fields of a type are equal.",
     )
     centred: bool = Field(
-        True, description="Whether fields are centred on a check, or up to half a check beside it."
+        True,
+        description="Centre each receptive field on a check; otherwise up to half a check away "
+        "from its middle.",
     )
     kernel: int = Field(17, ge=3, description="Side of a receptive field, in checks.")
     height: int = Field(48, ge=3, description="Height of the stimulus, in checks.")
     width: int = Field(48, ge=3, description="Width of the stimulus, in checks.")
-    mean_magnitude: float = Field(0.1, gt=0, description="Mean |rate|, in spikes per bin.")
+    mean_magnitude: float = Field(
+        0.1, gt=0, description="Mean absolute rate, in spikes per bin; rates may be negative."
+    )
 
 
 class LinearPopulation(Dataset):
-    """Linear neurons with ON-centre fields that see Gaussian white noise, and their noisy rates.
+    """Linear neurons with ON-centre receptive fields, under Gaussian white noise.
 
-    r_n = a_n · s and y_n ~ N(r_n, SD √|r_n|) (eq 1), of stimuli s of variance 1 and with |a| such
-    that ⟨|r|⟩ is `mean_magnitude`. A field is a difference of Gaussians, k = N(0, C/4) - 2 N(0, C)
-    with C = 8 t checks² in a type of scale t, as in the authors' code; it lies anywhere in the
-    stimulus as a whole.
+    The rates are r_n = a_n · s for stimuli s of variance 1, and the responses are y_n ~ N(r_n, SD
+    √|r_n|) (Klindt et al. 2017, eq 1), both in spikes per bin. |a_n| is such that the mean of |r_n|
+    is `mean_magnitude`. Rates and responses may be negative. A receptive field is a difference of
+    Gaussian densities, N(0, C/4) - 2 N(0, C) with C = 8 t checks² for a type of scale t, as in the
+    authors' code. Its location is random, and it lies completely within the stimulus.
 
-    The recording has the true `rate`, which may be negative, as the responses may. In `truth` are
-    the `kernel (type, kernel_y, kernel_x)` of each type, the `receptive_field (cell, kernel_y,
-    kernel_x)`, the check `location_y` and `location_x (cell)` of its middle, and the `cell_type
-    (cell)`.
+    The group `truth` has the `kernel (type, kernel_y, kernel_x)` of each type, the
+    `receptive_field (cell, kernel_y, kernel_x)`, its centre `location_y` and `location_x (cell)` in
+    checks, and the `cell_type (cell)`.
+
+    Raises:
+        UserError: if a receptive field is larger than the stimulus.
+
+    Example:
+        >>> options = {"cells": 4, "types": [0.6, 1.0], "samples": 50, "test": 20}
+        >>> recording = LinearPopulation.with_options(**options).load()
+        >>> recording["truth"]["cell_type"].values.tolist()
+        [0, 0, 1, 1]
     """
 
     Config = LinearPopulationConfig
@@ -66,8 +82,8 @@ class LinearPopulation(Dataset):
         room = (c.height - c.kernel, c.width - c.kernel)
         if min(room) < 0:
             raise UserError(
-                f"fields of {c.kernel} checks do not fit into a stimulus of {c.height} x "
-                f"{c.width}; make kernel smaller"
+                f"receptive fields of {c.kernel} x {c.kernel} checks do not fit into a stimulus of "
+                f"{c.height} x {c.width} checks; make kernel smaller"
             )
         random = np.random.default_rng([self.seed, 0])
         corners = np.stack([random.integers(0, r + 1, c.cells) for r in room], 1)
@@ -103,7 +119,7 @@ class LinearPopulation(Dataset):
         return show(c, self.seed, stimulus, rate, truth, "simulated linear population")
 
     def _field(self, scale: float, random: np.random.Generator | None = None) -> NDArray[Any]:
-        """The receptive field (y, x) of a type, or of one of its cells if a generator is given."""
+        """The receptive field (y, x) of a type, or of a random cell of it if `random` is given."""
         c = self.config
         draw = random.uniform if random is not None else lambda low, high: (low + high) / 2
         spread = (1 - c.heterogeneity, 1 + c.heterogeneity)
@@ -123,7 +139,7 @@ class LinearPopulation(Dataset):
 
 
 def _gaussian(at: NDArray[Any], covariance: NDArray[Any]) -> NDArray[Any]:
-    """The normal density of a covariance at points (..., 2)."""
+    """The density of N(0, covariance) at points (..., 2)."""
     distance = np.einsum("...i,ij,...j->...", at, np.linalg.inv(covariance), at)
     density: NDArray[Any] = np.exp(-distance / 2) / (2 * np.pi * np.sqrt(np.linalg.det(covariance)))
     return density

@@ -1,7 +1,8 @@
 """Salamander retinal ganglion cells under white noise (Liu et al. 2017, Nat. Commun. 8:149).
 
-The recording that Yan et al. (2020) model: 219 trials of 1500 frames of running noise, never
-repeated, each followed by the same 300 frames of frozen noise, 200 x 150 checks at 30 Hz.
+This is the recording that Yan et al. (2020) model. It has 219 trials of 1500 frames of running
+noise, which differ between trials, each followed by the same 300 frames of frozen noise. The
+stimulus has 200 x 150 checks (x by y) at 30 Hz.
 """
 
 import json
@@ -39,38 +40,54 @@ logger = logging.getLogger("retinakit")
 
 
 class Liu2017Config(Config):
-    """Which cells, and which part of the screen."""
+    """Options of the cells and of the part of the screen."""
 
     root: InputPath | None = Field(
-        None, description=f"Folder with {SPIKES}; by default $RETINAKIT_DATA/liu2017."
+        None, description=f"Folder that contains {SPIKES}; by default $RETINAKIT_DATA/liu2017."
     )
     cell: int | None = Field(
-        None, description="One cell, counted from 0, with the field cropped around it; sweep it."
+        None,
+        description="Index of one cell, counted from 0; the stimulus is cropped around its "
+        "receptive field. Usually swept.",
     )
-    cells: list[int] | None = Field(None, description="Or several cells; all by default.")
+    cells: list[int] | None = Field(
+        None, description="Indices of several cells, counted from 0; all by default."
+    )
     crop: int = Field(
-        25, ge=3, description="Side of the square around the `cell`'s receptive field, in checks."
+        25, ge=3, description="With cell: side of the square crop around its receptive field."
     )
     region: tuple[int, int, int, int] | None = Field(
-        None, description="Or a part of the screen: first and last+1 column, then row, in checks."
+        None,
+        description="Part of the screen without cell: first column, last column + 1, first row, "
+        "last row + 1, in checks; the whole screen by default.",
     )
     validation_every: int = Field(
-        10, ge=2, description="Every so many trials, one is held out for validation."
+        10, ge=2, description="One of this many consecutive trials is held out for validation."
     )
 
 
 class Liu2017(Dataset):
-    """Spikes of 78 cells; the running noise for fitting, the frozen noise for the test.
+    """Spike counts of 78 cells: running noise for fitting, frozen noise for the test.
 
-    Each trial of running noise is a segment, and every `validation_every`-th is for validation. The
-    test is the 300 frozen frames with 219 repeats. The stimulus is ±1. With `cell` it is cropped
-    around that cell's receptive field, found by a Gaussian fit to the spike-triggered average of
-    the training trials, and `y`, `x` are µm from the crop's middle; else `region` says which part
-    of the screen is kept (by default all of it, which is read in blocks and never held whole), and
-    `y`, `x` are µm on the screen.
+    Each trial of running noise is a segment, and one of every `validation_every` trials is used for
+    validation. The test is the 300 frozen frames with 219 repeats. The stimulus is ±1 and the
+    responses are spikes per bin of 1/30 s. With `cell`, the stimulus is cropped around the cell's
+    receptive field, which is located by a Gaussian fit to the spike-triggered average of the
+    training trials, and `y` and `x` are in µm from the middle of the crop. Otherwise `region` is
+    the part of the screen that is kept, and `y` and `x` are in µm on the screen. The whole screen
+    is read in blocks, because it is larger than memory.
 
-    The running noise is pseudo-random. It is made once (about a minute), and kept as bits, 1.2 GB,
-    in $RETINAKIT_CACHE or the user's cache folder.
+    The running noise is generated from its published seed on first use (about a minute), and kept
+    as a file of bits (1.2 GB) in $RETINAKIT_CACHE or the user's cache folder.
+
+    Raises:
+        UserError: if the files are not found or not the published ones, or a cell or region does
+            not exist.
+
+    Example:
+        >>> dataset = Liu2017.with_options(root="liu2017", cell=14)
+        >>> [path.as_posix() for path in dataset.files()]
+        ['liu2017/cell_data_01_NC.mat', 'liu2017/stim_frz.h5']
     """
 
     Config = Liu2017Config
@@ -83,11 +100,16 @@ class Liu2017(Dataset):
         c = self.config
         running, frozen = self._spikes()
         if c.cell is not None and (c.cells is not None or c.region is not None):
-            raise UserError("'cell' crops around one cell; give it without 'cells' and 'region'")
+            raise UserError(
+                "'cell' crops around one cell and cannot be combined with 'cells' or 'region'; "
+                "give one of them"
+            )
         chosen = [c.cell] if c.cell is not None else c.cells
         for cell in chosen or []:
             if not 0 <= cell < len(running):
-                raise UserError(f"there is no cell {cell}; there are {len(running)}, from 0")
+                raise UserError(
+                    f"there is no cell {cell}; the {len(running)} cells are counted from 0"
+                )
         cells = np.arange(len(running)) if chosen is None else np.array(chosen)
         noise = np.load(running_noise(), mmap_mode="r")
         if c.cell is not None:
@@ -98,7 +120,10 @@ class Liu2017(Dataset):
             region = c.region or (0, WIDTH, 0, HEIGHT)
             left, right, top, bottom = region
             if not (0 <= left < right <= WIDTH and 0 <= top < bottom <= HEIGHT):
-                raise UserError(f"region {list(region)} is not within {WIDTH} x {HEIGHT} checks")
+                raise UserError(
+                    f"region {list(region)} is not within {WIDTH} x {HEIGHT} checks; give first "
+                    "column, last column + 1, first row, last row + 1"
+                )
             middle = None
         splits = self._running(noise, region, running[cells], cells, middle)
         with h5py.File(self._root() / FROZEN_STIMULUS) as file:
@@ -112,7 +137,7 @@ class Liu2017(Dataset):
             cell=cells,
             **_space(region, middle),
         )
-        if c.cell is not None:  # small enough to be held
+        if c.cell is not None:  # a crop fits in memory
             for name in ("train", "validation"):
                 splits[name] = splits[name].load()
         origin = {"column_of_first_check": region[0], "row_of_first_check": region[2]}
@@ -125,24 +150,26 @@ class Liu2017(Dataset):
         data = os.environ.get("RETINAKIT_DATA")
         if not data:
             raise UserError(
-                f"where is {SPIKES}? Set the option root, or RETINAKIT_DATA to the folder above it"
+                f"the folder of {SPIKES} is not set; set the option root to it, or RETINAKIT_DATA "
+                "to the folder that contains it as liu2017"
             )
         return (Path(data) / "liu2017").resolve()
 
     def _spikes(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """Counts under running and frozen noise, (cell, frame, trial)."""
+        """Spike counts under running and under frozen noise, each (cell, frame, trial)."""
         path = self._root() / SPIKES
         try:
             content = loadmat(path)
             running, frozen = content["spk1"], content["spk2"]
         except (OSError, ValueError, KeyError, TypeError, NotImplementedError) as error:
             raise UserError(
-                f"{path} cannot be read as the published file ({error}); copy it again"
+                f"{path} cannot be read as the published file ({error}); download it again"
             ) from None
         if running.shape[1:] != (RUNNING, TRIALS) or frozen.shape[1:] != (FROZEN, TRIALS):
             raise UserError(
-                f"{path}: spk1 is {running.shape} and spk2 is {frozen.shape}; "
-                f"(cells, {RUNNING}, {TRIALS}) and (cells, {FROZEN}, {TRIALS}) are expected"
+                f"{path}: spk1 is of shape {running.shape} and spk2 of {frozen.shape}, and the "
+                f"published ones are (cells, {RUNNING}, {TRIALS}) and (cells, {FROZEN}, {TRIALS}); "
+                "download the file again"
             )
         return running, frozen
 
@@ -154,12 +181,12 @@ class Liu2017(Dataset):
         cells: NDArray[Any],
         middle: int | None,
     ) -> dict[str, xr.Dataset]:
-        """The training and validation trials, with a stimulus that is read when it is wanted."""
+        """The training and validation splits, with a lazily read stimulus."""
         movie = xr.Variable(
             ("frame", "y", "x"), indexing.LazilyIndexedArray(PackedMovie(noise, region))
         )
         trial = np.repeat(np.arange(TRIALS), RUNNING)
-        # A trial lasts its running and its frozen frames; time is that of the recording.
+        # Running and frozen frames alternate in the recording; `time` counts both.
         time = (trial * (RUNNING + FROZEN) + np.tile(np.arange(RUNNING), TRIALS)) / FRAME_RATE
         whole = make_split(
             movie,
@@ -180,7 +207,7 @@ class Liu2017(Dataset):
     def _centre(
         self, noise: NDArray[np.uint8], counts: NDArray[np.uint8], cell: int
     ) -> tuple[float, float]:
-        """Column and row of a receptive field, from the training trials; kept in the cache."""
+        """Column and row of a receptive field in the training trials, from the cache if there."""
         every = self.config.validation_every
         path = cache_folder() / f"liu2017-centres-{every}" / f"{cell}.json"
         if path.exists():
@@ -198,14 +225,24 @@ class Liu2017(Dataset):
 
 
 def find_centre(average: xr.DataArray) -> tuple[float, float]:
-    """Column and row of the middle of a receptive field, in checks.
+    """Column and row of the centre of a receptive field, in checks.
 
-    The peak of a raw average misses weak, broad fields. Here the field is where the average,
-    smoothed over 2 checks, has most energy over lags; in a window around it the spatial map is the
-    first singular vector, and its fitted Gaussian gives the centre.
+    The average is smoothed with a standard deviation of 2 checks, which finds weak and broad fields
+    that the peak of the raw average misses. In a window around the check with the largest energy
+    over lags, the temporal filter is the first singular vector. The average is projected on this
+    filter, and the centre is that of a Gaussian fitted to the resulting map, or the check of
+    largest energy if the fit fails.
 
     Args:
         average: spike-triggered average (lag, y, x).
+
+    Example:
+        >>> from retinakit.spikes import gaussian
+        >>> image = gaussian(np.arange(40.0), np.arange(40.0), [1, 25, 12, 3, 2, 0])
+        >>> movie = np.multiply.outer([0.1, 1.0, 0.2], image)
+        >>> average = xr.DataArray(movie, dims=("lag", "y", "x"))
+        >>> [round(value) for value in find_centre(average)]
+        [12, 25]
     """
     smooth = gaussian_filter(average.values, (0, 2, 2), mode="constant")
     row, column = np.unravel_index((smooth**2).sum(0).argmax(), smooth.shape[1:])
@@ -225,14 +262,14 @@ def find_centre(average: xr.DataArray) -> tuple[float, float]:
 
 
 def _corner(centre: tuple[float, float], crop: int) -> tuple[int, int]:
-    """The first column and row of a crop around a centre, moved inside the screen if need be."""
+    """The first column and row of a crop around a centre, shifted to lie on the screen."""
     left = min(max(round(centre[0]) - crop // 2, 0), WIDTH - crop)
     top = min(max(round(centre[1]) - crop // 2, 0), HEIGHT - crop)
     return left, top
 
 
 def _space(region: tuple[int, int, int, int], middle: int | None) -> dict[str, Any]:
-    """Coordinates y and x in µm: on the screen, or from the middle of a crop."""
+    """Coordinates y and x in µm, from the screen's corner, or from the middle of a crop."""
     left, right, top, bottom = region
     if middle is not None:
         left, right, top, bottom = -middle, right - left - middle, -middle, bottom - top - middle
@@ -240,11 +277,11 @@ def _space(region: tuple[int, int, int, int], middle: int | None) -> dict[str, A
 
 
 class PackedMovie(BackendArray):
-    """A ±1 movie of which each check is a bit, unpacked where it is read.
+    """A ±1 movie (frame, y, x) stored with one bit per check, unpacked when it is read.
 
     Args:
         bits: (frame, HEIGHT, WIDTH / 8) uint8, such as a memory map.
-        region: first and last+1 column, then row.
+        region: first column, last column + 1, first row, last row + 1.
     """
 
     def __init__(self, bits: NDArray[np.uint8], region: tuple[int, int, int, int]):
@@ -272,17 +309,19 @@ class PackedMovie(BackendArray):
 
 
 def cache_folder() -> Path:
-    """Where large intermediate files are kept: $RETINAKIT_CACHE, or the user's cache folder."""
+    """The folder of large intermediate files: $RETINAKIT_CACHE, or the user's cache folder."""
     return Path(os.environ.get("RETINAKIT_CACHE") or platformdirs.user_cache_dir("retinakit"))
 
 
 def running_noise() -> Path:
-    """The file of the running noise as bits, (frame, HEIGHT, WIDTH / 8); made if need be."""
+    """The file of the running noise as bits, (frame, HEIGHT, WIDTH / 8), generated if missing."""
     path = cache_folder() / "liu2017-running-noise.npy"
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
         if not path.exists():
-            logger.warning("making the running noise once (about a minute, 1.2 GB): %s", path)
+            logger.warning(
+                "generating the running noise, on first use only (about a minute, 1.2 GB): %s", path
+            )
             unfinished = path.with_suffix(".writing")
             shape = (TRIALS * RUNNING, HEIGHT, WIDTH // 8)
             bits = np.lib.format.open_memmap(unfinished, "w+", np.uint8, shape)
@@ -296,8 +335,8 @@ def running_noise() -> Path:
 
 
 # The stimulus program draws its bits from the generator "ran1": the multiplicative congruential
-# generator of Park & Miller (1988) with the shuffle of Bays & Durham (1976), a draw being 1 when
-# the number is above one half. Frames are drawn one after another, column by column.
+# generator of Park & Miller (1988) with the shuffle of Bays & Durham (1976). A bit is 1 where the
+# number is above one half. Frames are drawn one after another, each column by column.
 _MODULUS = 2**31 - 1
 
 
@@ -315,7 +354,7 @@ def _start(seed: int) -> NDArray[np.int64]:
 
 @numba.njit(cache=True, nogil=True)
 def _draw_frames(state: NDArray[np.int64], bits: NDArray[np.uint8]) -> None:
-    """Fills frames (frame, y, x / 8) with the next bits, and moves the state on."""
+    """Fills frames (frame, y, x / 8) with the next bits, and advances the state."""
     number, last = state[32], state[33]
     for frame in range(bits.shape[0]):
         bits[frame] = 0

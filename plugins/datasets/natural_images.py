@@ -12,35 +12,53 @@ from retinakit.simulation import cells_of, photographs, simulate
 
 
 class NaturalImagesConfig(Config):
-    """Which images, and how they are shown."""
+    """Options of the images and of their presentation."""
 
-    images: int = Field(300, ge=1, description="Images, cut from photographs at random places.")
-    pixels: int = Field(8, ge=1, description="Side of the square of pixels averaged to a check.")
+    images: int = Field(
+        300, ge=1, description="Number of images, cut from photographs at random positions."
+    )
+    pixels: int = Field(
+        8, ge=1, description="Side, in pixels, of the square of a photograph averaged to one check."
+    )
     contrast: float = Field(
         0.5,
         gt=0,
-        description="Standard deviation of a photograph's pixels; black is -1 and white 1, as in "
-        "a checkerboard of ±1, and what is beyond is clipped.",
+        description="Standard deviation of a photograph's pixels, where black is -1 and white 1 "
+        "as in a ±1 checkerboard; values beyond are clipped.",
     )
-    flash: float = Field(0.2, gt=0, description="Seconds that an image is shown.")
-    blank: float = Field(0.8, gt=0, description="Seconds of grey before it, and after it.")
-    repeats: int = Field(20, ge=1, description="How often every image is shown.")
+    flash: float = Field(0.2, gt=0, description="Duration of an image, in seconds.")
+    blank: float = Field(
+        0.8, gt=0, description="Duration of the grey screen before and after an image, in seconds."
+    )
+    repeats: int = Field(20, ge=1, description="Number of presentations of each image.")
 
 
 class NaturalImages(Dataset):
-    """A recording of simulated cells whose test is natural images, flashed to the same cells.
+    """A dataset of simulated cells, with flashed natural images as its test.
 
-    Training and validation stay as they are, so that a model that was fitted to white noise is
-    scored on images that it has not seen the like of, and `temporal_collapse` filters them as it
-    filters the white noise. The responses are those of the cells in `truth`, with their rate.
+    The training and validation splits are unchanged, so that models fitted to white noise are
+    scored on natural images (Yan et al. 2020, section III-E), and `temporal_collapse` can filter
+    both in time with the same filter. The test responses are simulated with the cells in the group
+    `truth`, and come with the true `rate`, both in spikes per bin.
 
-    Each image is a segment of its own: grey, the image, grey. The test has the coordinates
-    `image` and `from_onset` (s, negative before the image) along `frame`; the group `images` has
-    each `picture (image, y, x)` and the `photograph` that it is from. The photographs come with
-    scikit-image; they are averaged to checks and their mean is grey.
+    Each image is one segment: grey, the image, grey. The test has the coordinates `image` and
+    `from_onset` (seconds from the image's onset, negative before it) along `frame`. The group
+    `images` has each `picture (image, y, x)` in contrast, with grey 0, and the name of its
+    `photograph (image)`. The photographs come with scikit-image and are averaged to checks.
 
-    A recorded cell needs no such step: its flashes are the `test_stimulus` of `hdf5`, with a trial
-    for each image.
+    For recorded cells, give the flashed images and their responses as `test_stimulus` and
+    `test_response` of the dataset `hdf5` instead.
+
+    Raises:
+        UserError: if the recording has no simulated cells or was filtered in time, the blank is
+            shorter than the cells' filters, or an image is larger than a photograph.
+
+    Example:
+        >>> from retinakit.testing import small_recording
+        >>> dataset = NaturalImages.with_options(images=3, pixels=4, repeats=2)
+        >>> recording = dataset.load(small_recording())
+        >>> dict(recording["test"]["response"].sizes)
+        {'repeat': 2, 'frame': 162, 'cell': 2}
     """
 
     Config = NaturalImagesConfig
@@ -51,13 +69,14 @@ class NaturalImages(Dataset):
         c = self.config
         if "collapse" in data.children:
             raise UserError(
-                "the recording was filtered in time already, and the images are not; show them "
-                "first, and filter what natural_images makes"
+                "the recording is already filtered in time, and the images are not; apply "
+                "natural_images first, and temporal_collapse to its result"
             )
         if "truth" not in data.children:
             raise UserError(
-                "natural images are shown to simulated cells and the recording has no 'truth'; "
-                "use one of subunit_rgc, or give recorded flashes as test_stimulus to hdf5"
+                "natural_images simulates responses, and the recording has no group 'truth' with "
+                "simulated cells; use a dataset of subunit_rgc, or give recorded flashes to hdf5 "
+                "as test_stimulus"
             )
         train, truth = data["train"].to_dataset(), data["truth"].to_dataset()
         interval = float(train.attrs["frame_interval"])
@@ -65,8 +84,8 @@ class NaturalImages(Dataset):
         needed = truth.sizes["lag"] - 1
         if blank < needed:
             raise UserError(
-                f"a blank of {blank} frames is shorter than the {needed} that the cells look back "
-                f"over; make blank {needed * interval:.2g} s or longer"
+                f"the blank has {blank} frames and the cells' filters need {needed} frames of "
+                f"history; make blank {needed * interval:.2g} s or longer"
             )
         random = np.random.default_rng([self.seed, 0])
         pictures, names = self._pictures(random, train.sizes["y"], train.sizes["x"])
@@ -108,7 +127,7 @@ class NaturalImages(Dataset):
     def _pictures(
         self, random: np.random.Generator, height: int, width: int
     ) -> tuple[NDArray[np.float32], list[str]]:
-        """Contrast (image, y, x) of patches of the photographs, and which each is from."""
+        """Patches (image, y, x) of the photographs in contrast, and the name of each one's."""
         side = self.config.pixels
         known = photographs()
         for name, scene in known.items():

@@ -1,4 +1,4 @@
-"""A dataset with noise in its training images (Yan et al. 2020, Fig 6b)."""
+"""A dataset with noise in its training stimulus (Yan et al. 2020, Fig 6b)."""
 
 from typing import Any, Literal
 
@@ -10,34 +10,46 @@ from pydantic import Field
 from retinakit.contracts import Config, Dataset, blocks, make_recording
 
 HELD = 2**31
-"""Bytes of a stimulus up to which it is read at once; a larger one is read where it is wanted."""
+"""Bytes up to which a stimulus is read into memory at once. A larger one stays lazy."""
 
 
 class NoisyStimulusConfig(Config):
-    """How much noise, and of which kind."""
+    """Options of the noise."""
 
     fraction: float = Field(
-        0.5, ge=0, le=1, description="Part of the images (or pixels) that become noise; sweep it."
+        0.5,
+        ge=0,
+        le=1,
+        description="Fraction of the images (or pixels) replaced by noise; usually swept.",
     )
     noise: Literal["images", "pixels"] = Field(
         "images",
-        description="'images': a fraction of the images is replaced by unrelated ones, as in the "
-        "paper's text; 'pixels': a fraction of the pixels is shuffled in every image, as in its "
-        "code.",
+        description="'images': a fraction of the training images is replaced by other training "
+        "images, as in the text of Yan et al.; 'pixels': a fraction of the pixels of every image "
+        "is shuffled, as in their code.",
     )
 
 
 class NoisyStimulus(Dataset):
-    """The training stimulus with noise; responses, validation and test are as they were.
+    """A dataset with noise in its training stimulus; responses and other splits are unchanged.
 
-    With `images`, a replaced image is that of another training frame, drawn at random, so that
-    noise has the distribution of the stimulus whatever that is. With `pixels`, chosen pixels of an
-    image exchange their values at random (all channels alike); the stimulus is then held in
-    memory. With one seed, what is noise at one fraction is noise at all larger ones.
+    With `noise: images`, each replaced image is that of another training frame, drawn at random, so
+    that the noise has the distribution of the stimulus. With `noise: pixels`, randomly chosen
+    pixels of each image exchange their values, the same way in all channels; the stimulus is then
+    held in memory. For a given seed, the images or pixels that are noise at one fraction are also
+    noise at all larger fractions.
 
-    A frame is replaced, not what a model sees at once: a model that looks back over `lags` frames
-    sees a window free of noise with the probability (1 - fraction) ** lags. The images of the paper
-    are those of Version I, so put the noise after `temporal_collapse` for its figure.
+    Single frames are replaced, not whole histories: for a model of `lags` frames, the fraction of
+    histories without noise is (1 - fraction) ** lags. In the paper an image is one input of Version
+    I, so apply the noise after `temporal_collapse` to reproduce Fig 6b.
+
+    Example:
+        >>> from retinakit.testing import small_recording
+        >>> clean = small_recording()
+        >>> noisy = NoisyStimulus.with_options(fraction=0.3).load(clean)
+        >>> changed = (noisy["train"]["stimulus"] != clean["train"]["stimulus"]).any(("y", "x"))
+        >>> float(changed.mean())
+        0.3
     """
 
     Config = NoisyStimulusConfig
@@ -66,7 +78,7 @@ class NoisyStimulus(Dataset):
 
     def _pixels(self, stimulus: xr.DataArray) -> xr.Variable:
         values = stimulus.values.copy()
-        # One row of places for each channel of a frame.
+        # (frame, channel, pixel), with one channel if the stimulus has no channels.
         flat = values.reshape(len(values), -1, int(np.prod(values.shape[-2:])))
         random = np.random.default_rng(self.seed)
         for part in blocks(stimulus, itemsize=np.dtype(np.int64).itemsize):
@@ -76,7 +88,7 @@ class NoisyStimulus(Dataset):
         return xr.Variable(stimulus.dims, values, stimulus.attrs)
 
     def _shuffled(self, random: Any, images: int, pixels: int) -> NDArray[np.int64]:
-        """(image, pixel): the place that each pixel's value comes from."""
+        """The index (image, pixel) of the pixel from which each pixel's value is taken."""
         source = np.tile(np.arange(pixels), (images, 1))
         count = round(self.config.fraction * pixels)
         chosen = random.permuted(source, axis=1)[:, :count]

@@ -25,7 +25,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "zheng1": ZHENG,
     "zheng2": ZHENG,
 }
-"""What the options are where they are not given. The layout of Zheng et al.'s models is fixed."""
+"""Default options of each preset. The layout of the cells of Zheng et al. cannot be changed."""
 
 
 class SubunitRGCConfig(Config):
@@ -33,38 +33,58 @@ class SubunitRGCConfig(Config):
 
     preset: Literal["yan", "ln", "zheng1", "zheng2"] = Field(
         "yan",
-        description="The options of a published cell (Yan et al. 2020), of a linear-nonlinear "
-        "cell as large, or of the two cells of models I and II of Zheng et al. 2021, which "
-        "overlap; other options change it.",
+        description="Set of default options, which other options override. 'yan': the cell of Yan "
+        "et al. 2020; 'ln': a linear-nonlinear cell of the same size; 'zheng1' and 'zheng2': the "
+        "two overlapping cells of model I and of model II of Zheng et al. 2021.",
     )
-    frames: int = Field(600_000, ge=100, description="Frames of white noise for training.")
-    validation_frames: int = Field(60_000, ge=100, description="More frames, for validation.")
-    test_frames: int = Field(10_000, ge=100, description="More frames, for the test.")
-    repeats: int = Field(20, ge=1, description="How often the test frames are shown.")
-    cells: int = Field(1, ge=1, description="Cells; the first is in the middle of the field.")
-    subunits: int = Field(4, ge=1, description="Subunits of a cell, side by side in a block.")
+    frames: int = Field(600_000, ge=100, description="Number of training frames of white noise.")
+    validation_frames: int = Field(
+        60_000, ge=100, description="Number of additional frames for validation."
+    )
+    test_frames: int = Field(
+        10_000, ge=100, description="Number of additional frames for the test."
+    )
+    repeats: int = Field(20, ge=1, description="Number of presentations of the test frames.")
+    cells: int = Field(
+        1, ge=1, description="Number of cells; the first is in the middle of the stimulus."
+    )
+    subunits: int = Field(
+        4, ge=1, description="Number of subunits of each cell, side by side in a block."
+    )
     subunit_size: int = Field(2, ge=1, description="Side of a subunit, in checks.")
-    height: int = Field(8, ge=2, description="Height of the field, in checks.")
-    width: int = Field(8, ge=2, description="Width of the field, in checks.")
+    height: int = Field(8, ge=2, description="Height of the stimulus, in checks.")
+    width: int = Field(8, ge=2, description="Width of the stimulus, in checks.")
     nonlinearity: Literal["identity", "rectify", "softplus", "exponential"] = Field(
-        "rectify", description="Of a subunit."
+        "rectify", description="Nonlinearity of the subunits."
     )
     output_nonlinearity: Literal["rectify", "softplus", "exponential"] = Field(
-        "rectify", description="Of the cell, over its threshold."
+        "rectify", description="Nonlinearity of the cell, after the threshold is subtracted."
     )
-    contrast: float = Field(0.5, gt=0, description="The stimulus is ±1, the cell sees ±contrast.")
+    contrast: float = Field(
+        0.5,
+        gt=0,
+        description="Factor on the stimulus, which is ±1 in the recording, before the subunits.",
+    )
     weight_spread: float = Field(
-        0.0, ge=0, description="Standard deviation of the logarithm of the subunits' weights."
+        0.0,
+        ge=0,
+        description="Standard deviation of the logarithm of the subunits' output weights.",
     )
     threshold: float = Field(
-        2.5, description="Of the output, in units of the summed subunits (the paper's text says 1)."
+        2.5,
+        description="Threshold of the cell, in units of the summed subunits (1 in the text of Yan "
+        "et al.).",
     )
-    gain: float = Field(2.0, gt=0, description="Hz for a unit of summed subunits over threshold.")
+    gain: float = Field(
+        2.0, gt=0, description="Rate in Hz per unit of the summed subunits above the threshold."
+    )
     polarity: Literal["off", "on"] = Field("off", description="Sign of the temporal filter.")
     frame_rate: float = Field(30.0, gt=0, description="Frames per second.")
     lags: int = Field(20, ge=3, description="Length of the temporal filter, in frames.")
     spikes: Literal["binary", "poisson"] = Field(
-        "binary", description="One spike at most in a bin, as in the paper, or Poisson counts."
+        "binary",
+        description="'binary': at most one spike per bin, as in Yan et al.; 'poisson': Poisson "
+        "counts.",
     )
 
     @model_validator(mode="before")
@@ -79,12 +99,14 @@ class SubunitRGCConfig(Config):
         if self.preset in ("zheng1", "zheng2"):
             for name, value in ZHENG.items():
                 if getattr(self, name) != value:
-                    raise ValueError(f"the preset {self.preset} has {name} {value}; leave it out")
+                    raise ValueError(
+                        f"the preset {self.preset} has {name} {value}; leave out {name}"
+                    )
         return self
 
 
 def _two_cells(second_model: bool) -> NDArray[np.float32]:
-    """(cell, subunit, y, x) of Zheng et al.'s models: two blocks of squares that overlap."""
+    """Subunits (cell, subunit, y, x) of Zheng et al.'s models: two overlapping blocks."""
     maps = np.zeros((2, 4, 8, 8), np.float32)
     for cell, corner in enumerate([(1, 0), (2, 3)]):
         for subunit in range(4):
@@ -97,17 +119,29 @@ def _two_cells(second_model: bool) -> NDArray[np.float32]:
 
 
 class SubunitRGC(Dataset):
-    """Ganglion cells that sum rectified subunits and fire above a threshold.
+    """Simulated ganglion cells that sum rectified subunits and fire above a threshold.
 
-    A subunit sums its checks, filters them in time, and rectifies; the cell sums its subunits,
-    subtracts a threshold, rectifies, and fires (`retinakit.simulation` has the equation). The
-    recording has the true `rate`, and in `truth` the subunits' `subunit_weight (cell, subunit, y,
-    x)`, their `output_weight` and the `temporal` filter, and the rest of what
-    `retinakit.simulation.cells_of` needs to show the cells another stimulus.
+    The rate of a cell in Hz is gain · g(Σ_i w_i f(Σ_{lag,y,x} temporal · subunit_i · contrast ·
+    stimulus) - threshold) with the nonlinearities f of the subunits and g of the cell, which are
+    rectifiers by default (Yan et al. 2020, section II-A). `rate` and `response` are in spikes per
+    bin. The stimulus is white noise of ±1.
 
-    The paper of Zheng et al. does not give the shapes of its subunits: those of the presets, four
-    squares of 2 × 2 checks for each of two overlapping cells, are ours. As in the paper, model II
-    is model I with another first subunit, here an L.
+    The group `truth` has `subunit_weight (cell, subunit, y, x)`, `output_weight (cell, subunit)`,
+    `temporal (lag)`, `threshold` and `gain (cell)`, from which `retinakit.simulation.cells_of`
+    makes the cells again for another stimulus.
+
+    Zheng et al. (2021) do not publish the shapes of their subunits. The presets use four squares
+    of 2 x 2 checks for each of two overlapping cells. As in the paper, model II differs from model
+    I in the first subunit, which is an L shape here.
+
+    Raises:
+        UserError: if the subunits do not fit into the stimulus.
+
+    Example:
+        >>> options = {"frames": 500, "validation_frames": 100, "test_frames": 100, "repeats": 3}
+        >>> recording = SubunitRGC.with_options(**options, cells=2).load()
+        >>> dict(recording["truth"]["subunit_weight"].sizes)
+        {'cell': 2, 'subunit': 4, 'y': 8, 'x': 8}
     """
 
     Config = SubunitRGCConfig
@@ -178,7 +212,7 @@ class SubunitRGC(Dataset):
         )
 
     def _subunits(self) -> NDArray[np.float32]:
-        """(cell, subunit, y, x): ones in each subunit's square, the squares in a block."""
+        """Subunits (cell, subunit, y, x): squares of ones, side by side in a block."""
         c = self.config
         if c.preset in ("zheng1", "zheng2"):
             return _two_cells(c.preset == "zheng2")
@@ -188,8 +222,8 @@ class SubunitRGC(Dataset):
         room = (c.height - block[0], c.width - block[1])
         if min(room) < 0:
             raise UserError(
-                f"{c.subunits} subunits of {c.subunit_size} checks need a field of "
-                f"{block[0]} x {block[1]} checks; make height and width larger"
+                f"{c.subunits} subunits of {c.subunit_size} x {c.subunit_size} checks need a "
+                f"stimulus of {block[0]} x {block[1]} checks; make height and width larger"
             )
         random = np.random.default_rng([self.seed, 0])
         maps = np.zeros((c.cells, c.subunits, c.height, c.width), np.float32)
@@ -205,7 +239,7 @@ class SubunitRGC(Dataset):
         return maps
 
     def _temporal(self) -> NDArray[np.float64]:
-        """(lag,): the difference of two gamma functions, of unit norm."""
+        """The temporal filter (lag,): a difference of two gamma functions, of unit norm."""
         c = self.config
         t = np.arange(c.lags) / c.frame_rate - 2 / 30
         after = np.clip(t, 0, None)

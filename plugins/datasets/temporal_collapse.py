@@ -1,4 +1,4 @@
-"""A dataset whose stimulus is filtered in time beforehand (Yan et al. 2020, II-C, Version I)."""
+"""A dataset with a temporally filtered stimulus (Yan et al. 2020, section II-C, Version I)."""
 
 from typing import Any, ClassVar
 
@@ -24,17 +24,32 @@ class TemporalCollapseConfig(Config):
 
     lags: int = Field(20, ge=1, description="Length of the temporal filter, in frames.")
     cell: Any = Field(
-        None, description="The cell whose filter is used and which is kept, if there are several."
+        None,
+        description="Identifier of the cell whose filter is used and which alone is kept; needed "
+        "if the recording has several cells.",
     )
 
 
 class TemporalCollapse(Dataset):
-    """The stimulus as a cell's temporal filter sees it.
+    """A dataset whose stimulus is convolved with the temporal filter of one cell.
 
-    Every check is convolved with the temporal filter of the cell's spike-triggered average (of the
-    training frames; first singular vector, unit norm), so that a model of single frames, `lags: 1`,
-    sees what matters in time. Frames without a full history are left out. The group `collapse` has
-    the filter. The filter is one cell's: with several, choose `cell`, or sweep over it.
+    The filter is the first temporal singular vector of the cell's spike-triggered average in the
+    training frames, with unit norm. Each check is convolved with it, so that models of single
+    frames (`lags: 1`) can be fitted, as in Version I of Yan et al. Frames without a full history
+    are left out. The group `collapse` has the filter as `temporal (lag)`. The recording must have
+    one cell, or the option `cell` must name one; sweep `cell` to do this for several cells.
+
+    Raises:
+        UserError: if the cell is not given or not in the recording, it has no spike, the stimulus
+            has channels, or no segment is as long as the filter.
+
+    Example:
+        >>> from retinakit.testing import small_recording
+        >>> recording = TemporalCollapse.with_options(lags=5, cell=0).load(small_recording())
+        >>> dict(recording["collapse"]["temporal"].sizes)
+        {'lag': 5}
+        >>> recording["train"]["stimulus"].dtype
+        dtype('float32')
     """
 
     Config = TemporalCollapseConfig
@@ -51,7 +66,7 @@ class TemporalCollapse(Dataset):
         if not np.isfinite(temporal).all():
             raise UserError(
                 f"cell {data['train']['cell'].item()} has no spike with {self.config.lags} frames "
-                "of history, so it has no temporal filter; leave it out"
+                "of history, so it has no temporal filter; leave out the cell"
             )
         splits = {}
         for name in SPLITS:
@@ -78,8 +93,8 @@ class TemporalCollapse(Dataset):
         if chosen is None:
             if len(cells) > 1:
                 raise UserError(
-                    f"the recording has {len(cells)} cells and the filter is one cell's; choose "
-                    f"one with cell: {cells[0]}, or each in turn with sweep: {{cell: [...]}}"
+                    f"the recording has {len(cells)} cells and the filter is that of one cell; "
+                    f"choose one with cell: {cells[0]}, or each in turn with sweep: {{cell: [...]}}"
                 )
             return data
         if chosen not in cells:

@@ -1,1 +1,1 @@
-"""The built-in models, one a file."""
+"""The built-in models, one per file."""

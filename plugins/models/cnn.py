@@ -1,4 +1,4 @@
-"""The convolutional network of Yan et al. (2020), II-C: Versions I and II, one to three layers."""
+"""The convolutional network of Yan et al. (2020), section II-C, with one to three layers."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -20,61 +20,75 @@ from retinakit.training import TorchConfig, TorchModel
 class CNNConfig(TorchConfig):
     """Options of the network.
 
-    The penalties of Yan et al.'s public code are kernel_l1 5.5e-4, kernel_l2 1e-3, dense_l2 1e-3
-    and activity_l1 1e-3, its start is `normal` with dense weights of either sign, its learning rate
-    1e-3. For a cell that fires in one bin of eighty those penalties outweigh the likelihood and the
-    subunits are not found; the defaults here find them. The loss is a sum over cells; penalties of
-    the filters are multiplied by the number of cells, so that their weights do not depend on it.
+    The public code of Yan et al. uses kernel_l1 5.5e-4, kernel_l2 1e-3, dense_l2 1e-3, activity_l1
+    1e-3, learning_rate 1e-3, start `normal` and dense_sign `any`. For a cell that fires in one bin
+    out of eighty, those penalties outweigh the likelihood and the network does not find the
+    subunits. With the defaults here it finds them. The loss is a sum over cells. The penalties of
+    the filters are multiplied by the number of cells, so their weights do not depend on it.
     """
 
-    filters: int = Field(4, ge=1, description="Convolution filters in each layer.")
+    filters: int = Field(4, ge=1, description="Number of filters in each convolution layer.")
     kernel: int = Field(7, ge=1, description="Side of the first layer's filters, in checks.")
-    stride: int = Field(1, ge=1, description="Checks between the positions of the first filters.")
-    layers: int = Field(1, ge=1, le=3, description="Convolution layers.")
-    deeper_kernel: int = Field(3, ge=1, description="Side of the later layers' filters.")
+    stride: int = Field(1, ge=1, description="Stride of the first convolution, in checks.")
+    layers: int = Field(1, ge=1, le=3, description="Number of convolution layers.")
+    deeper_kernel: int = Field(
+        3, ge=1, description="Side of the filters of layers 2 and 3, in positions of the map."
+    )
     deeper_padding: Literal["same", "valid"] = Field(
-        "same", description="Whether the later layers keep the size of the map."
+        "same",
+        description="Padding of layers 2 and 3: 'same' keeps the size of the feature map, 'valid' "
+        "uses no padding.",
     )
     rank: int | None = Field(
         None,
         ge=1,
-        description="Filters in space and time that are sums of so many products of an image and "
-        "a course in time: fewer parameters, less work. null: any filter.",
+        description="Each filter of the first layer is a sum of this many products of a spatial "
+        "map and a temporal filter, which has fewer parameters and is faster. null: unconstrained.",
     )
     start: Literal["patch", "normal"] = Field(
         "patch",
-        description="'patch': filters start as pieces of the receptive field, at random places; "
-        "'normal': as normal random numbers.",
+        description="Initial filters. 'patch': Gaussian patches of the receptive field at random "
+        "positions; 'normal': normal random numbers.",
     )
     patch_size: float = Field(
-        1.2, gt=0, description="Standard deviation of a starting patch, in checks."
+        1.2, gt=0, description="Standard deviation of an initial patch, in checks."
     )
     dense_sign: Literal["positive", "any"] = Field(
-        "positive", description="Sign of the output weights: excitation only, or either."
+        "positive", description="Sign of the output weights: excitation only, or either sign."
     )
     noise: float = Field(
-        0.1, ge=0, description="Standard deviation of the noise before the ReLU, in training."
+        0.1,
+        ge=0,
+        description="Standard deviation of the Gaussian noise added before each ReLU in training.",
     )
     output: Literal["parametric_softplus", "softplus"] = Field(
-        "parametric_softplus", description="a · log(1 + exp(b x)) with a, b learned, or fixed at 1."
+        "parametric_softplus",
+        description="Output nonlinearity a · log(1 + exp(b x)): a and b are learned for each cell, "
+        "or are 1 ('softplus').",
     )
-    kernel_l1: float = Field(0.0, ge=0, description="Weight of the filters' absolute values.")
-    kernel_l2: float = Field(0.0, ge=0, description="Weight of the filters' squares.")
+    kernel_l1: float = Field(0.0, ge=0, description="Weight of the filters' L1 norm.")
+    kernel_l2: float = Field(0.0, ge=0, description="Weight of the filters' sum of squares.")
     kernel_smoothness: float = Field(
         0.0,
         ge=0,
         description="Weight of the squared spatial Laplacian of the first layer's filters.",
     )
-    dense_l1: float = Field(0.0, ge=0, description="Weight of the absolute output weights.")
-    dense_l2: float = Field(1e-6, ge=0, description="Weight of the squared output weights.")
+    dense_l1: float = Field(0.0, ge=0, description="Weight of the output weights' L1 norm.")
+    dense_l2: float = Field(1e-6, ge=0, description="Weight of the output weights' sum of squares.")
     activity_l1: float = Field(
-        0.0, ge=0, description="Weight of the mean absolute input of the output nonlinearity."
+        0.0,
+        ge=0,
+        description="Weight of the mean absolute input of the output nonlinearity, summed over "
+        "cells.",
     )
-    steps: int = Field(4000, ge=1, description="Training steps at most.")
+    steps: int = Field(4000, ge=1, description="Largest number of training steps.")
 
 
 class CNNModule(nn.Module):
-    """Convolution, noise, ReLU (once or more); one weighted sum for each cell; softplus."""
+    """One to three layers of convolution, noise and ReLU, then one weighted sum for each cell.
+
+    `forward` maps frames (n + lags - 1, [channel,] y, x) to rates (n, cell) in spikes per bin.
+    """
 
     def __init__(self, config: CNNConfig, cells: int, channels: int, height: int, width: int):
         super().__init__()
@@ -103,7 +117,7 @@ class CNNModule(nn.Module):
         self.dense = nn.Parameter(dense.abs() if self.positive else dense)
         self.dense_bias = nn.Parameter(torch.zeros(cells))
         learned = config.output == "parametric_softplus"
-        # Logarithms, so that a rate stays positive.
+        # Logarithms are learned so that a, b and the rate stay positive.
         a, b = (0.2, 5.0) if learned else (1.0, 1.0)
         self.log_a = nn.Parameter(torch.full((cells,), a).log(), requires_grad=learned)
         self.log_b = nn.Parameter(torch.full((cells,), b).log(), requires_grad=learned)
@@ -114,7 +128,13 @@ class CNNModule(nn.Module):
         return self.log_a.exp() * softplus(self.log_b.exp() * x)
 
     def maps(self, frames: Tensor, layers: int | None = None, every: int = 1) -> Tensor:
-        """The output (n, filter, map_y, map_x) of a layer, counted from 1; by default the last."""
+        """The feature maps (n, filter, map_y, map_x) of a layer.
+
+        Args:
+            frames: (n + lags - 1, [channel,] y, x).
+            layers: how many layers to apply; all by default.
+            every: compute the maps of every `every`-th frame only.
+        """
         if frames.ndim == 3:
             frames = frames[:, None]
         if self.separable:
@@ -130,26 +150,27 @@ class CNNModule(nn.Module):
         return hidden
 
     def drive(self, prediction: Tensor) -> Tensor:
-        """The input of the output nonlinearity, (n, cell), that leads to a prediction."""
+        """The input (n, cell) of the output nonlinearity that gives a prediction (n, cell)."""
         y = (prediction / self.log_a.exp()).clamp_min(torch.finfo(prediction.dtype).tiny)
-        return (y + torch.log(-torch.expm1(-y))) / self.log_b.exp()  # the inverse of a softplus
+        return (y + torch.log(-torch.expm1(-y))) / self.log_b.exp()  # the inverse of the softplus
 
     def kernels(self) -> Tensor:
-        """(lag, filter, channel, kernel_y, kernel_x): the filters of the first layer."""
+        """The filters of the first layer, (lag, filter, channel, kernel_y, kernel_x)."""
         if self.separable:
             return torch.einsum("lrf,rfcyx->lfcyx", self.course, self.space)
         return self.kernel
 
     def dense_weight(self) -> Tensor:
-        """(cell, filter, map_y, map_x): the output weights as they act."""
+        """The output weights (cell, filter, map_y, map_x), with their sign constraint applied."""
         return self.dense.abs() if self.positive else self.dense
 
     def add(self, index: int, course: Tensor, image: Tensor) -> None:
-        """Adds the product of a course (lag, channel) and an image (y, x) to a filter."""
+        """Adds the product of a time course (lag, channel) and an image (y, x) to a filter."""
         if not self.separable:
             self.kernel[:, index] += course[:, :, None, None] * image
             return
-        u, s, v = torch.linalg.svd(course, full_matrices=False)  # one course for all channels
+        # A separable filter has one temporal filter for all channels.
+        u, s, v = torch.linalg.svd(course, full_matrices=False)
         self.course[:, 0, index] = u[:, 0]
         self.space[0, index] += s[0] * v[0][:, None, None] * image
 
@@ -160,7 +181,14 @@ class CNNModule(nn.Module):
 
 
 def _place(centre: int, size: int, kernel: int, stride: int) -> int:
-    """A random position of the map, along one axis, whose window holds a check near its middle."""
+    """A random map position, along one axis, whose window contains `centre` near its middle.
+
+    Args:
+        centre: a check.
+        size: checks of the stimulus along the axis.
+        kernel: checks of the window.
+        stride: checks between map positions.
+    """
     positions = (size - kernel) // stride + 1
     margin = kernel // 4
     inside = [p for p in range(positions) if margin <= centre - p * stride < kernel - margin] or [
@@ -172,8 +200,32 @@ def _place(centre: int, size: int, kernel: int, stride: int) -> int:
 class CNN(TorchModel):
     """Convolution layers and one weighted sum for each cell, fitted to spikes.
 
-    Version II learns filters in space and time (`lags: 20`). Version I learns spatial filters only
-    (`lags: 1`), on a dataset that `temporal_collapse` made.
+    With one layer, the rate of cell n in spikes per bin is
+
+        r_n = a_n log(1 + exp(b_n (Σ_kp w_nkp ReLU(Σ K_k · s_p + c_k) + d_n))),
+
+    where s_p is the stimulus of the last `lags` frames in the window at map position p, and K_k is
+    a filter (lag, y, x). Layers 2 and 3 convolve the rectified maps again. Version II of the paper
+    learns filters in space and time (`lags: 20`). Version I learns spatial filters (`lags: 1`) from
+    a stimulus that `temporal_collapse` has filtered in time.
+
+    `parameters()` has `kernel (filter, lag, [channel,] kernel_y, kernel_x)`, `kernel_bias (filter)`
+    (with suffixes `_2` and `_3` for the later layers), `output_weight (cell, filter, map_y,
+    map_x)`, and `output_bias`, `output_a` and `output_b (cell)`. `map_y` and `map_x` are the first
+    check of the position's window.
+
+    Raises:
+        UserError: by `fit`, if the filters are larger than the stimulus.
+
+    Example:
+        >>> from retinakit.testing import small_recording
+        >>> recording = small_recording()
+        >>> model = CNN.with_options(lags=5, filters=2, kernel=5, steps=10, accelerator="cpu")
+        >>> _ = model.fit(recording)
+        >>> dict(model.predict(recording["test"].to_dataset()).sizes)
+        {'frame': 500, 'cell': 2}
+        >>> model.parameters()["kernel"].dims
+        ('filter', 'lag', 'kernel_y', 'kernel_x')
     """
 
     Config = CNNConfig
@@ -194,7 +246,12 @@ class CNN(TorchModel):
         return CNNModule(c, field.sizes["cell"], field.sizes.get("channel", 1), height, width)
 
     def initialise(self, module: nn.Module, recording: xr.DataTree) -> None:
-        """Starts each filter as a piece of the receptive field around a random place in it."""
+        """Sets each filter to a Gaussian patch of the receptive field, with `start: patch`.
+
+        The receptive field is the first spatial singular vector of the spike-triggered average
+        summed over cells. The centre of a patch is drawn with a probability proportional to the
+        square of the receptive field.
+        """
         assert isinstance(module, CNNModule)
         c = self.config
         if c.start != "patch":
@@ -218,8 +275,7 @@ class CNN(TorchModel):
                 distance = (rows - y) ** 2 + (columns - x) ** 2
                 patch = image * torch.exp(-distance / (2 * c.patch_size**2))
                 patch = patch * 2 / patch.norm() / scale
-                # The place of the map whose window has the patch nearest to its middle, or, in a
-                # small field, any that holds it.
+                # A map position whose window has the patch near its middle.
                 top, left = (
                     _place(at, size, c.kernel, c.stride)
                     for at, size in zip((y, x), image.shape, strict=True)
@@ -234,7 +290,8 @@ class CNN(TorchModel):
                 for deeper in module.deeper:
                     centre = deeper.shape[-1] // 2
                     deeper[:, :, centre, centre] += torch.eye(c.filters)
-                module.dense.add_(1 / module.dense[0].numel())  # more drive would kill the units
+                # The output weights start as a mean over the maps: a sum would saturate the output.
+                module.dense.add_(1 / module.dense[0].numel())
             if module.log_a.requires_grad:
                 module.log_a.fill_(-3.0)
                 module.log_b.fill_(0.0)
@@ -253,7 +310,7 @@ class CNN(TorchModel):
             "dense_l2": lambda: (module.dense**2).sum(),
             "activity_l1": lambda: module.drive(prediction).abs().mean(0).sum(),
         }
-        # A term of no weight would still cost a small network a tenth of its step.
+        # Terms of weight 0 are skipped; in a small network they take a tenth of a training step.
         total = super().penalty(module, prediction)
         for name, term in terms.items():
             if weight := getattr(c, name):
@@ -277,7 +334,7 @@ class CNN(TorchModel):
         silenced.restore(self.state())
         module: Any = silenced.module
         number, left_out = list(self.layers()).index(layer), list(units)
-        with torch.no_grad():  # without kernel and bias, a filter's map is 0 in any layer
+        with torch.no_grad():  # with kernel and bias at 0, the filter's map is 0
             if number:
                 module.deeper[number - 1][left_out] = 0
                 module.deeper_bias[number - 1][left_out] = 0
@@ -297,7 +354,7 @@ class CNN(TorchModel):
             filters = filters.isel(channel=0)
         filters = filters.transpose("filter", "lag", ...)
         filter_index = np.arange(kernel.shape[1])
-        # A place of the map is named by the first check of its window.
+        # The coordinate of a map position is the first check of its window.
         places = {
             name: self.config.stride * np.arange(size)
             for name, size in zip(("map_y", "map_x"), module.map, strict=True)

@@ -1,4 +1,4 @@
-"""One linear filter and a fixed nonlinearity for each cell: GLM and LNP of Klindt et al. (2017)."""
+"""One linear filter and a fixed nonlinearity per cell: GLM and LNP of Klindt et al. (2017)."""
 
 import math
 from typing import Any, ClassVar, Literal
@@ -13,16 +13,19 @@ from retinakit.layers import filter_in_space_and_time, roughness
 from retinakit.training import ImageModelConfig, TorchModel, randn_of_cells
 
 FILTER_START = 1e-3
-"""Standard deviation that filters start with."""
+"""Standard deviation of the initial filters."""
 
 LNP_OFFSET = -1.0
+"""Initial offset, before the nonlinearity."""
 
 
 class GLMConfig(ImageModelConfig):
     """Options of the GLM."""
 
-    ridge: float = Field(0.1, ge=0, description="Weight of a filter's sum of squares.")
-    loss: Literal["mse"] = Field("mse", description="What to minimise; a rate may be negative.")
+    ridge: float = Field(0.1, ge=0, description="Weight of the filter's sum of squares.")
+    loss: Literal["mse"] = Field(
+        "mse", description="Squared error only, because the predicted rate may be negative."
+    )
 
 
 class LNPConfig(ImageModelConfig):
@@ -31,14 +34,24 @@ class LNPConfig(ImageModelConfig):
     smoothness: float = Field(
         0.02,
         ge=0,
-        description="Weight of a filter's squared Laplacian over its power, which is of its shape.",
+        description="Weight of the filter's squared Laplacian divided by its power, which does "
+        "not depend on the filter's scale.",
     )
-    sparsity: float = Field(0.02, ge=0, description="Weight of a filter's sum of absolute values.")
-    drops: int = Field(0, ge=0, description="Drops of the learning rate before the end.")
+    sparsity: float = Field(0.02, ge=0, description="Weight of the filter's L1 norm.")
+    drops: int = Field(
+        0, ge=0, description="How often the learning rate is lowered before training ends."
+    )
 
 
 class GLMModule(nn.Module):
-    """f(Σ filter · stimulus + offset) + bias, one filter for each cell."""
+    """f(Σ filter · stimulus + offset) + bias, with one filter for each cell.
+
+    `forward` maps frames (n + lags - 1, [channel,] y, x) to rates (n, cell).
+
+    Args:
+        start: normal random numbers (cell, lag, pixel), scaled to the initial filters.
+        nonlinearity: f.
+    """
 
     def __init__(self, start: Tensor, nonlinearity: Literal["relu", "exp"]):
         super().__init__()
@@ -55,10 +68,21 @@ class GLMModule(nn.Module):
 
 
 class GLM(TorchModel):
-    """A linear filter, a ReLU, and a constant after it, with a ridge penalty (section 5.1).
+    """A linear filter, a ReLU and a constant, fitted by least squares with a ridge penalty.
 
-    rate = max(0, Σ filter · stimulus + offset) + bias, by least squares. Each cell is fitted as if
-    it were alone.
+    The rate of a cell in the units of the response is max(0, Σ filter · stimulus + offset) + bias
+    (Klindt et al. 2017, section 5.1). Cells are fitted independently. `parameters()` has `kernel
+    (cell, lag, [channel,] y, x)`, `offset` and `bias (cell)`.
+
+    Raises:
+        RecordingError: by `fit`, if the recording does not keep its contract.
+
+    Example:
+        >>> from retinakit.testing import small_recording
+        >>> model = GLM.with_options(steps=10, accelerator="cpu")
+        >>> _ = model.fit(small_recording())
+        >>> dict(model.parameters()["kernel"].sizes)
+        {'cell': 2, 'lag': 1, 'y': 8, 'x': 8}
     """
 
     Config: ClassVar[type[ImageModelConfig]] = GLMConfig
@@ -70,7 +94,7 @@ class GLM(TorchModel):
         return GLMModule(randn_of_cells(field, self.lags, pixels), self.nonlinearity)
 
     def initialise(self, module: nn.Module, recording: xr.DataTree) -> None:
-        """Starts at the mean response, where every cell's ReLU is open."""
+        """Sets the offset to the mean response, at which every cell's ReLU has a gradient."""
         assert isinstance(module, GLMModule)
         if module.nonlinearity == "relu":
             train = as_response(recording["train"].to_dataset(), self.config.target)
@@ -97,9 +121,21 @@ class GLM(TorchModel):
 
 
 class LNP(GLM):
-    """A linear filter, an exponential and Poisson spikes, smooth and sparse (section 5.2).
+    """A smooth and sparse linear filter and an exponential, fitted by Poisson likelihood.
 
-    rate = exp(Σ filter · stimulus + offset), by Poisson likelihood.
+    The rate of a cell in spikes per bin is exp(Σ filter · stimulus + offset) (Klindt et al. 2017,
+    section 5.2). The penalty is `smoothness` · |∇² filter|² / |filter|² + `sparsity` · Σ |filter|.
+    `parameters()` has `kernel (cell, lag, [channel,] y, x)` and `offset (cell)`.
+
+    Raises:
+        RecordingError: by `fit`, if the recording does not keep its contract.
+
+    Example:
+        >>> from retinakit.testing import small_recording
+        >>> model = LNP.with_options(steps=10, accelerator="cpu")
+        >>> _ = model.fit(small_recording())
+        >>> sorted(map(str, model.parameters().data_vars))
+        ['kernel', 'offset']
     """
 
     Config = LNPConfig

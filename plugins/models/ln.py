@@ -19,26 +19,36 @@ class LNConfig(TorchConfig):
     """Options of the LN model."""
 
     rank: int = Field(
-        1, ge=0, description="Products of a spatial map and a temporal filter; 0: a full filter."
+        1,
+        ge=0,
+        description="The filter is a sum of this many products of a spatial map and a temporal "
+        "filter; 0: an unconstrained filter.",
     )
     nonlinearity: Literal["softplus", "exponential"] = Field(
-        "softplus", description="gain · log(1 + exp(drive)), or exp(drive)."
+        "softplus",
+        description="Output nonlinearity: gain · log(1 + exp(x)), or exp(x), of the filtered "
+        "stimulus x.",
     )
     smoothness: float = Field(
-        1e-4, ge=0, description="Weight of the squared second differences of the filter."
+        1e-4,
+        ge=0,
+        description="Weight of the squared second differences of the filter in space and time.",
     )
-    sparsity: float = Field(1e-5, ge=0, description="Weight of the absolute values of the filter.")
-    steps: int = Field(2000, ge=1, description="Training steps at most.")
-    learning_rate: float = Field(3e-2, gt=0, description="Of Adam, at the start.")
+    sparsity: float = Field(1e-5, ge=0, description="Weight of the L1 norm of the spatial filter.")
+    steps: int = Field(2000, ge=1, description="Largest number of training steps.")
+    learning_rate: float = Field(3e-2, gt=0, description="Initial learning rate of Adam.")
 
 
 class LNModule(nn.Module):
-    """rate = gain · f(Σ filter · stimulus + offset), one filter for each cell."""
+    """rate = gain · f(Σ filter · stimulus + offset), with one filter for each cell.
+
+    `forward` maps frames (n + lags - 1, [channel,] y, x) to rates (n, cell) in spikes per bin.
+    """
 
     def __init__(self, cells: int, lags: int, pixels: int, rank: int, nonlinearity: str):
         super().__init__()
         self.lags, self.nonlinearity, self.rank = lags, nonlinearity, rank
-        # All of it is set from the average, but for a rank that is larger than the average's.
+        # `initialise` sets the filters. Components beyond the rank of the average stay 0.
         if rank:
             self.temporal = nn.Parameter(torch.zeros(cells, rank, lags))
             self.spatial = nn.Parameter(torch.zeros(cells, rank, pixels))
@@ -69,11 +79,24 @@ class LNModule(nn.Module):
 
 
 class LN(TorchModel):
-    """A linear filter for each cell, a static nonlinearity, and Poisson spikes.
+    """A linear filter and a static nonlinearity for each cell, fitted by Poisson likelihood.
 
-    rate = gain · log(1 + exp(Σ_{lag,y,x} filter · stimulus + offset)). The filter starts at the
-    spike-triggered average, of full rank or as a sum of `rank` separable products, and is held
-    smooth in space and time and sparse. Works for any crop, any number of lags, and many cells.
+    The rate of a cell in spikes per bin is gain · log(1 + exp(Σ_{lag,y,x} filter · stimulus +
+    offset)), or exp(Σ filter · stimulus + offset). The filter is unconstrained or a sum of `rank`
+    products of a spatial map and a temporal filter. It starts at the spike-triggered average, and
+    penalties keep it smooth and sparse. Cells are fitted independently. `parameters()` has `kernel
+    (cell, lag, [channel,] y, x)`, `offset` and `gain (cell)`.
+
+    Raises:
+        RecordingError: by `fit`, if the recording does not keep its contract.
+
+    Example:
+        >>> from retinakit.testing import small_recording
+        >>> recording = small_recording()
+        >>> model = LN.with_options(lags=5, steps=10, accelerator="cpu")
+        >>> _ = model.fit(recording)
+        >>> dict(model.predict(recording["test"].to_dataset()).sizes)
+        {'frame': 500, 'cell': 2}
     """
 
     Config = LNConfig
@@ -100,11 +123,12 @@ class LN(TorchModel):
                 module.spatial[:, :rank] = s[:, :rank, None] * v[:, :rank]
                 average = torch.einsum("clr,cr,crp->clp", u[..., :rank], s[:, :rank], v[:, :rank])
             if self.config.nonlinearity == "exponential":
-                # For white noise the most likely filter is the average over the variance.
+                # For white noise, the maximum-likelihood filter is the average over the variance.
                 scale = torch.full_like(mean, 1 / max(power, 1e-12))
                 module.offset.copy_(mean.log())
             else:
-                # A drive of standard deviation 2 around -3, with the gain that gives the mean.
+                # The filtered stimulus starts with mean -3 and standard deviation 2, and the gain
+                # at the value that gives the mean response.
                 scale = 2 / (power**0.5 * average.flatten(1).norm(dim=1) + 1e-12)
                 quantile = (torch.arange(10_000) + 0.5) / 10_000
                 drive = 2 * torch.special.ndtri(quantile) - 3

@@ -1,4 +1,4 @@
-"""Linear regression of each cell's response on the checks around its receptive field."""
+"""Linear regression of each cell's response on the stimulus around its receptive field."""
 
 from abc import abstractmethod
 from collections.abc import Iterator
@@ -26,65 +26,73 @@ BLOCK = 4096
 
 
 class RegressionConfig(Config):
-    """What is regressed on."""
+    """Options of the regressors."""
 
     lags: int = Field(1, ge=1, description="Frames of history, the present one included.")
     crop: int | None = Field(
         17,
         ge=1,
-        description="Side of the square of checks around the middle of a cell's receptive field; "
-        "null: the whole stimulus.",
+        description="Side of the square crop around the centre of the cell's receptive field, in "
+        "checks; null: the whole stimulus.",
     )
     centre: Literal["sta", "truth"] = Field(
         "sta",
-        description="The middle of a cell's field: where its smoothed spike-triggered average is "
-        "largest, or its known location.",
+        description="Centre of the receptive field. 'sta': the peak of the smoothed "
+        "spike-triggered average; 'truth': the location in the recording's group 'truth'.",
     )
-    intercept: bool = Field(True, description="Whether there is a constant beside the checks.")
+    intercept: bool = Field(True, description="Whether to fit an intercept.")
 
 
 class PenalisedConfig(RegressionConfig):
-    """How a penalty is chosen."""
+    """Options of the regressors, and how validation chooses the penalty."""
 
     one_penalty: bool = Field(
         False,
-        description="Whether validation chooses one penalty for all cells together, as for cells "
-        "that are alike, and not one for each.",
+        description="Whether validation chooses one penalty for all cells together, which suits "
+        "cells of one type, instead of one penalty for each cell.",
     )
 
 
 class RidgeConfig(PenalisedConfig):
-    """What is regressed on, and the penalties to choose from."""
+    """Options of the regressors, and the penalties that validation chooses from."""
 
     penalties: list[float] = Field(
         [10, 100, 300, 1000, 1500, 2000, 2500, 3000, 5000, 8000, 10_000, 15_000, 20_000],
         min_length=1,
-        description="Weights of Σ w² beside the sum of squared errors; validation chooses.",
+        description="Penalties λ in Σ error² + λ Σ w², from which validation chooses.",
     )
 
 
 class LassoConfig(PenalisedConfig):
-    """What is regressed on, and the penalties to choose from."""
+    """Options of the regressors, and the penalties that validation chooses from."""
 
     penalties: list[float] = Field(
         [1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1],
         min_length=1,
-        description="Weights of Σ |w| beside half the mean squared error; validation chooses.",
+        description="Penalties λ in mean(error²) / 2 + λ Σ |w|, from which validation chooses.",
     )
 
 
 class Regression(Model):
-    """What the three regressions share.
+    """Base of the linear regressions.
 
-    A subclass says which estimators there are to choose from by the mean squared error on the
-    validation frames.
+    The predicted response of a cell is Σ kernel · stimulus + offset, in the units of the response;
+    it may be negative. A subclass lists estimators. Each is fitted to the training frames, and the
+    one with the smallest mean squared error on the validation frames is used.
+
+    `parameters()` has `kernel (cell, lag, [channel,] y, x)`, 0 outside the crop, `offset (cell)`
+    and the chosen `penalty (cell)`.
+
+    Raises:
+        UserError: by `fit`, if a cell has no response in the training frames, no cell has one in
+            the validation frames, or `centre` is 'truth' and the locations are not known.
     """
 
     parts: xr.Dataset
 
     @abstractmethod
     def estimators(self) -> Iterator[tuple[float, Any]]:
-        """Penalties and scikit-learn estimators."""
+        """Yields each penalty with a scikit-learn estimator that has this penalty."""
 
     @property
     def lags(self) -> int:
@@ -129,7 +137,7 @@ class Regression(Model):
                 "history; use fewer lags or longer segments"
             )
         mean = np.nanmean(losses, 0)
-        # A cell that was not recorded in validation has the penalty that is best for the others.
+        # A cell without validation responses gets the penalty that is best for the other cells.
         error = mean[None] if together else np.where(np.isnan(losses), mean, losses)
         best = np.broadcast_to(error.argmin(1), cells)
         for cell, crop in enumerate(crops):
@@ -147,7 +155,7 @@ class Regression(Model):
         )
 
     def _crops(self, recording: xr.DataTree) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The first check (cell, 2) and the sides (2,) of the crops, which lie in the field."""
+        """The first checks (cell, 2) and the sides (2,) of the crops, inside the stimulus."""
         c, train = self.config, recording["train"].to_dataset()
         field = np.array([train.sizes["y"], train.sizes["x"]])
         if c.crop is None:
@@ -193,7 +201,7 @@ class Regression(Model):
 
 
 class _Windows:
-    """The histories that a split's responses may be regressed on."""
+    """The regressors and the responses of one split."""
 
     def __init__(self, split: xr.Dataset, lags: int):
         self.lags = lags
@@ -202,7 +210,7 @@ class _Windows:
         self.full = full_history(split["segment"], lags)
 
     def of(self, cell: int, crop: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Checks (frame, lag by check) and responses (frame,) where there is a response."""
+        """Regressors (frame, lag x check) and responses (frame,), where both are known."""
         frames = np.flatnonzero(self.full & np.isfinite(self.response[:, cell]))
         part = self.stimulus[crop].reshape(len(self.stimulus), -1)
         lagged = [part[frames - lag] for lag in range(self.lags)]
@@ -210,10 +218,18 @@ class _Windows:
 
 
 class OLS(Regression):
-    """Ordinary least squares.
+    """Ordinary least squares of the response on the stimulus around the receptive field.
 
-    With n independent frames of white noise and p checks its error follows a closed form: for rates
-    of variance V and noise of variance S, FEV = 1 - (S / V) p / (n - p - 1).
+    For n independent frames of white noise, p regressors, rates of variance V and noise of variance
+    S, the expected fraction of explained variance is FEV = 1 - (S / V) p / (n - p - 1). Parameters,
+    units and errors are those of `Regression`.
+
+    Example:
+        >>> from retinakit.testing import small_recording
+        >>> model = OLS.with_options(lags=5, crop=6)
+        >>> _ = model.fit(small_recording())
+        >>> dict(model.parameters()["kernel"].sizes)
+        {'cell': 2, 'lag': 5, 'y': 8, 'x': 8}
     """
 
     Config = RegressionConfig
@@ -226,7 +242,18 @@ class OLS(Regression):
 
 
 class Ridge(Regression):
-    """Least squares with a penalty on the squared weights (Klindt et al. 2017, 4.2)."""
+    """Least squares with a penalty on the squared weights (Klindt et al. 2017, section 4.2).
+
+    Minimises Σ (response - prediction)² + penalty · Σ kernel². Parameters, units and errors are
+    those of `Regression`.
+
+    Example:
+        >>> from retinakit.testing import small_recording
+        >>> model = Ridge.with_options(lags=5, crop=6, penalties=[10, 100])
+        >>> _ = model.fit(small_recording())
+        >>> bool(model.parameters()["penalty"].isin([10, 100]).all())
+        True
+    """
 
     Config = RidgeConfig
     quick: ClassVar[dict[str, Any]] = {"lags": 3, "crop": 5, "penalties": [10, 100]}
@@ -239,7 +266,18 @@ class Ridge(Regression):
 
 
 class Lasso(Regression):
-    """Least squares with a penalty on the absolute weights (Klindt et al. 2017, 4.2)."""
+    """Least squares with a penalty on the absolute weights (Klindt et al. 2017, section 4.2).
+
+    Minimises half the mean squared error + penalty · Σ |kernel|. Parameters, units and errors are
+    those of `Regression`.
+
+    Example:
+        >>> from retinakit.testing import small_recording
+        >>> model = Lasso.with_options(lags=5, crop=6, penalties=[1e-3, 1e-2])
+        >>> _ = model.fit(small_recording())
+        >>> bool((model.parameters()["kernel"] == 0).any())
+        True
+    """
 
     Config = LassoConfig
     quick: ClassVar[dict[str, Any]] = {"lags": 3, "crop": 5, "penalties": [1e-3, 1e-2]}

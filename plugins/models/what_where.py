@@ -1,4 +1,4 @@
-"""A network for a whole population that separates what a cell reads from where (Klindt 2017)."""
+"""A population network with a factorized "what" and "where" readout (Klindt et al. 2017)."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -26,141 +26,177 @@ from retinakit.spikes import CELLS_AT_ONCE, STA_SMOOTHING, locations
 from retinakit.training import ExactZeros, Hooks, ImageModelConfig, TorchModel
 
 EVALUATED = 256
-"""Frames whose feature maps are held at a time in a prediction."""
+"""Frames per block of a prediction, which limits the memory of the feature maps."""
 
 NEAR = 4
-"""With exact zeros, masks start so many places around the largest value of the spike-triggered
-average. They spread from there where the data say so."""
+"""With `exact_zeros`, the initial masks are 0 beyond this distance, in positions of the map, from
+the peak of the spike-triggered average. Training can make other entries nonzero."""
 
 KERNEL_START = 0.01
-"""Standard deviation that kernels start with where their scale does not matter."""
+"""Standard deviation of the initial kernels where normalisation makes their scale irrelevant."""
 
 
 class WhatWhereConfig(ImageModelConfig):
     """Options of the network.
 
-    The loss is a mean over frames and a sum over cells, and so are the penalties of the readout:
-    the weights of the paper serve as they are. The penalties of the kernels are multiplied by the
-    number of cells, so that their weights do not depend on it: one that was chosen for a loss
-    summed over N cells is divided by N here.
+    The loss is a mean over frames and a sum over cells, and the penalties of the readout are sums
+    over cells, so the paper's weights of these penalties can be used unchanged. The penalties of
+    the kernels are multiplied by the number of cells, so that their weights do not depend on it. A
+    weight that was chosen for a loss summed over N cells is divided by N here.
     """
 
     filters: list[int] = Field(
-        [32, 64, 4], min_length=1, description="Filters in each layer; the last are the features."
+        [32, 64, 4],
+        min_length=1,
+        description="Number of filters in each layer; those of the last layer are the features.",
     )
     kernels: list[int] = Field(
         [5, 5, 5], min_length=1, description="Side of the filters in each layer, in checks."
     )
     padding: Literal["valid", "same"] = Field(
-        "valid", description="Whether the layers after the first keep the size of the map."
+        "valid",
+        description="Padding of the layers after the first: 'same' keeps the size of the feature "
+        "map, 'valid' uses no padding.",
     )
     normalisation: Literal["batch", "unit", "none"] = Field(
         "batch",
-        description="'batch': batch normalisation without a scale; 'unit': each kernel between two "
-        "maps has norm 1; 'none'.",
+        description="'batch': batch normalisation without a scale; 'unit': each kernel from one "
+        "input map to one output map has norm 1; 'none': no normalisation.",
     )
     batch_decay: float = Field(
         0.99,
         gt=0,
         lt=1,
-        description="Of the running mean and variance that predictions are normalised with.",
+        description="Decay of the running mean and variance in batch normalisation, which are used "
+        "in predictions.",
     )
     offset: bool = Field(True, description="Whether each filter has an offset.")
     activation: Literal["relu", "softplus", "identity"] = Field(
-        "relu", description="Nonlinearity of the layers."
+        "relu", description="Nonlinearity of the convolution layers."
     )
     last_activation: Literal["relu", "softplus", "identity"] | None = Field(
-        None, description="Nonlinearity of the last layer; null: as the others."
+        None, description="Nonlinearity of the last convolution layer; null: that of the others."
     )
     known_kernel: bool = Field(
         False,
-        description="Take the kernel from the recording's truth, and learn the readout only; for "
-        "one layer.",
+        description="Use the kernel in the recording's group 'truth', and fit the readout only; "
+        "for a network of one layer.",
     )
     readout: Literal["factorized", "full", "fixed", "gaussian"] = Field(
         "factorized",
         description="'factorized': a mask and feature weights for each cell; 'full': a weight for "
-        "each feature at each place (McIntosh et al. 2016); 'fixed': a mask of one place, that of "
-        "the spike-triggered average (Batty et al. 2017); 'gaussian': Gaussian masks.",
+        "each feature at each position (McIntosh et al. 2016); 'fixed': a mask that is one "
+        "position, the peak of the spike-triggered average (Batty et al. 2017); 'gaussian': "
+        "Gaussian masks.",
     )
-    positive_mask: bool = Field(False, description="Whether masks are not negative.")
-    positive_weight: bool = Field(False, description="Whether feature weights are not negative.")
+    positive_mask: bool = Field(False, description="Constrain masks to be nonnegative.")
+    positive_weight: bool = Field(False, description="Constrain feature weights to be nonnegative.")
     normalise_mask: bool = Field(
-        False, description="Whether masks have norm 1, and their L1 penalty is of their shape."
+        False,
+        description="Normalise masks to norm 1, so that their L1 penalty does not depend on their "
+        "scale.",
     )
     mask_start: Literal["sta", "random"] = Field(
         "sta",
-        description="'sta': masks start at the largest value of the smoothed spike-triggered "
-        "average; 'random': as small random numbers.",
+        description="Initial masks. 'sta': one position, the peak of the smoothed spike-triggered "
+        "average; 'random': small random numbers.",
     )
     sta_smoothing: float = Field(
         STA_SMOOTHING,
         ge=0,
-        description="Standard deviation of the Gaussian that smoothes it, in checks.",
+        description="Standard deviation, in checks, of the Gaussian that smoothes the "
+        "spike-triggered average before its peak is located.",
     )
     output: Literal["identity", "relu", "softplus", "exponential"] = Field(
-        "softplus", description="Nonlinearity of the cells."
+        "softplus", description="Output nonlinearity of the cells."
     )
-    bias: bool = Field(True, description="Whether each cell has a constant before that.")
-    mask_l1: float = Field(0.0, ge=0, description="Weight of the sum of a cell's |mask|.")
-    weight_l1: float = Field(0.0, ge=0, description="Weight of the sum of its |feature weights|.")
+    bias: bool = Field(
+        True, description="Whether each cell has a bias before the output nonlinearity."
+    )
+    mask_l1: float = Field(
+        0.0, ge=0, description="Weight of the L1 norm of the masks, summed over cells."
+    )
+    weight_l1: float = Field(
+        0.0, ge=0, description="Weight of the L1 norm of the feature weights, summed over cells."
+    )
     exact_zeros: bool = Field(
         False,
-        description="Train the masks with proximal steps: most of their entries are exactly 0 "
-        "then, and are left out, which is faster with many cells.",
+        description="Train the masks with proximal gradient steps. Most of their entries become "
+        "exactly 0 and are skipped, which is faster with many cells.",
     )
     refresh_every: int = Field(
-        200, ge=1, description="Steps between looks at which entries should leave 0."
+        200,
+        ge=1,
+        description="With exact_zeros, the number of steps after which the full gradient is "
+        "computed and entries of 0 may become nonzero.",
     )
-    product_l1: float = Field(0.0, ge=0, description="Weight of the product of the two sums.")
+    product_l1: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of the product of a cell's mask and feature-weight L1 norms, summed "
+        "over cells.",
+    )
     readout_l2: float = Field(
-        0.0, ge=0, description="Weight of the sum of a cell's squared weights in a full readout."
+        0.0,
+        ge=0,
+        description="Weight of the sum of squared weights of a full readout, summed over cells.",
     )
-    activity_l1: float = Field(0.0, ge=0, description="Weight of the mean |prediction|.")
+    activity_l1: float = Field(
+        0.0, ge=0, description="Weight of the mean |prediction|, summed over cells."
+    )
     smoothness: float = Field(
         0.0, ge=0, description="Weight of the squared Laplacian of the kernels (eq 6)."
     )
-    smooth_layers: Literal["first", "all"] = Field("first", description="Of which layers.")
+    smooth_layers: Literal["first", "all"] = Field(
+        "first", description="Layers whose kernels have the smoothness penalty."
+    )
     normalise_smoothness: bool = Field(
-        True, description="Divide it by the power of each kernel, so that it is of its shape."
+        True,
+        description="Divide the smoothness penalty of each kernel by the kernel's power, so that "
+        "it does not depend on the kernel's scale.",
     )
     group_sparsity: float = Field(
         0.0,
         ge=0,
-        description="Weight of the summed norms of the kernels between two maps (eq 7), of the "
-        "layers after the first, or of the only one.",
+        description="Weight of the sum of the norms of the kernels from one map to another (eq 7), "
+        "in the layers after the first; in a network of one layer, in this layer.",
     )
-    dropout: float = Field(0.0, ge=0, lt=1, description="Part of the features dropped out.")
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="Dropout probability of the features before the readout."
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> "WhatWhereConfig":
         if len(self.filters) != len(self.kernels):
             raise ValueError(
-                f"there are filters for {len(self.filters)} layers and kernels for "
-                f"{len(self.kernels)}; give one of each for a layer"
+                f"filters has {len(self.filters)} layers and kernels has {len(self.kernels)}; give "
+                "one entry of each for every layer"
             )
         if min(*self.filters, *self.kernels, 1) < 1:
-            raise ValueError("filters and kernels are 1 or more in each layer")
+            raise ValueError("filters and kernels must be 1 or more in each layer")
         if self.loss == "poisson" and self.output == "identity":
             raise ValueError(
-                "with output 'identity' a rate may be negative, which a Poisson loss cannot "
-                "score; use output: softplus, or loss: mse"
+                "with output 'identity' the rate may be negative, for which the Poisson loss is "
+                "not defined; use output: softplus, or loss: mse"
             )
         free = self.readout == "factorized" and self.filters[-1] > 1 and not self.normalise_mask
         if free and (self.mask_l1 > 0) != (self.weight_l1 > 0) and not self.product_l1:
             raise ValueError(
-                "a penalty on masks or feature weights alone is evaded by moving their scale to "
-                "the other; give both mask_l1 and weight_l1, or product_l1, or normalise_mask"
+                "a penalty on masks or feature weights alone has no effect, because the other "
+                "factor can take up the scale; give both mask_l1 and weight_l1, or product_l1, or "
+                "normalise_mask"
             )
         if self.exact_zeros:
             plain = self.readout == "factorized" and not (self.normalise_mask or self.product_l1)
             if not (plain and self.mask_l1):
                 raise ValueError(
-                    "exact_zeros needs a mask_l1, and neither product_l1, nor normalise_mask, nor "
-                    "a readout that is not 'factorized'"
+                    "exact_zeros needs readout: factorized and a mask_l1 above 0, and cannot be "
+                    "combined with product_l1 or normalise_mask"
                 )
         if self.known_kernel and len(self.filters) != 1:
-            raise ValueError("known_kernel is for a network of one layer; give one filters")
+            raise ValueError(
+                "known_kernel is for a network of one layer; give one entry in filters and kernels"
+            )
         return self
 
 
@@ -173,7 +209,7 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class ConvolutionLayers(nn.Module):
-    """The layers that all cells share, from frames to feature maps."""
+    """The convolution layers shared by all cells, from frames to feature maps."""
 
     def __init__(self, config: WhatWhereConfig, channels: int):
         super().__init__()
@@ -193,17 +229,17 @@ class ConvolutionLayers(nn.Module):
                 self.offset.append(nn.Parameter(torch.zeros(filters)))
             if config.normalisation == "batch":
                 self.norm.append(_BatchNorm(filters, config.batch_decay))
-            # 0 for the filters that `without` silenced. Only an evaluated network has such.
+            # 0 for the filters that `without` silences, 1 otherwise. Training does not use it.
             self.register_buffer(f"kept_{layer}", torch.ones(filters, 1, 1))
             incoming = filters
 
     def forward(self, frames: Tensor, layers: int | None = None, every: int = 1) -> Tensor:
-        """The maps (n, filter, height, width) of a layer, counted from 1; by default the last.
+        """The feature maps (n, filter, map_y, map_x) of a layer.
 
         Args:
             frames: (n + lags - 1, [channel,] y, x).
-            layers: how many layers to apply.
-            every: give the maps of each `every`-th frame only.
+            layers: how many layers to apply; all by default.
+            every: compute the maps of every `every`-th frame only.
         """
         c, last = self.config, len(self.kernel) - 1
         hidden = frames if frames.ndim == 4 else frames[:, None]
@@ -223,7 +259,7 @@ class ConvolutionLayers(nn.Module):
         return hidden
 
     def kernels(self) -> list[Tensor]:
-        """Of each layer (filter, channel, y, x), with the lags in front in the first."""
+        """The kernels (filter, input, y, x) of each layer; (lag, filter, channel, y, x) first."""
         if self.config.normalisation != "unit":
             return list(self.kernel)
         first, *others = self.kernel
@@ -234,7 +270,7 @@ class ConvolutionLayers(nn.Module):
 
 
 class WhatWhereModule(nn.Module):
-    """Convolution layers that all cells share, and a readout for each cell."""
+    """Convolution layers shared by all cells, and a readout for each cell."""
 
     def __init__(self, config: WhatWhereConfig, cells: int, channels: int, places: tuple[int, int]):
         super().__init__()
@@ -252,17 +288,17 @@ class WhatWhereModule(nn.Module):
                 cells,
                 features,
                 places,
-                # Of |m| there is no gradient where m is 0; proximal steps keep m ≥ 0 themselves.
+                # |m| has no gradient where m is 0. Proximal steps keep m ≥ 0 without it.
                 positive_mask=config.positive_mask and not config.exact_zeros,
                 normalise=config.normalise_mask and config.readout == "factorized",
                 **signs,
             )
 
     def forward(self, frames: Tensor, every: int = 1) -> Tensor:
-        """Frames (n + lags - 1, [channel,] y, x) to expected responses (n, cell)."""
+        """Maps frames (n + lags - 1, [channel,] y, x) to expected responses (n, cell)."""
         if self.training or every > 1:
             return self._respond(frames, every)
-        # The maps of all frames together could fill the memory.
+        # Blocks of frames, because the feature maps of all frames may not fit in memory.
         before = self.config.lags - 1
         starts = range(0, len(frames) - before, EVALUATED)
         return torch.cat([self._respond(frames[a : a + EVALUATED + before]) for a in starts])
@@ -273,7 +309,7 @@ class WhatWhereModule(nn.Module):
 
 
 class FullReadout(nn.Module):
-    """A weight for each feature at each place, for each cell."""
+    """A weight for each cell, feature and position: maps (n, feature, y, x) to drives (n, cell)."""
 
     def __init__(self, cells: int, features: int, places: tuple[int, int], *, bias: bool):
         super().__init__()
@@ -288,8 +324,8 @@ class FullReadout(nn.Module):
 class _BatchNorm(nn.BatchNorm2d):
     """Batch normalisation without scale and offset.
 
-    The running mean and variance begin as the average over the batches so far, so that validation
-    early in training is not of the values they started with.
+    Early in training the running mean and variance are averages over all batches so far, so that
+    the first validations do not depend on their initial values.
     """
 
     def __init__(self, features: int, decay: float):
@@ -304,17 +340,32 @@ class _BatchNorm(nn.BatchNorm2d):
 
 
 class WhatWhere(TorchModel):
-    """Convolution layers shared by all cells, and a sparse readout factorized into what and where.
+    """Convolution layers shared by all cells, and a sparse factorized readout for each cell.
 
-    A cell reads Σ_k w_k Σ_p m_p c_kp from the maps c of the last layer (eqs 2 and 3): its mask m
-    says where it looks, and its feature weights w what it reads there, its type. Masks start at the
-    peak of the spike-triggered average, with the standard deviation of the response. Training is
-    that of section 4.1.
+    The rate of cell n, in the units of the response, is f(Σ_k w_nk Σ_p m_np c_kp + b_n), where c_kp
+    is map k of the last layer at position p (Klindt et al. 2017, eqs 2 and 3). The mask m_n is the
+    location of the cell ("where") and the feature weights w_n are its type ("what"). Masks start at
+    the peak of the spike-triggered average. Training is that of section 4.1.
 
-    With `exact_zeros` the L1 penalty of the masks is a proximal step (`retinakit.training`): most
-    entries are 0 and cost nothing. The curves of the fit have `certificate_outside` and
-    `certificate_inside` then, in parts of the penalty: by how much the steepest entry that is 0
-    should have left it, and how far the others are from a stationary point.
+    With `exact_zeros` the L1 penalty of the masks is applied by proximal gradient steps
+    (`retinakit.training`), which skip entries of 0. The training curves then have two checks of the
+    optimality conditions, as fractions of `mask_l1`: `certificate_outside`, by how much the largest
+    gradient of an entry of 0 exceeds the penalty, and `certificate_inside`, the largest deviation
+    of a nonzero entry from stationarity.
+
+    Raises:
+        UserError: by `fit`, if the kernels are larger than the stimulus, `known_kernel` is set and
+            the recording has no fitting 'kernel' in 'truth', or `exact_zeros` is set for several
+            recordings.
+
+    Example:
+        >>> from retinakit.testing import small_recording
+        >>> options = {"filters": [3, 2], "kernels": [3, 3], "lags": 3, "steps": 10}
+        >>> model = WhatWhere.with_options(**options, accelerator="cpu")
+        >>> _ = model.fit(small_recording())
+        >>> parameters = model.parameters()
+        >>> dict(parameters["mask"].sizes), dict(parameters["feature_weight"].sizes)
+        ({'cell': 2, 'map_y': 4, 'map_x': 4}, {'cell': 2, 'feature': 2})
     """
 
     Config = WhatWhereConfig
@@ -338,12 +389,12 @@ class WhatWhere(TorchModel):
 
     @property
     def _lost(self) -> int:
-        """Checks by which a map is smaller than the field."""
+        """Number of checks by which a side of the last map is smaller than the stimulus."""
         sides = self.config.kernels if self.config.padding == "valid" else self.config.kernels[:1]
         return sum(side - 1 for side in sides)
 
     def initialise(self, module: nn.Module, recording: xr.DataTree) -> None:
-        """Masks at the peaks of the spike-triggered averages, biases at the mean responses."""
+        """Sets masks at the peaks of the spike-triggered averages, and biases from the means."""
         assert isinstance(module, WhatWhereModule)
         c, readout = self.config, module.readout
         split = as_response(recording["train"].to_dataset(), c.target)
@@ -377,7 +428,8 @@ class WhatWhere(TorchModel):
         truth = recording["truth"].to_dataset() if "truth" in recording.children else {}
         if "kernel" not in truth:
             raise UserError(
-                "known_kernel is set and the recording has no 'kernel' in 'truth'; leave it out"
+                "known_kernel is set and the recording has no 'kernel' in 'truth'; leave out "
+                "known_kernel"
             )
         known = torch.from_numpy(truth["kernel"].values).float()[None, :, None]
         if known.shape != module.core.kernel[0].shape:
@@ -396,7 +448,7 @@ class WhatWhere(TorchModel):
         total = c.activity_l1 * prediction.abs().mean(0).sum()
         if isinstance(readout, SeparableReadout):
             of_masks = 0.0 if c.exact_zeros else c.mask_l1
-            # A term of no weight would still cost a pass over the masks.
+            # Terms of weight 0 are skipped, because each takes a pass over the masks.
             if of_masks:
                 total = total + of_masks * readout.mask_l1()
             if c.weight_l1:
@@ -421,8 +473,8 @@ class WhatWhere(TorchModel):
             return Hooks()
         if len(modules) > 1:
             raise UserError(
-                "exact_zeros takes one recording and was given several; leave it out, or fit each "
-                "recording by itself"
+                "exact_zeros takes one recording and was given several; leave out exact_zeros, or "
+                "fit each recording separately"
             )
         (module,) = modules
         assert isinstance(module, WhatWhereModule)
@@ -457,11 +509,14 @@ class WhatWhere(TorchModel):
         return silenced
 
     def parameters(self) -> xr.Dataset:
-        """`kernel`, those of later layers as `kernel_2`, ..., and what each cell reads.
+        """The kernels and the readout.
 
-        `mask (cell, map_y, map_x)` and `feature_weight (cell, feature)`, or of a full readout
-        `output_weight (cell, feature, map_y, map_x)`. A place of the map is named by the first
-        check of its window; `centre_y` and `centre_x` are the check in the middle of it.
+        `kernel (filter, lag, [channel,] kernel_y, kernel_x)` and `kernel_bias (filter)` of the
+        first layer, and `kernel_2 (filter_2, filter, kernel_2_y, kernel_2_x)` and so on of the
+        later ones. The readout has `mask (cell, map_y, map_x)` and `feature_weight (cell,
+        feature)`, or with `readout: full`, `output_weight (cell, feature, map_y, map_x)`, and
+        `output_bias (cell)`. `map_y` and `map_x` are the first check of a position's window, and
+        `centre_y` and `centre_x` its middle.
         """
         self.check_fitted()
         module: Any = self.module
@@ -507,7 +562,7 @@ class WhatWhere(TorchModel):
 
 
 def _moments(response: xr.DataArray) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each cell's response, 0 where it has none."""
+    """Mean and standard deviation (cell,) of the response, 0 for a cell without responses."""
     cells = range(0, response.sizes["cell"], CELLS_AT_ONCE)
     blocks = (response.isel(cell=slice(cell, cell + CELLS_AT_ONCE)).astype(float) for cell in cells)
     moments = [(block.mean("frame"), block.std("frame")) for block in blocks]
@@ -519,7 +574,7 @@ def _moments(response: xr.DataArray) -> tuple[Tensor, Tensor]:
 
 
 def _inverse(output: str, mean: Tensor) -> Tensor:
-    """The drive at which a cell's output is the mean response."""
+    """The input of the output nonlinearity at which the output is the mean response."""
     if output == "identity" or output == "relu":
         return mean
     positive = mean.clamp_min(1e-3)
