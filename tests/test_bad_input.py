@@ -751,7 +751,7 @@ def test_a_fit_goes_on_where_no_checkpoint_can_be_written(
     (tmp_path / "p.yaml").write_text(SMALL)
     ended = command("p.yaml")
     assert ended.code == 0, ended.err
-    assert "no checkpoint could be written ([Errno 28] No space left on device)" in caplog.text
+    assert "the checkpoint could not be written ([Errno 28] No space left on device)" in caplog.text
     assert list((tmp_path / "runs/store/unfinished").iterdir()) == []
 
 
