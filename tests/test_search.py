@@ -210,6 +210,8 @@ def test_a_loss_that_the_curves_lack_ends_the_search_and_leaves_its_first_points
     ended = run(VALLEY.replace("trials: 24", "trials: 24, by: valdation_loss"), code=1)
     assert "models.valley.search.by: the training curves have no 'valdation_loss'" in ended.err
     assert "did you mean 'validation_loss'?" in ended.err
+    ended = run(VALLEY.replace("trials: 24", "trials: 24, by: train_loss"), code=2)
+    assert "models.valley.search.by: a search chooses on the validation frames" in ended.err
     assert len(fits(ended)) == 8
 
 
