@@ -9,6 +9,7 @@ import uuid
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import chdir
 from dataclasses import dataclass
 from datetime import datetime
 from io import BytesIO
@@ -157,7 +158,8 @@ class Trouble:
 
 def _attempt(function: Callable[..., T], *args: Any) -> tuple[T | None, Trouble | None]:
     try:
-        return function(*args), None
+        with chdir("."):  # a plugin may change the folder
+            return function(*args), None
     except UserError as error:
         return None, Trouble(str(error))
     except KeyboardInterrupt:
