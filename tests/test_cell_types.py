@@ -141,7 +141,7 @@ class TestReadoutTable:
         np.testing.assert_allclose(result["value"].sel(row="swept"), [0.3, 0.0])
 
     def test_an_unknown_score_is_named(self):
-        with pytest.raises(UserError, match="have no 'fevv'"):
+        with pytest.raises(UserError, match="have no variable 'fevv'; choose another score"):
             ReadoutTable({"score": "fevv"}).run(self.results())
 
 

@@ -146,7 +146,7 @@ def test_the_population_is_drawn_against_the_full_models(redundant, recording_of
     np.testing.assert_allclose(dot.get_xydata(), [[1, at["correlation"]]], atol=1e-6)
     (cross,) = (line for line in random.lines if line.get_marker() == "o")
     np.testing.assert_allclose(cross.get_ydata(), [at["correlation_random"].mean()])
-    assert curves.get_xlabel() == "filters kept"
+    assert curves.get_xlabel() == "number of filters kept"
 
 
 def test_a_model_whose_filters_cannot_be_left_out_is_refused(recording_of, redundant):
@@ -166,7 +166,7 @@ def test_morans_i_in_standard_deviations_is_that_of_independent_values():
 
 
 def test_a_map_of_one_row_has_no_neighbours_to_test():
-    with pytest.raises(UserError, match="2 x 2 checks or more, and this has 1 x 5"):
+    with pytest.raises(UserError, match="at least 2 x 2 checks, and this one has 1 x 5"):
         morans_i_z(xr.DataArray(np.zeros((1, 5)), dims=("y", "x")))
 
 

@@ -75,17 +75,27 @@ class Report(NamedTuple):
 def write_report(folder: Path, registry: Registry) -> Report:
     """Draws `report.html` in the folder of a run.
 
-    A result that cannot be drawn is said so in its place, and the rest of the page is drawn.
+    If a result cannot be drawn, the page says so in its place, with the reason.
 
     Args:
-        folder: as `retinakit.pipeline.run` wrote it.
-        registry: where the plugins are that draw the results.
+        folder: as written by `retinakit.pipeline.run`, with `provenance.json`.
+        registry: has the plugins that draw the results.
 
     Returns:
-        The path of the page, and what could not be drawn.
+        The path of the page, and the problems that occurred.
 
     Raises:
         UserError: if `provenance.json` does not describe a run.
+
+    Example:
+        >>> import tempfile
+        >>> run = {"name": "empty", "description": "", "steps": [], "seed": 0, "git": None}
+        >>> run |= {"started": "2024-01-01T12:00", "seconds": 1.0, "command": ["retina-run"]}
+        >>> run |= {"platform": "Linux", "processors": 2, "versions": {}}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "provenance.json").write_text(json.dumps(run))
+        ...     write_report(Path(folder), Registry()).path.name
+        'report.html'
     """
     source = folder / "provenance.json"
     try:
@@ -525,7 +535,19 @@ class Table:
 
 
 def tabulate(frame: pd.DataFrame | None) -> Table | None:
-    """A DataFrame as text, with its index unless that only counts the rows; None if empty."""
+    """Formats a DataFrame as text; see `column_texts`.
+
+    Args:
+        frame: its index is included unless it is a RangeIndex without a name.
+
+    Returns:
+        The table, or None if there is no frame or it is empty.
+
+    Example:
+        >>> table = tabulate(pd.DataFrame({"cell": ["a", "b"], "fev": [0.51, 0.4567]}))
+        >>> table.header, table.rows
+        (['cell', 'fev'], [('a', '0.510'), ('b', '0.457')])
+    """
     if frame is None or frame.empty:
         return None
     columns: list[tuple[Any, list[Any]]] = []
@@ -546,7 +568,21 @@ def _is_number(value: Any) -> bool:
 
 
 def column_texts(values: Sequence[Any]) -> list[str]:
-    """The entries of a column, its numbers to 3-4 digits and alike in their decimals."""
+    """Formats the entries of a column, numbers with three to four significant digits.
+
+    The numbers of a column have the same number of decimals, unless they differ by more than a
+    factor of 1000.
+
+    Args:
+        values: numbers, booleans, text or None.
+
+    Returns:
+        A text for each value, "–" for a missing one.
+
+    Example:
+        >>> column_texts([0.51, 0.4567, None, True])
+        ['0.510', '0.457', '–', 'yes']
+    """
     numbers = [abs(float(v)) for v in values if _is_number(v) and math.isfinite(v) and v != 0]
     whole = all(number == int(number) for number in numbers)
     alike = not numbers or max(numbers) / min(numbers) < 1e3
@@ -568,7 +604,15 @@ def column_texts(values: Sequence[Any]) -> list[str]:
 
 
 def duration(seconds: float) -> str:
-    """A time as a person says it, such as `3 min 12 s`."""
+    """Formats a duration.
+
+    Args:
+        seconds: the duration.
+
+    Example:
+        >>> duration(0.5), duration(192), duration(7500)
+        ('0.5 s', '3 min 12 s', '2 h 5 min')
+    """
     if seconds < 59.5:
         return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
