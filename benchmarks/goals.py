@@ -15,6 +15,7 @@ SUITES = (
     "training_cases",
     "readout_cases",
     "population_cases",
+    "file_cases",
 )
 
 

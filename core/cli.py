@@ -96,7 +96,7 @@ def run(
 
     expected = len(graph.tasks) + (searches.trials - searches.proposed if searches else 0)
     with watcher(expected) as watching:
-        folder, failed, problems = run_pipeline(
+        ended = run_pipeline(
             graph,
             store=opened,
             out=out,
@@ -107,15 +107,17 @@ def run(
             threads=threads,
             searches=searches,
         )
-    print(f"report: {folder / 'report.html'}")
-    if failed:
+    print(f"report: {ended.folder / 'report.html'}")
+    if ended.mistake:
+        raise UserError(ended.mistake)
+    if ended.lost:
         print(
-            f"{failed} of {len(graph.tasks)} tasks have no result; the report gives the reasons",
+            f"{ended.lost} of {len(graph.tasks)} tasks have no result; the report gives the reasons",
             file=sys.stderr,
         )
-    for problem in problems:
+    for problem in ended.problems:
         print(problem, file=sys.stderr)
-    return 1 if failed or problems else 0
+    return 1 if ended.lost or ended.problems else 0
 
 
 @app.command

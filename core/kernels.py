@@ -1,6 +1,6 @@
-"""The compiled kernels, or None if they were not built, and the number types that they take.
+"""The compiled kernels, or None if they were not built, and the dtypes that they support.
 
-Without them their Numba twins are used.
+Without them, equivalent Numba functions are used.
 """
 
 import logging
@@ -22,7 +22,7 @@ except ImportError as error:
 
 
 def as_numbers(values: NDArray[Any]) -> NDArray[Any]:
-    """An array of one of the types that the kernels know: bool as 0 and 1, wide integers exact."""
+    """Converts an array to a dtype of the kernels: bool to uint8, wide integers to float64."""
     values = np.ascontiguousarray(values)
     if values.dtype == np.bool_:
         return values.view(np.uint8)

@@ -1,8 +1,8 @@
-"""Scores of a prediction, against a known rate, repeated trials, or single spikes.
+"""Scores of predictions against a known rate, repeated trials, or single-trial spike counts.
 
-All take DataArrays with the dimension `frame` and give one number for each of the other
-coordinates (`cell`, sweeps). Frames where either is NaN are left out; nothing is clipped. Where no
-number can be given it is NaN, and `reason` says why.
+All functions take DataArrays with the dimension `frame` and reduce it; other dimensions (`cell`,
+sweeps) remain. Frames in which the prediction or the observation is NaN are excluded. Scores are
+not clipped to a range. A score that is not defined is NaN, and `reason` gives the reason.
 """
 
 import numpy as np
@@ -10,10 +10,10 @@ import xarray as xr
 from numpy.typing import NDArray
 
 NOT_RECORDED = "the cell was not recorded"
-"""The `reason` of a cell that was not recorded in the frames that are scored."""
+"""The `reason` for a cell that was not recorded in the scored frames."""
 
 RATE_FLOOR = 1e-8
-"""Added to a rate in the logarithm of a Poisson loss, in training too."""
+"""Added to the rate in the logarithm of the Poisson loss, here and in training."""
 
 
 def _pair(predicted: xr.DataArray, observed: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
@@ -22,7 +22,13 @@ def _pair(predicted: xr.DataArray, observed: xr.DataArray) -> tuple[xr.DataArray
 
 
 def correlation(predicted: xr.DataArray, observed: xr.DataArray) -> xr.DataArray:
-    """Pearson correlation over frames; NaN where either is constant, to its type's precision.
+    """Pearson correlation over frames.
+
+    Args:
+        predicted, observed: (frame, ...).
+
+    Returns:
+        (...), NaN if either is constant within the precision of its dtype.
 
     Example:
         >>> rate = xr.DataArray([0.0, 1.0, 2.0, 1.0], dims="frame")
@@ -38,16 +44,25 @@ def correlation(predicted: xr.DataArray, observed: xr.DataArray) -> xr.DataArray
 def correlation_interval(
     predicted: xr.DataArray, observed: xr.DataArray, draws: int, block: int, seed: int
 ) -> tuple[xr.DataArray, xr.DataArray]:
-    """The 95 % interval of the correlation, by a bootstrap over blocks of frames.
+    """The 95 % confidence interval of the correlation, by a block bootstrap over frames.
 
     Args:
         predicted, observed: (frame, cell).
-        draws: number of bootstrap draws.
-        block: frames that a draw keeps together.
-        seed: of the draws.
+        draws: the number of bootstrap samples.
+        block: the length in frames of the blocks that are resampled.
+        seed: of the random draws.
 
     Returns:
-        The 2.5 and 97.5 percentiles over draws, (cell), NaN where the correlation is.
+        The 2.5th and 97.5th percentiles over the bootstrap samples, (cell) each, NaN where the
+        correlation is NaN.
+
+    Example:
+        >>> random = np.random.default_rng(0)
+        >>> rate = xr.DataArray(random.random((500, 1)), {"cell": [0]}, ("frame", "cell"))
+        >>> noisy = rate + 0.3 * random.standard_normal(rate.shape)
+        >>> low, high = correlation_interval(rate, noisy, draws=200, block=10, seed=0)
+        >>> bool(low < correlation(rate, noisy)), bool(correlation(rate, noisy) < high)
+        (True, True)
     """
     frames = predicted.notnull().any("cell").values
     both = [a.transpose("frame", "cell").isel(frame=frames) for a in _pair(predicted, observed)]
@@ -56,7 +71,7 @@ def correlation_interval(
     a, b = np.where(known, a, 0), np.where(known, b, 0)
     length = min(block, len(a))
     starts = np.arange(len(a) - length + 1)
-    # A draw's moments are sums over its blocks of those of each block.
+    # The moments of a bootstrap sample are sums of the moments of its blocks.
     running = np.cumsum(np.stack([known, a, b, a * a, b * b, a * b]).astype(float), 1)
     running = np.pad(running, ((0, 0), (1, 0), (0, 0)))
     of_block = running[:, starts + length] - running[:, starts]
@@ -83,7 +98,7 @@ def _correlation_of_moments(
     bb: NDArray[np.float64],
     ab: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """Pearson correlation from sums over n frames; NaN where either is constant."""
+    """Pearson correlation from moments summed over n frames; NaN where either is constant."""
     n = np.maximum(n, 1)
     power = np.maximum(aa - a * a / n, 0) * np.maximum(bb - b * b / n, 0)
     varies = power > 1e-24 * aa * bb
@@ -91,11 +106,14 @@ def _correlation_of_moments(
 
 
 def reason(predicted: xr.DataArray, observed: xr.DataArray) -> xr.DataArray:
-    """Why a cell has no score, as text; "" where it has one.
+    """The reason why a score is not defined, as text.
 
     Args:
         predicted: (frame, ...).
         observed: ([repeat,] frame, ...).
+
+    Returns:
+        (...), "" where the score is defined.
 
     Example:
         >>> dims = ("frame", "cell")
@@ -118,7 +136,7 @@ def reason(predicted: xr.DataArray, observed: xr.DataArray) -> xr.DataArray:
 
 
 def _deviation(trace: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
-    """A trace less its mean, and whether that is more than rounding errors."""
+    """A trace minus its mean, and whether it varies by more than rounding errors."""
     precision = float(np.finfo(trace.dtype).eps) if trace.dtype.kind == "f" else 0.0
     deviation = trace.astype(float) - trace.astype(float).mean("frame")
     floor = (4 * precision) ** 2 * (trace.astype(float) ** 2).mean("frame")
@@ -126,7 +144,15 @@ def _deviation(trace: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
 
 
 def fraction_of_explained_variance(predicted: xr.DataArray, rate: xr.DataArray) -> xr.DataArray:
-    """FEV = 1 - mean (predicted - rate)² / Var(rate), against a rate without noise.
+    """Fraction of the variance of a noise-free rate that is explained.
+
+    FEV = 1 - mean (predicted - rate)² / Var(rate)
+
+    Args:
+        predicted, rate: (frame, ...), in the same units.
+
+    Returns:
+        (...), at most 1, and negative for a prediction worse than the mean rate.
 
     Example:
         >>> rate = xr.DataArray([0.0, 1.0, 2.0, 1.0], dims="frame")
@@ -139,7 +165,7 @@ def fraction_of_explained_variance(predicted: xr.DataArray, rate: xr.DataArray) 
 
 
 def explainable_variance(response: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
-    """The variance that a stimulus can explain, and that of the noise.
+    """The variance of a response that a stimulus can explain, and the variance of the noise.
 
     total = variance over frames and repeats, noise = mean over frames of the variance across
     repeats (both with ddof 1), explainable = total - noise.
@@ -148,7 +174,8 @@ def explainable_variance(response: xr.DataArray) -> tuple[xr.DataArray, xr.DataA
         response: (repeat, frame, ...).
 
     Returns:
-        explainable variance, noise variance.
+        The explainable variance and the noise variance, (...) each, in squared units of the
+        response.
 
     Example:
         >>> response = xr.DataArray([[0.0, 4.0], [2.0, 6.0]], dims=("repeat", "frame"))
@@ -161,17 +188,21 @@ def explainable_variance(response: xr.DataArray) -> tuple[xr.DataArray, xr.DataA
 
 
 def feve(predicted: xr.DataArray, response: xr.DataArray) -> xr.DataArray:
-    """Fraction of the explainable variance explained: 1 - (mse - noise) / explainable.
+    """Fraction of the explainable variance that is explained (see `explainable_variance`).
 
-    Negative for a model worse than the mean response.
+    FEVE = 1 - (mse - noise) / explainable, with the mean squared error over frames and repeats.
 
     Args:
         predicted: (frame, ...).
-        response: (repeat, frame, ...); the mse is over frames and repeats.
+        response: (repeat, frame, ...), in the same units.
+
+    Returns:
+        (...), NaN if the explainable variance is not positive. It is negative for a prediction
+        worse than the mean response, and may exceed 1 with few repeats.
 
     Example:
         >>> response = xr.DataArray([[0.0, 4.0], [2.0, 6.0]], dims=("repeat", "frame"))
-        >>> round(float(feve(response.mean("repeat"), response)), 3)  # of few repeats, above 1
+        >>> round(float(feve(response.mean("repeat"), response)), 3)  # with only two repeats
         1.214
     """
     response = response.where(predicted.notnull())
@@ -181,17 +212,20 @@ def feve(predicted: xr.DataArray, response: xr.DataArray) -> xr.DataArray:
 
 
 def correlation_ceiling(response: xr.DataArray) -> xr.DataArray:
-    """The correlation that a perfect model would have with the mean over repeats.
+    """The correlation of a perfect model with the mean response over repeats.
 
     CCmax = sqrt(SP / Var(mean response)), with the signal power SP of Sahani & Linden (2003) as
-    in Schoppe et al. (2016), eqs 5 and 7. NaN where the signal power is not positive.
+    in Schoppe et al. (2016), eqs 5 and 7.
 
     Args:
-        response: (repeat, frame, ...); frames where a repeat is missing are left out.
+        response: (repeat, frame, ...); frames in which a repeat is missing are excluded.
+
+    Returns:
+        (...), NaN if the signal power is not positive or there is one repeat.
 
     Example:
         >>> same = xr.DataArray([[0.0, 4.0, 1.0]] * 3, dims=("repeat", "frame"))
-        >>> round(float(correlation_ceiling(same)), 6)  # without noise
+        >>> round(float(correlation_ceiling(same)), 6)  # responses without noise
         1.0
     """
     repeats = response.sizes["repeat"]
@@ -206,7 +240,14 @@ def correlation_ceiling(response: xr.DataArray) -> xr.DataArray:
 
 
 def poisson_deviance(predicted: xr.DataArray, response: xr.DataArray) -> xr.DataArray:
-    """Mean Poisson deviance per bin: 2 (y log(y / p) - y + p); 0 for a perfect prediction.
+    """Mean Poisson deviance per bin, 2 (y log(y / p) - y + p).
+
+    Args:
+        predicted: (frame, ...), p, expected spikes per bin.
+        response: ([repeat,] frame, ...), y, spikes per bin.
+
+    Returns:
+        (...), 0 for a prediction equal to the response.
 
     Example:
         >>> counts = xr.DataArray([1.0, 2.0, 3.0], dims="frame")
@@ -222,9 +263,16 @@ def poisson_deviance(predicted: xr.DataArray, response: xr.DataArray) -> xr.Data
 
 
 def poisson_loss(predicted: xr.DataArray, response: xr.DataArray) -> xr.DataArray:
-    """Mean Poisson loss per bin, p - y log(p + RATE_FLOOR), as a fit minimises it.
+    """Mean Poisson loss per bin, p - y log(p + RATE_FLOOR), as minimised in training.
 
-    The negative log-likelihood without what depends on the response alone.
+    This is the negative log-likelihood up to a term that depends on the response only.
+
+    Args:
+        predicted: (frame, ...), p, expected spikes per bin.
+        response: ([repeat,] frame, ...), y, spikes per bin.
+
+    Returns:
+        (...), in nats per bin.
 
     Example:
         >>> counts = xr.DataArray([1.0, 2.0], dims="frame")
@@ -237,9 +285,16 @@ def poisson_loss(predicted: xr.DataArray, response: xr.DataArray) -> xr.DataArra
 
 
 def bits_per_spike(predicted: xr.DataArray, response: xr.DataArray) -> xr.DataArray:
-    """Poisson log-likelihood gained over a constant rate, in bits for each spike.
+    """Gain in Poisson log-likelihood over a constant rate, in bits per spike.
 
     (LL(predicted) - LL(mean response)) / (spikes · ln 2), over the same frames.
+
+    Args:
+        predicted: (frame, ...), expected spikes per bin.
+        response: ([repeat,] frame, ...), spikes per bin.
+
+    Returns:
+        (...), NaN without spikes.
 
     Example:
         >>> counts = xr.DataArray([0.0, 4.0], dims="frame")

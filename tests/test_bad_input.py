@@ -36,12 +36,15 @@ def is_empty(path: Path) -> bool:
 
 @pytest.fixture
 def mistake(command: Callable[..., Any], tmp_path: Path) -> Callable[..., str]:
-    """The sentence on the one step that fails in a run, which goes on to a report and exits 1."""
+    """The sentence on the one step that fails in a run, which goes on to a report.
+
+    The exit code is 1, or 2 if there is no result at all.
+    """
 
     def run(text: str) -> str:
         (tmp_path / "p.yaml").write_text(text.lstrip())
         ended = command("p.yaml")
-        assert ended.code == 1, ended.err
+        assert ended.code == (2 if ": done in" not in ended.err else 1), ended.err
         assert "report.html" in ended.out
         assert "Traceback" not in ended.err
         (line,) = (line for line in ended.err.splitlines() if ": FAILED: " in line)
@@ -748,7 +751,7 @@ def test_a_fit_goes_on_where_no_checkpoint_can_be_written(
     (tmp_path / "p.yaml").write_text(SMALL)
     ended = command("p.yaml")
     assert ended.code == 0, ended.err
-    assert "no checkpoint could be written ([Errno 28] No space left on device)" in caplog.text
+    assert "the checkpoint could not be written ([Errno 28] No space left on device)" in caplog.text
     assert list((tmp_path / "runs/store/unfinished").iterdir()) == []
 
 
@@ -761,3 +764,19 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     said = process.stderr.read()
     assert process.wait() == 1
     assert said == b""
+
+
+def test_a_run_that_leaves_nothing_to_show_is_the_mistakes_exit_code(
+    command: Callable[..., Any], tmp_path: Path
+) -> None:
+    with h5py.File(tmp_path / "mine.h5", "w") as file:
+        file["stimulus"], file["response"] = np.full((400, 4, 4), np.nan), np.ones((400, 1))
+    (tmp_path / "p.yaml").write_text(
+        "datasets: {mine: {plugin: hdf5, with: {path: mine.h5}}}\n"
+        "analyses: {sta: {plugin: sta, data: mine}}\n"
+    )
+    ended = command("p.yaml")
+    assert ended.code == 2
+    (sentence,) = (line for line in ended.err.splitlines() if line.startswith("retina-run: "))
+    assert "datasets.mine" in sentence and "NaN" in sentence
+    assert "report.html" in ended.out

@@ -72,7 +72,7 @@ def test_every_algorithm_is_the_definition(algorithm, kind, answer, monkeypatch)
     data = split(stimulus, response, segment=np.repeat([0, 1, 2], [400, 4, 296]))
     able = kind in TWO_VALUES and answer != "rates"
     if algorithm == "bits" and not able:
-        with pytest.raises(UserError, match="name 'product' or 'auto'"):
+        with pytest.raises(UserError, match="use 'product' or 'auto'"):
             stc(data, 4, first_lag=1, algorithm=algorithm)
         return
     result = stc(data, 4, first_lag=1, algorithm=algorithm, threads=2)
@@ -163,7 +163,7 @@ def test_a_covariance_that_cannot_be_held_is_refused():
 
 def test_several_cells_need_a_name():
     data = split(np.ones((20, 2, 2)), np.ones((20, 2)), cell=["a", "b"])
-    with pytest.raises(UserError, match="name one"):
+    with pytest.raises(UserError, match="choose one"):
         stc(data, 3)
     assert stc(data, 3, cell="b")["spikes"] == 18
 

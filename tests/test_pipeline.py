@@ -748,7 +748,7 @@ def test_the_schema_command_prints_json_with_the_options_of_every_plugin(
     assert (ended.code, ended.err) == (0, "")
     lags = schema["$defs"]["model:ln"]["properties"]["lags"]
     assert (lags["default"], lags["minimum"], lags["type"]) == (20, 1, "integer")
-    assert lags["description"] == "Frames of history, the present one included."
+    assert lags["description"] == "Number of frames of history, including the current frame."
 
 
 # Plugins and the installation.

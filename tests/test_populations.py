@@ -52,7 +52,7 @@ class TestLinearPopulation:
             np.testing.assert_array_equal(short["test"][name], long["test"][name])
 
     def test_too_few_samples_are_refused(self):
-        with pytest.raises(UserError, match="of 4 samples 0 are for validation"):
+        with pytest.raises(UserError, match="0 of 4 samples would be used for validation"):
             LinearPopulation({"samples": 4, "validation": 0.1}).load()
 
 

@@ -168,5 +168,5 @@ def test_what_is_out_of_range_is_said():
         ProximalAdam([mask], l1=-1)
     with pytest.raises(UserError, match=r"betas are \(0.9, 1.0\)"):
         ProximalAdam([mask], betas=(0.9, 1.0))
-    with pytest.raises(UserError, match="not one of the optimizer's"):
+    with pytest.raises(UserError, match="does not belong to the optimizer"):
         ProximalAdam([mask]).refresh(torch.zeros(2, 2), torch.zeros(2, 2))

@@ -166,7 +166,7 @@ def test_morans_i_in_standard_deviations_is_that_of_independent_values():
 
 
 def test_a_map_of_one_row_has_no_neighbours_to_test():
-    with pytest.raises(UserError, match="2 x 2 checks or more, and this has 1 x 5"):
+    with pytest.raises(UserError, match="at least 2 x 2 checks, and this one has 1 x 5"):
         morans_i_z(xr.DataArray(np.zeros((1, 5)), dims=("y", "x")))
 
 

@@ -136,7 +136,7 @@ def test_a_killed_fit_goes_on_from_its_checkpoint_to_the_same_weights(
     finally:
         torch.set_num_threads(threads)
     assert done.code == 0, done.err
-    assert f"goes on from step {step} of 600" in caplog.text
+    assert f"resumes from step {step} of 600" in caplog.text
     run = tmp_path / Path(done.out.split()[1]).parent
     assert ended(run)["cell"]["status"] == "stored"
     assert ended(run)["cnn"]["message"] == "went on from a checkpoint"
@@ -159,7 +159,7 @@ def test_a_checkpoint_that_cannot_be_read_is_left_aside_with_a_warning(
     checkpoint.write_bytes(b"half of a checkpoint")
     done = command("p.yaml", "--out", "again")
     assert done.code == 0, done.err
-    assert "checkpoint.0.pt is set aside" in caplog.text
+    assert "checkpoint.0.pt cannot be used" in caplog.text
     assert same_fits(run, tmp_path / Path(done.out.split()[1]).parent)
 
 

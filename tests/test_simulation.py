@@ -235,7 +235,7 @@ def test_booleans_are_zero_and_one():
 
 def test_what_does_not_fit_is_refused():
     cells = population()
-    with pytest.raises(UserError, match="the stimulus has 64 pixels and the cells see 63"):
+    with pytest.raises(UserError, match="64 pixels and the cells have weights for 63"):
         simulate(cells, movie(10, 8, 8))
     with pytest.raises(UserError, match="'spatial' has 12 subunits and 'output' sums 3"):
         SubunitCells(cells.spatial, [1.0], np.eye(3))

@@ -268,7 +268,7 @@ def test_every_algorithm_is_the_definition(algorithm, kind, real):
     data = split(stimulus, response, segment=np.repeat([0, 1, 2], [400, 4, 296]))
     able = {"bits": not real and kind in TWO_VALUES, "int8": not real and kind in EIGHT_BITS}
     if not able.get(algorithm, True):
-        with pytest.raises(UserError, match="name 'float' or 'auto'"):
+        with pytest.raises(UserError, match="use 'float' or 'auto'"):
             sta(data, 6, first_lag=1, algorithm=algorithm)
         return
     expected, counted = by_definition(data, 6, 1)

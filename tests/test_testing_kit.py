@@ -1002,9 +1002,9 @@ def test_a_failure_names_the_plugin_the_check_and_what_was_found(recording: xr.D
     with pytest.raises(AssertionError) as raised:
         check_model(PeeksAtNextFrame, recording)
     first, second = str(raised.value).splitlines()
-    assert first == f"PeeksAtNextFrame breaks 1 of {len(MODEL_CHECKS)} checks:"
-    assert second.startswith("  causality: frames after 52 were changed, and with them predictions")
-    assert "the first is frame 52 of cell number 0" in second
+    assert first == f"PeeksAtNextFrame fails 1 of {len(MODEL_CHECKS)} checks:"
+    assert second.startswith("  causality: changing the frames after 52 changes predictions")
+    assert "the first is frame 52 of the cell at index 0" in second
 
 
 def test_an_expected_failure_is_accepted(recording: xr.DataTree) -> None:
@@ -1017,12 +1017,12 @@ def test_an_expected_failure_that_passes_is_an_error(recording: xr.DataTree) -> 
 
 
 def test_an_expected_failure_of_a_check_that_is_not_there_is_an_error() -> None:
-    with pytest.raises(ValueError, match="no check is called casuality"):
+    with pytest.raises(ValueError, match="there is no check casuality"):
         check_model(SmallModel, expected_failures={"casuality": "misspelt"})
 
 
 def test_an_analysis_that_asks_for_results_must_be_given_some(recording: xr.DataTree) -> None:
-    with pytest.raises(UserError, match="GoodOfResults asks for results"):
+    with pytest.raises(UserError, match="GoodOfResults has the parameter 'results'"):
         check_analysis(GoodOfResults, recording)
 
 

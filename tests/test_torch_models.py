@@ -286,7 +286,7 @@ class TestSeveralRecordings:
         xr.testing.assert_identical(again.state(), expected.state())
 
     def test_what_cannot_be_is_refused(self, recordings):
-        with pytest.raises(UserError, match="LN is fitted to one recording"):
+        with pytest.raises(UserError, match="LN can be fitted to one recording only"):
             LN().fit(recordings)
         small = recordings["b"].map_over_datasets(lambda s: s.isel(x=slice(6)) if s.sizes else s)
         with pytest.raises(RecordingError, match="same field"):
@@ -307,7 +307,7 @@ def test_a_checkpoint_that_does_not_fit_is_set_aside(damage, tmp_path, caplog):
     model = LN(options)
     model.fit(recording, checkpoint=checkpoint)
     xr.testing.assert_identical(model.state(), expected.state())
-    assert "begins anew" in caplog.text
+    assert "starts from the beginning" in caplog.text
     assert checkpoint.with_suffix(".0.pt.unfit").exists()
 
 

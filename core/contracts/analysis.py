@@ -113,12 +113,20 @@ class Analysis(Plugin, ABC):
         """
 
     def caption(self, result: xr.DataTree) -> str:
-        """A caption of one or two sentences; by default the first line of the class docstring."""
+        """A caption of one or two sentences; by default the first line of the class docstring.
+
+        Args:
+            result: as for `plot`.
+        """
         documented = (cls.__doc__ for cls in type(self).__mro__ if cls.__doc__)
         return next(documented).strip().splitlines()[0]
 
     def table(self, result: xr.DataTree) -> "pd.DataFrame | None":
-        """A table for the report, or None for none."""
+        """A table for the report, or None for none.
+
+        Args:
+            result: as for `plot`.
+        """
         return None
 
 
@@ -126,6 +134,9 @@ def groups(result: xr.DataTree) -> dict[str, xr.Dataset]:
     """The Datasets of a combined result, by the name of the analysed model or dataset.
 
     The result of an analysis that takes all models or recordings together has the name "".
+
+    Args:
+        result: as combined by the pipeline, the argument of `Analysis.plot`.
 
     Example:
         >>> result = xr.DataTree.from_dict({"/cnn": xr.Dataset({"fev": ("cell", [0.5])})})
@@ -154,6 +165,9 @@ def sweep_dims(group: xr.Dataset) -> list[str]:
 
 def cases(result: xr.DataTree) -> Iterator[tuple[str, xr.Dataset]]:
     """Iterates over the points of the sweeps of a combined result.
+
+    Args:
+        result: as combined by the pipeline.
 
     Yields:
         A label of up to three short lines (name, swept options, cell) and the Dataset of the point.
@@ -188,6 +202,9 @@ def _options(group: xr.Dataset) -> list[str]:
 
 def points(result: xr.DataTree) -> list[str]:
     """The index columns of a result's table: `model`, the swept options and `cell`.
+
+    Args:
+        result: as combined by the pipeline.
 
     Example:
         >>> group = xr.Dataset(

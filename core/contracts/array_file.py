@@ -88,6 +88,16 @@ class StoredArray(BackendArray):
         shape, chunks, dtype: of this array; `chunks` is None if it is not chunked in the file.
         compressed: whether the chunks are compressed.
         files: every file that stores a part of the array.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "mine.h5")
+        ...     with h5py.File(path, "w") as file:
+        ...         file["movie"] = np.zeros((5, 4, 3), np.int8)
+        ...     array = find_array(path, "movie").transposed((0, 2, 1))
+        ...     array.shape, array[indexing.BasicIndexer((0, slice(2), slice(None)))].shape
+        ((5, 3, 4), (2, 4))
     """
 
     def __init__(

@@ -30,6 +30,13 @@ def describe(error: BaseException) -> str:
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint with the known names that are closest to `name`, or all names if none is close.
 
+    Args:
+        name: the unknown name.
+        known: the valid names.
+
+    Returns:
+        A clause for the end of an error message.
+
     Example:
         >>> nearest("lgas", ["lags", "steps"])
         "did you mean 'lags'?"

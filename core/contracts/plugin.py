@@ -39,7 +39,14 @@ class Plugin:
 
     @classmethod
     def with_options(cls, *, seed: int = 0, **options: Any) -> Self:
-        """The plugin with its options given as keyword arguments.
+        """Makes the plugin with its options given as keyword arguments.
+
+        Args:
+            seed: of all random numbers.
+            options: of the class `Config`.
+
+        Raises:
+            pydantic.ValidationError: if an option is unknown or of the wrong type.
 
         Example:
             >>> Plugin.with_options(seed=3).seed

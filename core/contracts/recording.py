@@ -243,6 +243,11 @@ def validate(recording: xr.DataTree) -> None:
         Traceback (most recent call last):
         retinakit.contracts.errors.RecordingError: the recording has no split 'test'; ...
     """
+    if not isinstance(recording, xr.DataTree):
+        raise RecordingError(
+            f"a recording is an xarray.DataTree with the splits {', '.join(SPLITS)} (got a "
+            f"{type(recording).__name__}); make one with make_recording"
+        )
     responses = {}
     for name in SPLITS:
         if name not in recording.children:
@@ -543,7 +548,13 @@ def segments(split: xr.Dataset | xr.DataArray) -> list[slice]:
 
 
 def mean_response(split: xr.Dataset) -> xr.DataArray:
-    """The response averaged over repeats, (frame, cell); NaN where no repeat was recorded.
+    """The response averaged over repeats.
+
+    Args:
+        split: of a recording.
+
+    Returns:
+        (frame, cell), in the units of the response; NaN where no repeat was recorded.
 
     Example:
         >>> response = np.array([[[1.0], [np.nan]], [[3.0], [4.0]]])  # (repeat, frame, cell)
@@ -557,6 +568,9 @@ def mean_response(split: xr.Dataset) -> xr.DataArray:
 
 def space_sizes(labelled: xr.Dataset | xr.DataArray) -> dict[str, int]:
     """The sizes of a frame: of `channel`, if there are channels, `y` and `x`.
+
+    Args:
+        labelled: with these dimensions.
 
     Example:
         >>> import xarray as xr

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -77,6 +77,33 @@ class Log:
         self.watcher.ended(task, outcome)
 
 
+@dataclass(frozen=True)
+class Run:
+    """How a run ended.
+
+    Attributes:
+        folder: of the run.
+        outcomes: of its tasks.
+        problems: sentences on results that could not be joined or drawn.
+    """
+
+    folder: Path
+    outcomes: list[Outcome]
+    problems: list[str]
+
+    @property
+    def lost(self) -> int:
+        """Tasks that failed or were skipped."""
+        return sum(not outcome.ok for outcome in self.outcomes)
+
+    @property
+    def mistake(self) -> str:
+        """The user's mistake that nothing could be made for, if that is why there is nothing."""
+        if any(o.ok or o.status == "failed" for o in self.outcomes):
+            return ""
+        return next((o.message for o in self.outcomes if o.status == "invalid"), "")
+
+
 def run_pipeline(
     graph: Graph,
     *,
@@ -88,7 +115,7 @@ def run_pipeline(
     scheduler: str | None = None,
     threads: int | None = None,
     searches: Searches | None = None,
-) -> tuple[Path, int, list[str]]:
+) -> "Run":
     """Runs a pipeline and writes its folder.
 
     Args:
@@ -99,8 +126,7 @@ def run_pipeline(
         searches: to run first; they make a larger graph of this one.
 
     Returns:
-        The folder, how many tasks failed or were skipped, and sentences on what else went wrong:
-        results that could not be joined or drawn.
+        Where the folder is, and how the run ended.
 
     Raises:
         UserError: if a folder cannot be written to, or the cluster does not serve.
@@ -145,8 +171,10 @@ def run_pipeline(
                 partial, graph, outcomes, store, started, time.monotonic() - begun
             )
             problems += ended_early + _report(partial, registry)
-            lost = sum(not outcome.ok for outcome in outcomes.values())
-            log.write("finished", seconds=time.monotonic() - begun, failed=lost, problems=problems)
+            run = Run(folder, list(outcomes.values()), problems)
+            log.write(
+                "finished", seconds=time.monotonic() - begun, failed=run.lost, problems=problems
+            )
             log.close()
             (partial / ALIVE).unlink(missing_ok=True)
             partial.rename(folder)
@@ -157,7 +185,7 @@ def run_pipeline(
         raise
     finally:
         alive.release()
-    return folder, lost, problems
+    return run
 
 
 def sweep_dead(parent: Path) -> None:

@@ -37,8 +37,9 @@ class PluginSpec:
         api: the version of the plugin contract for which the plugin was written.
 
     Example:
-        >>> ModelSpec(name="mine", target="my_package.mine:Mine", summary="My model.").kind
-        'model'
+        >>> spec = ModelSpec(name="mine", target="my_package.mine:Mine", summary="My model.")
+        >>> isinstance(spec, PluginSpec), spec.api
+        (True, 1)
     """
 
     kind: ClassVar[str]
@@ -49,19 +50,37 @@ class PluginSpec:
 
 
 class DatasetSpec(PluginSpec):
-    """Describes a dataset, a class that derives from `retinakit.Dataset`."""
+    """Describes a dataset, a class that derives from `retinakit.Dataset`.
+
+    Example:
+        >>> spec = DatasetSpec(name="mine", target="my_package.mine:Mine", summary="My dataset.")
+        >>> spec.kind
+        'dataset'
+    """
 
     kind = "dataset"
 
 
 class ModelSpec(PluginSpec):
-    """Describes a model, a class that derives from `retinakit.Model`."""
+    """Describes a model, a class that derives from `retinakit.Model`.
+
+    Example:
+        >>> spec = ModelSpec(name="mine", target="my_package.mine:Mine", summary="My model.")
+        >>> spec.kind
+        'model'
+    """
 
     kind = "model"
 
 
 class AnalysisSpec(PluginSpec):
-    """Describes an analysis, a class that derives from `retinakit.Analysis`."""
+    """Describes an analysis, a class that derives from `retinakit.Analysis`.
+
+    Example:
+        >>> spec = AnalysisSpec(name="mine", target="my_package.mine:Mine", summary="My analysis.")
+        >>> spec.kind
+        'analysis'
+    """
 
     kind = "analysis"
 

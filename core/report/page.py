@@ -9,6 +9,7 @@ import uuid
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import chdir
 from dataclasses import dataclass
 from datetime import datetime
 from io import BytesIO
@@ -74,17 +75,27 @@ class Report(NamedTuple):
 def write_report(folder: Path, registry: Registry) -> Report:
     """Writes `report.html` in the folder of a run.
 
-    If a result cannot be drawn, the page has the reason in its place.
+    If a result cannot be drawn, the page says so in its place, with the reason.
 
     Args:
-        folder: a run folder written by `retinakit.pipeline.run`.
-        registry: the registry of the plugins that draw the results.
+        folder: as written by `retinakit.pipeline.run`, with `provenance.json`.
+        registry: has the plugins that draw the results.
 
     Returns:
-        The path of the page, and a sentence for each part that could not be drawn.
+        The path of the page, and the problems that occurred.
 
     Raises:
         UserError: if `provenance.json` does not describe a run.
+
+    Example:
+        >>> import tempfile
+        >>> run = {"name": "empty", "description": "", "steps": [], "seed": 0, "git": None}
+        >>> run |= {"started": "2024-01-01T12:00", "seconds": 1.0, "command": ["retina-run"]}
+        >>> run |= {"platform": "Linux", "processors": 2, "versions": {}}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "provenance.json").write_text(json.dumps(run))
+        ...     write_report(Path(folder), Registry()).path.name
+        'report.html'
     """
     source = folder / "provenance.json"
     try:
@@ -157,7 +168,8 @@ class Trouble:
 
 def _attempt(function: Callable[..., T], *args: Any) -> tuple[T | None, Trouble | None]:
     try:
-        return function(*args), None
+        with chdir("."):  # a plugin may change the folder
+            return function(*args), None
     except UserError as error:
         return None, Trouble(str(error))
     except KeyboardInterrupt:
@@ -527,7 +539,19 @@ class Table:
 
 
 def tabulate(frame: pd.DataFrame | None) -> Table | None:
-    """A DataFrame as text, with its index unless it is a row number; None if it is empty."""
+    """Formats a DataFrame as text; see `column_texts`.
+
+    Args:
+        frame: its index is included unless it is a RangeIndex without a name.
+
+    Returns:
+        The table, or None if there is no frame or it is empty.
+
+    Example:
+        >>> table = tabulate(pd.DataFrame({"cell": ["a", "b"], "fev": [0.51, 0.4567]}))
+        >>> table.header, table.rows
+        (['cell', 'fev'], [('a', '0.510'), ('b', '0.457')])
+    """
     if frame is None or frame.empty:
         return None
     columns: list[tuple[Any, list[Any]]] = []
@@ -548,7 +572,21 @@ def _is_number(value: Any) -> bool:
 
 
 def column_texts(values: Sequence[Any]) -> list[str]:
-    """The entries of a column as text, with numbers of 3 to 4 digits and equal decimals."""
+    """Formats the entries of a column, numbers with three to four significant digits.
+
+    The numbers of a column have the same number of decimals, unless they differ by more than a
+    factor of 1000.
+
+    Args:
+        values: numbers, booleans, text or None.
+
+    Returns:
+        A text for each value, "–" for a missing one.
+
+    Example:
+        >>> column_texts([0.51, 0.4567, None, True])
+        ['0.510', '0.457', '–', 'yes']
+    """
     numbers = [abs(float(v)) for v in values if _is_number(v) and math.isfinite(v) and v != 0]
     whole = all(number == int(number) for number in numbers)
     alike = not numbers or max(numbers) / min(numbers) < 1e3
@@ -570,7 +608,15 @@ def column_texts(values: Sequence[Any]) -> list[str]:
 
 
 def duration(seconds: float) -> str:
-    """A time in seconds as text, such as `3 min 12 s`."""
+    """Formats a duration.
+
+    Args:
+        seconds: the duration.
+
+    Example:
+        >>> duration(0.5), duration(192), duration(7500)
+        ('0.5 s', '3 min 12 s', '2 h 5 min')
+    """
     if seconds < 59.5:
         return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -1,4 +1,4 @@
-"""Images with the statistics of natural scenes: photographs, and two kinds of generated ones."""
+"""Images with the statistics of natural scenes: photographs and two kinds of synthetic images."""
 
 from typing import Any
 
@@ -9,14 +9,17 @@ from numpy.typing import NDArray
 from retinakit.contracts.errors import UserError
 
 PHOTOGRAPHS = ("astronaut", "brick", "camera", "chelsea", "coffee", "grass", "gravel", "rocket")
-"""The photographs that scikit-image ships; its other ones would have to be downloaded."""
+"""The photographs that scikit-image includes without a download."""
 
 SMALLEST_LEAF = 2.0
-"""Radius, in pixels."""
+"""Smallest radius of a disc of `dead_leaves`, in pixels."""
 
 
 def photographs() -> dict[str, NDArray[np.float64]]:
-    """The photographs by name, in grey (y, x), each of mean 0 and standard deviation 1.
+    """Grey-scale photographs, standardised to mean 0 and standard deviation 1.
+
+    Returns:
+        The photographs (y, x) by name.
 
     Raises:
         UserError: if scikit-image is not installed.
@@ -29,7 +32,10 @@ def photographs() -> dict[str, NDArray[np.float64]]:
     try:
         from skimage import color, data
     except ImportError:
-        raise UserError("the photographs are scikit-image's; install retinakit[natural]") from None
+        raise UserError(
+            "the photographs are part of scikit-image, which is not installed; install "
+            "retinakit[natural]"
+        ) from None
     scenes = {}
     for name in PHOTOGRAPHS:
         scene = getattr(data, name)()
@@ -38,16 +44,17 @@ def photographs() -> dict[str, NDArray[np.float64]]:
 
 
 def dead_leaves(size: int, random: np.random.Generator) -> NDArray[np.float64]:
-    """Discs of random grey that hide one another, of mean 0 and standard deviation 1.
+    """A dead-leaves image: occluding discs of random grey levels (Lee, Mumford & Huang 2001).
 
-    Their radii have a density of r⁻³, so that the image looks the same at any scale and has edges,
-    as natural scenes have (Lee, Mumford & Huang 2001).
+    The density of their radii is proportional to r⁻³, so that the image has edges and is
+    approximately scale-invariant, as natural scenes are.
 
     Args:
         size: side in pixels.
+        random: generator of the discs.
 
     Returns:
-        (y, x).
+        (y, x), with mean 0 and standard deviation 1.
 
     Example:
         >>> import numpy as np
@@ -61,7 +68,7 @@ def dead_leaves(size: int, random: np.random.Generator) -> NDArray[np.float64]:
 
 @numba.njit(cache=True)
 def _cover(image: NDArray[np.float64], largest: float, random: np.random.Generator) -> None:
-    """Adds leaves from the front to the back until every pixel is covered."""
+    """Adds discs from front to back until every pixel is covered."""
     size = len(image)
     hidden = image.size
     while hidden:
@@ -79,13 +86,14 @@ def _cover(image: NDArray[np.float64], largest: float, random: np.random.Generat
 
 
 def pink_noise(size: int, random: np.random.Generator) -> NDArray[np.float64]:
-    """Noise with the amplitude spectrum 1/f of natural scenes, of mean 0 and deviation 1.
+    """Gaussian noise with the amplitude spectrum 1/f of natural scenes.
 
     Args:
         size: side in pixels; the image is periodic.
+        random: generator of the noise.
 
     Returns:
-        (y, x).
+        (y, x), with mean 0 and standard deviation 1.
 
     Example:
         >>> import numpy as np
@@ -100,7 +108,7 @@ def pink_noise(size: int, random: np.random.Generator) -> NDArray[np.float64]:
 
 
 def standardised(image: NDArray[Any]) -> NDArray[np.float64]:
-    """An image less its mean, over its standard deviation."""
+    """Standardises an image to mean 0 and standard deviation 1."""
     centred = image - image.mean()
     result: NDArray[np.float64] = centred / centred.std()
     return result

@@ -1,4 +1,4 @@
-"""What the simulated populations that are shown images have in common."""
+"""Recordings of simulated populations with images as stimuli."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,30 +13,42 @@ from retinakit.contracts.errors import UserError
 from retinakit.contracts.recording import SPIKES_PER_BIN, make_recording, make_split
 
 FRAME_INTERVAL = 0.1
-"""Seconds that an image is shown and spikes are counted (Klindt et al. 2017, 4.4)."""
+"""Duration of an image and of a response bin, in seconds (Klindt et al. 2017, section 4.4)."""
 
 NOISY_RATE = "spikes per bin, with noise that may be negative"
 
 
 class PopulationConfig(Config):
-    """How much is shown to a population."""
+    """Options of simulated populations: the numbers of images.
+
+    Example:
+        >>> PopulationConfig(samples=100).validation
+        0.2
+    """
 
     samples: int = Field(
-        4096, ge=4, description="Images shown for training and validation together; sweep it."
+        4096, ge=4, description="Number of images for training and validation together."
     )
     validation: float = Field(
-        0.2, gt=0, lt=1, description="Part of the samples that is for validation."
+        0.2, gt=0, lt=1, description="Fraction of the samples used for validation."
     )
     validation_most: int = Field(
-        10_000,
-        ge=1,
-        description="The most samples that are for validation; the others are for training.",
+        10_000, ge=1, description="Maximum number of samples used for validation."
     )
-    test: int = Field(10_000, ge=1, description="More images, for the test.")
+    test: int = Field(10_000, ge=1, description="Number of additional images for testing.")
 
 
 def poisson_like(rate: NDArray[Any], random: np.random.Generator) -> NDArray[np.float32]:
-    """Responses y ~ N(r, SD √|r|) to rates r (Klindt et al. 2017, eq 1).
+    """Normally distributed responses with Poisson-like variance (Klindt et al. 2017, eq 1).
+
+    y ~ N(r, |r|), with the rates r as means and |r| as variances.
+
+    Args:
+        rate: (...), expected spikes per bin.
+        random: generator of the noise.
+
+    Returns:
+        (...) float32, spikes per bin, which may be negative.
 
     Example:
         >>> import numpy as np
@@ -59,23 +71,27 @@ def show(
     spikes: bool = False,
     repeats: int = 1,
 ) -> xr.DataTree:
-    """The recording of a population that is shown images, with noise as in `poisson_like`.
+    """Simulates the recording of a population, with noise as in `poisson_like`.
 
-    A shorter recording has the first samples of a longer one, of which the last ones are its
-    validation. The test is always the same.
+    With the same seed, the samples of a shorter recording are the first samples of a longer one,
+    and the test split is the same. The last samples are the validation split.
 
     Args:
-        config: how much.
+        config: the numbers of images.
         seed: of images and noise.
-        stimulus: makes a number of images (frame, [channel,] y, x) for training or for the test.
-        rate: responds to them, (frame, cell).
-        truth: what is known, with the coordinate `cell`.
+        stimulus: a function from the name of a split ("train" or "test"), a number of images and a
+            random generator to the images (frame, [channel,] y, x).
+        rate: a function from images to the rates (frame, cell), in expected spikes per bin.
+        truth: the true parameters, with the coordinate `cell`; stored as the group `truth`.
         title: of the recording.
-        spikes: whether responses are Poisson counts instead.
-        repeats: how often each test image is shown.
+        spikes: whether the responses are Poisson counts instead.
+        repeats: the number of presentations of each test image.
+
+    Returns:
+        A recording (see `retinakit.contracts.recording`).
 
     Raises:
-        UserError: if no sample is left for training or for validation.
+        UserError: if no sample remains for training or for validation.
 
     Example:
         >>> import numpy as np
@@ -94,7 +110,8 @@ def show(
     held_out = min(round(config.validation * config.samples), config.validation_most)
     if not 0 < held_out < config.samples:
         raise UserError(
-            f"of {config.samples} samples {held_out} are for validation; leave some for both"
+            f"{held_out} of {config.samples} samples would be used for validation; choose samples "
+            "and validation so that both training and validation have samples"
         )
 
     def shown(stream: int, name: str, frames: int) -> xr.Dataset:

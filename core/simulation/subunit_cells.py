@@ -1,4 +1,4 @@
-"""Simulated cells made of subunits: rates and spikes."""
+"""Simulation of cells with nonlinear subunits: rates and spikes."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,18 +21,18 @@ Nonlinearity = Literal["identity", "rectify", "softplus", "exponential"]
 Spikes = Literal["none", "binary", "poisson"]
 
 PIECE_BYTES = 32 * 2**20
-"""Bytes of the stimulus that a thread holds at once if it must be converted or read."""
+"""Size of the pieces in which a stimulus is converted or read by a thread, in bytes."""
 
 HIGHEST_RATE = 80.0
-"""The highest rate, in spikes per bin, for which Poisson counts are drawn."""
+"""The highest rate, in spikes per bin, for which Poisson counts can be drawn."""
 
 
 class Simulation(NamedTuple):
-    """What simulated cells did.
+    """The responses of simulated cells.
 
     Attributes:
         rate: (frame, cell) float32, expected spikes per bin.
-        spikes: (repeat, frame, cell) uint8, spikes per bin; no repeats where none were asked for.
+        spikes: (repeat, frame, cell) uint8, spikes per bin; (0, frame, cell) with `spikes="none"`.
     """
 
     rate: NDArray[np.float32]
@@ -41,25 +41,32 @@ class Simulation(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class SubunitCells:
-    """Cells that sum nonlinear subunits. The rate of cell c in frame t, in spikes per bin, is
+    """Cells that sum nonlinear subunits.
+
+    The rate of cell c in frame t, in spikes per bin, is
 
         gain_c · f(Σ_s output_cs · g(u_s) - threshold_c),
         u_s = Σ_l temporal_sl Σ_p spatial_sp · stimulus_p(t - l)
 
-    with the nonlinearities g of the subunits and f of the cells, and a stimulus of 0 before the
-    first frame. An LN cell is one subunit with g the identity.
+    with the nonlinearities g of the subunits and f of the cells. The stimulus before the first
+    frame is 0. An LN cell has one subunit with the identity as g.
 
     Attributes:
-        spatial: (subunit, pixel) or (subunit, y, x), an array, or sparse (subunit, pixel).
-        temporal: (lag,) or (subunit, lag); lag 0 is the frame itself.
-        output: (cell, subunit), an array or sparse.
-        nonlinearity: g. `softplus` is log(1 + e^x), and `exponential` ends at e^88.
+        spatial: (subunit, pixel) or (subunit, y, x), a dense array, or a sparse (subunit, pixel).
+        temporal: (lag,) or (subunit, lag); lag 0 is the current frame.
+        output: (cell, subunit), dense or sparse.
+        nonlinearity: g. `softplus` is log(1 + e^x); `exponential` saturates at e^88.
         output_nonlinearity: f.
-        threshold: of every cell or (cell,), in units of the summed subunits.
-        gain: of every cell or (cell,), spikes per bin.
+        threshold: a number or (cell,), in the units of the summed subunits.
+        gain: a number or (cell,), in spikes per bin.
 
     Raises:
-        UserError: if the shapes do not fit together.
+        UserError: if the shapes do not agree.
+
+    Example:
+        >>> cells = SubunitCells(np.eye(4), temporal=[0.7, 0.3], output=np.ones((1, 4)))
+        >>> cells.cells, cells.lags, cells.pixels
+        (1, 2, 4)
     """
 
     spatial: Any
@@ -85,7 +92,9 @@ class SubunitCells:
                 f"(subunit, lag) with {subunits} subunits"
             )
         if temporal.shape[-1] == 0:
-            raise UserError("'temporal' is empty; an immediate response is one lag of weight 1")
+            raise UserError(
+                "'temporal' is empty; for a response without memory give one lag of weight 1"
+            )
         for name in ("threshold", "gain"):
             if np.shape(getattr(self, name)) not in ((), (output.shape[0],)):
                 raise UserError(
@@ -95,22 +104,22 @@ class SubunitCells:
 
     @property
     def lags(self) -> int:
-        """Frames that a rate depends on."""
+        """The number of frames on which a rate depends."""
         return np.shape(self.temporal)[-1]
 
     @cached_property
     def pixels(self) -> int:
-        """Pixels of a frame."""
+        """The number of pixels of a frame."""
         return int(_sparse(self.spatial).shape[1])
 
     @cached_property
     def cells(self) -> int:
-        """Number of cells."""
+        """The number of cells."""
         return int(_sparse(self.output).shape[0])
 
     @cached_property
     def _arrays(self) -> tuple[Any, ...]:
-        """What the kernels need. They read the pixels in groups of 8, those with weights only."""
+        """The arguments of the kernels, which read only groups of 8 pixels with nonzero weights."""
         spatial, output = _sparse(self.spatial), _sparse(self.output)
         groups, inverse = np.unique(spatial.indices // 8, return_inverse=True)
         subunits, cells = spatial.shape[0], output.shape[0]
@@ -132,16 +141,16 @@ class SubunitCells:
 
 
 def cells_of(truth: xr.Dataset) -> SubunitCells:
-    """The simulated cells that the group `truth` of a recording describes.
+    """The simulated cells described by the group `truth` of a recording.
 
     Args:
         truth: `subunit_weight (cell, subunit, y, x)`, `output_weight (cell, subunit)`, `temporal
             ([cell,] lag)`, `threshold (cell)`, `gain (cell)` in spikes per bin, and the attributes
-            `contrast` (what the cell sees of a stimulus of 1), `nonlinearity` and
+            `contrast` (a factor that multiplies the stimulus), `nonlinearity` and
             `output_nonlinearity`.
 
     Raises:
-        UserError: naming what the truth lacks.
+        UserError: if the truth lacks one of them.
 
     Example:
         >>> from retinakit.testing import small_recording
@@ -161,7 +170,7 @@ def cells_of(truth: xr.Dataset) -> SubunitCells:
     maps = truth["subunit_weight"].transpose("cell", "subunit", "y", "x").values
     weights = truth["output_weight"].transpose("cell", "subunit").values
     temporal = truth["temporal"].transpose(..., "lag").values
-    if temporal.ndim == 2:  # of a cell, and so of each of its subunits
+    if temporal.ndim == 2:  # one filter for each cell, used by all of its subunits
         temporal = temporal.repeat(maps.shape[1], axis=0)
     return SubunitCells(
         truth.attrs["contrast"] * maps.reshape(-1, *maps.shape[2:]),
@@ -184,27 +193,30 @@ def simulate(
     threads: int = 1,
     backend: Literal["compiled", "numba"] | None = None,
 ) -> Simulation:
-    """The rates of the cells, and spikes drawn from them.
+    """Simulates the rates of cells and draws spikes from them.
 
-    A spike count depends on the seed, the frame, the cell, the repeat and the rate only (a Philox
-    counter), and the arithmetic is in float32 in a fixed order: any number of threads, both
-    backends, and a stimulus as bits, int8 or float32 give the same numbers.
+    A spike count is a function of the seed, frame, cell, repeat and rate (by a Philox counter), and
+    the arithmetic is in float32 in a fixed order. The result is therefore the same for any number
+    of threads, for both backends, and for a stimulus as bits, int8 or float32.
 
     Args:
         cells: the cells.
-        stimulus: `Bits`, or (frame, pixel) or (frame, y, x): an array, or anything with a shape
-            that gives arrays for slices of frames, such as a dataset of an HDF5 file. int8,
-            float32 and bits are read where they lie; others are converted to float32 in
-            pieces. Booleans are 0 and 1.
-        spikes: none; `binary`, one spike with the probability min(rate, 1); or `poisson` counts.
+        stimulus: `Bits`, or (frame, pixel) or (frame, y, x): an array, or an object with a shape
+            that returns arrays for slices of frames, such as an HDF5 dataset. Bits, int8 and
+            float32 are used without a copy; other dtypes are converted to float32 in pieces.
+            Booleans are 0 and 1.
+        spikes: "none"; "binary", one spike with the probability min(rate, 1); or "poisson" counts.
         seed: 0 to 2^64 - 1.
-        repeats: how often the spikes are drawn.
-        threads: how many to use.
-        backend: the compiled kernel where it was built, by default, or its Numba twin.
+        repeats: the number of times that spikes are drawn.
+        threads: the number of threads.
+        backend: "compiled" or the equivalent "numba"; by default compiled, if it was built.
+
+    Returns:
+        The rates (frame, cell) and spikes (repeat, frame, cell), in spikes per bin.
 
     Raises:
-        UserError: if the stimulus does not have the cells' pixels, or a rate is too high for
-            Poisson counts.
+        UserError: if the stimulus and the cells differ in the number of pixels, a rate is too high
+            for Poisson counts, or the compiled backend was not built.
 
     Example:
         >>> import numpy as np
@@ -219,8 +231,8 @@ def simulate(
     frames, pixels = source.shape[0], stimulus.pixels if bits else int(np.prod(source.shape[1:]))
     if pixels != cells.pixels:
         raise UserError(
-            f"the stimulus has {pixels} pixels and the cells see {cells.pixels}; "
-            "make them for one field"
+            f"the stimulus has {pixels} pixels and the cells have weights for {cells.pixels}; "
+            "use the same field for both"
         )
     rate = np.empty((frames, cells.cells), np.float32)
     counts = np.empty((repeats if spikes != "none" else 0, *rate.shape), np.uint8)
@@ -233,11 +245,11 @@ def simulate(
             numbers = Bits(numbers, pixels).unpack()
         kernel(numbers, first, start, stop, *tail)
 
-    # The kernels want multiples of 4; these also keep the twin's blocks whole.
+    # The kernels require multiples of 4; multiples of 1024 also keep the blocks of Numba whole.
     piece = max(1, PIECE_BYTES // (4 * max(pixels, 1)) // 1024) * 1024
     starts = range(0, frames, piece)
     if threads > 1:
-        # Pieces are shorter if there would be fewer than threads.
+        # Pieces are shorter if there would be fewer pieces than threads.
         piece = min(piece, max(1, -(-frames // (1024 * threads))) * 1024)
         starts = range(0, frames, piece)
         with ThreadPoolExecutor(threads) as pool:
@@ -247,15 +259,18 @@ def simulate(
             run(start)
     if spikes == "poisson" and frames and not rate.max() <= HIGHEST_RATE:
         raise UserError(
-            f"the highest rate is {rate.max():g} spikes per bin, and Poisson counts are drawn up "
-            f"to {HIGHEST_RATE:g}; lower the gain or raise the threshold"
+            f"the highest rate is {rate.max():g} spikes per bin, and Poisson counts can be drawn "
+            f"up to {HIGHEST_RATE:g}; lower the gain or raise the threshold"
         )
     return Simulation(rate, counts)
 
 
 def _kernel(backend: str | None) -> Callable[..., None]:
     if backend == "compiled" and compiled is None:
-        raise UserError("the compiled kernels were not built; `retina-run doctor` says why")
+        raise UserError(
+            "the compiled kernels were not built; see `retina-run doctor` for the reason, or use "
+            "the backend 'numba'"
+        )
     if compiled is None or backend == "numba":
         return subunit_cells_numba.simulate
     simulate: Callable[..., None] = compiled.simulate
@@ -263,7 +278,7 @@ def _kernel(backend: str | None) -> Callable[..., None]:
 
 
 def _numbers(frames: Any, bits: bool) -> NDArray[Any]:
-    """(frame, pixel), contiguous, of a type that the kernels read."""
+    """The frames as a contiguous array (frame, pixel) of a dtype that the kernels support."""
     array = np.asarray(frames)
     if array.dtype == bool:
         array = array.view(np.int8)

@@ -1,4 +1,4 @@
-"""The twin of csrc/simulation.cpp: the same operations in the same order, so the same numbers."""
+"""The Numba version of csrc/simulation.cpp, with the same operations in the same order."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 BLOCK = 64
-"""Frames that are handled together."""
+"""Number of frames that are processed together."""
 
 _IDENTITY, _RECTIFY, _SOFTPLUS = 0, 1, 2
 _NONE, _BINARY = 0, 1
@@ -83,7 +83,7 @@ def _add(weight: np.float32, values: NDArray[Any], out: NDArray[np.float32]) -> 
 def _fill(
     stimulus: NDArray[Any], offset: int, frames: int, groups: NDArray[np.int32], tile: Any
 ) -> None:
-    """(pixel, frame) float32 from (frame, pixel)."""
+    """Copies frames (frame, pixel) to a tile (pixel, frame) of float32."""
     for t in range(frames):
         frame = stimulus[offset + t]
         for g in range(len(groups)):
@@ -147,7 +147,7 @@ def simulate(
     rate: NDArray[np.float32],
     counts: NDArray[np.uint8],
 ) -> None:
-    """Rates and counts of the frames `start` to `stop`; see csrc/simulation.h."""
+    """Computes rates and counts of the frames `start` to `stop`; see csrc/simulation.h."""
     subunits, lags = temporal.shape
     cells, history = len(threshold), lags - 1
     tile = np.zeros((8 * len(groups), BLOCK), np.float32)

@@ -1,4 +1,4 @@
-"""Filtering in time, within segments."""
+"""Temporal filtering within segments."""
 
 from typing import Any
 
@@ -19,12 +19,14 @@ def _filter(stimulus: NDArray[Any], kernel: NDArray[np.float32], out: NDArray[np
 def filter_in_time(
     stimulus: NDArray[Any], kernel: NDArray[Any], pieces: list[slice]
 ) -> NDArray[np.float32]:
-    """Σ_lag kernel[lag] · stimulus[t - lag], with nothing (0) before the start of a segment.
+    """Filters a stimulus in time, Σ_lag kernel[lag] · stimulus[t - lag].
+
+    The stimulus before the start of a segment is taken as 0.
 
     Args:
-        stimulus: (frame, ...), of any number type.
-        kernel: (lag,).
-        pieces: the segments, as `retinakit.contracts.segments` gives them.
+        stimulus: (frame, ...), of any numeric dtype.
+        kernel: (lag,); lag 0 is the current frame.
+        pieces: the segments, as returned by `retinakit.contracts.segments`.
 
     Returns:
         (frame, ...) float32.

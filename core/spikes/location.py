@@ -1,4 +1,4 @@
-"""Where in the stimulus a cell looks, from its responses alone."""
+"""Estimating the location of receptive fields from the responses."""
 
 from typing import Any
 
@@ -10,25 +10,25 @@ from retinakit.contracts.recording import mean_response
 from retinakit.spikes.spike_triggered import sta
 
 STA_SMOOTHING = 0.7
-"""Standard deviation of the smoothing, in checks. With the 17^¼ = 2.03 of the authors' code of
-Klindt et al. (2017), the peak of a difference-of-Gaussians field is averaged away and never
-found within a check. With 0.7 it is found in 81 % of the cells at 1024 samples and in 100 % at
+"""Standard deviation of the smoothing, in checks. With the value in the code of Klindt et al.
+(2017), 17^¼ = 2.03, the peak of a difference-of-Gaussians field is averaged out and never located
+within one check. With 0.7, it is located in 81 % of the cells with 1024 samples and in 100 % with
 4096."""
 
 
 CELLS_AT_ONCE = 256
-"""Cells whose fields are in memory at a time."""
+"""Number of cells whose fields are in memory at the same time."""
 
 
 def response_field(split: xr.Dataset, lags: int = 1) -> xr.DataArray:
-    """Covariance of each cell's response with the stimulus: its receptive field, linearly.
+    """Covariance of each cell's response with the stimulus, a linear receptive field estimate.
 
-    Unlike a spike-triggered average, it is defined for responses of any sign, and the means of
-    stimulus and response have no effect on it.
+    Unlike a spike-triggered average, it is defined for responses of any sign, and it is invariant
+    to the means of stimulus and response.
 
     Args:
         split: a split of a recording. Repeats are averaged first.
-        lags: how many lags.
+        lags: the number of lags.
 
     Returns:
         (cell, lag, [channel,] y, x), in units of the response times those of the stimulus.
@@ -42,8 +42,8 @@ def response_field(split: xr.Dataset, lags: int = 1) -> xr.DataArray:
         {'cell': 2, 'lag': 3, 'y': 8, 'x': 8}
     """
     response = mean_response(split).astype(float)
-    # The average over responses of 1 + y - ⟨y⟩, whose sum is the number of frames, is the
-    # covariance and the mean stimulus; the average over ones is the mean stimulus.
+    # The response-weighted average for 1 + y - ⟨y⟩, whose sum is the number of frames, is the sum
+    # of the covariance and the mean stimulus; that for ones is the mean stimulus.
     ones = xr.ones_like(response).where(response.notnull())
     if ones.notnull().all():  # the mean stimulus is the same for all cells
         ones = ones.isel(cell=[0])
@@ -63,16 +63,19 @@ def locations(
     smoothing: float = STA_SMOOTHING,
     margin: tuple[int, int] = (0, 0),
 ) -> NDArray[np.int64]:
-    """The check at which each cell's smoothed receptive field is largest, of either sign.
+    """The check with the largest absolute value of each cell's smoothed receptive field.
 
     Args:
         split: a split of a recording.
-        lags: how many lags; the field is the root of the sum of squares over several.
-        smoothing: standard deviation of a Gaussian, in checks; 0: none.
-        margin: checks along y and x at each border that are not searched.
+        lags: the number of lags; several are combined as the root of their summed squares.
+        smoothing: standard deviation of the Gaussian smoothing, in checks; 0 for none.
+        margin: number of checks along y and x that are excluded at each border.
 
     Returns:
-        (cell, 2): y and x, in checks from the first.
+        (cell, 2), indices along y and x.
+
+    Raises:
+        RecordingError: if no segment is as long as the history.
 
     Example:
         >>> from retinakit.testing import small_recording

@@ -1,4 +1,4 @@
-"""The filters of a fitted model, in space and in time."""
+"""Spatial and temporal filters of a fitted model."""
 
 import xarray as xr
 
@@ -8,18 +8,22 @@ from retinakit.spikes.receptive_field import separate
 
 
 def space_and_time(model: Model) -> xr.Dataset:
-    """The filters of a model's parameter `kernel`, in space and in time.
+    """Separates a model's parameter `kernel` into spatial and temporal filters.
 
-    Filters in space and time are taken apart by singular value decomposition, as in
-    `retinakit.spikes.separate`. A single lag has no course; its sign stays in the map.
+    Spatiotemporal filters are separated by singular value decomposition, as in
+    `retinakit.spikes.separate`. With a single lag there is no temporal filter, and the spatial
+    filter keeps its sign.
+
+    Args:
+        model: a fitted model.
 
     Returns:
-        `spatial ([cell,] filter, y, x)`, where y and x count the checks of a convolved filter, and
-        `temporal ([cell,] filter, lag)` where there are several lags. A model with one filter for
-        each cell has one `filter`.
+        `spatial ([cell,] filter, y, x)`, with indices as y and x for a convolved filter, and, with
+        several lags, `temporal ([cell,] filter, lag)`. `filter` has the size 1 if each cell has a
+        filter of its own.
 
     Raises:
-        UserError: if the model has no filters, or its filters have channels.
+        UserError: if the model has no parameter `kernel`, or its filters have channels.
 
     Example:
         >>> from retinakit.testing import small_recording
@@ -32,11 +36,15 @@ def space_and_time(model: Model) -> xr.Dataset:
     parameters = model.parameters()
     if "kernel" not in parameters:
         raise UserError(
-            f"a {type(model).__name__} has no parameter 'kernel', so it has no filters to show"
+            f"the {type(model).__name__} has no parameter 'kernel' and so no filters; choose a "
+            "model with filters, such as ln or cnn"
         )
     kernel = parameters["kernel"]
     if "channel" in kernel.dims:
-        raise UserError("the model's filters have channels; filters without are needed")
+        raise UserError(
+            "the model's filters have channels (dimension 'channel'), which is not supported; fit "
+            "a stimulus without channels"
+        )
     if "filter" not in kernel.dims:  # one filter for each cell, as in an LN model
         kernel = kernel.expand_dims({"filter": [0]}, axis=1)
     if "kernel_y" in kernel.dims:

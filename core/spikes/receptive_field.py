@@ -1,4 +1,4 @@
-"""What a spatiotemporal receptive field looks like: space and time, significance, outline."""
+"""Properties of spatiotemporal receptive fields: separation, significance, outline."""
 
 from typing import Any
 
@@ -11,17 +11,18 @@ from retinakit.contracts.errors import UserError
 
 
 def separate(field: xr.DataArray) -> xr.Dataset:
-    """The best product of a spatial map and a temporal filter (singular value decomposition).
+    """The best rank-1 approximation of a receptive field, by singular value decomposition.
 
-    The temporal filter has unit norm, and the sign is such that the spatial map is positive where
-    it is strongest: an OFF cell has a negative temporal filter at short lags.
+    The temporal filter has unit norm. The sign is such that the spatial map is positive at its
+    largest absolute value, so that an OFF cell has a negative temporal filter at short lags.
 
     Args:
         field: (..., lag, y, x).
 
     Returns:
-        `temporal (..., lag)`, `spatial (..., y, x)`, whose product approximates the field, and
-        `separability (...)`, the part of the power that it holds.
+        `temporal (..., lag)` and `spatial (..., y, x)`, in the units of the field, whose product
+        approximates the field, and `separability (...)`, the fraction of the field's power in the
+        product.
 
     Example:
         >>> import numpy as np
@@ -59,9 +60,15 @@ def separate(field: xr.DataArray) -> xr.Dataset:
 
 
 def z_score(field: xr.DataArray) -> xr.DataArray:
-    """Each value's distance from the field's mean in robust standard deviations (1.4826 MAD).
+    """Deviation of each value from the median, in robust standard deviations (1.4826 MAD).
 
-    The receptive field covers few of the values, so median and MAD describe its background.
+    The receptive field covers few of the values, so median and MAD describe the background.
+
+    Args:
+        field: (..., [lag,] y, x).
+
+    Returns:
+        Of the same shape, NaN if the MAD is 0.
 
     Example:
         >>> import xarray as xr
@@ -79,7 +86,14 @@ def z_score(field: xr.DataArray) -> xr.DataArray:
 def gaussian(
     y: NDArray[Any], x: NDArray[Any], parameters: NDArray[Any] | list[float]
 ) -> NDArray[Any]:
-    """A 2-D Gaussian on the grid y × x; parameters are amplitude, y0, x0, sd1, sd2, angle.
+    """A two-dimensional Gaussian.
+
+    Args:
+        y, x: (y,) and (x,), the coordinates of a grid.
+        parameters: amplitude, y0, x0, sd1, sd2 and angle (radians, of sd1, from x towards y).
+
+    Returns:
+        (y, x).
 
     Example:
         >>> import numpy as np
@@ -95,20 +109,22 @@ def gaussian(
 
 
 ELLIPSE = ("amplitude", "centre_y", "centre_x", "sd_major", "sd_minor", "angle")
+"""The variables of the result of `fit_ellipse`, in the order of the parameters of `gaussian`."""
 
 
 def fit_ellipse(spatial: xr.DataArray) -> xr.Dataset:
-    """The 2-D Gaussian that describes a spatial map, fitted to its values by least squares.
+    """Fits a two-dimensional Gaussian to a spatial map by least squares.
 
-    The map is divided by its peak and negative values are set to 0, as Zheng et al. (2021) do; the
-    fit starts at the peak of the map after smoothing, so that a broad weak field is found.
+    The map is divided by its peak, and negative values are set to 0, as in Zheng et al. (2021). The
+    fit starts at the peak of the smoothed map, so that broad and weak fields are found.
 
     Args:
         spatial: (..., y, x), with coordinates y and x.
 
     Returns:
-        `amplitude`, `centre_y`, `centre_x`, `sd_major`, `sd_minor` (in the units of y and x),
-        `angle` (radians from x towards y) over the leading dimensions; NaN where no Gaussian fits.
+        `amplitude` (as a fraction of the peak), `centre_y`, `centre_x`, `sd_major`, `sd_minor` (in
+        the units of y and x) and `angle` (of the major axis, in radians from x towards y), each
+        (...), NaN where no Gaussian could be fitted.
 
     Example:
         >>> import numpy as np
@@ -175,13 +191,16 @@ def _fit_gaussian(image: NDArray[Any], y: NDArray[Any], x: NDArray[Any]) -> NDAr
 
 
 def field_distance(first: xr.Dataset, second: xr.Dataset) -> xr.DataArray:
-    """Cosine distance of two receptive fields, from their ellipses (Zheng et al. 2021).
+    """Cosine distance of the Gaussians fitted to two receptive fields (Zheng et al. 2021).
 
-    1 - ⟨G1, G2⟩ / (|G1| |G2|) of the two Gaussians over the whole plane, in closed form: 0 for the
-    same Gaussian, 1 for fields that do not meet. NaN where one has no ellipse.
+    1 - ⟨G1, G2⟩ / (|G1| |G2|), integrated over the plane in closed form.
 
     Args:
-        first, second: what `fit_ellipse` gives, of the same units and matching dimensions.
+        first, second: results of `fit_ellipse`, with the same units and matching dimensions.
+
+    Returns:
+        (...), 0 for equal Gaussians up to amplitude, 1 for fields that do not overlap, and NaN
+        where a fit failed.
 
     Example:
         >>> import xarray as xr
@@ -203,7 +222,7 @@ def field_distance(first: xr.Dataset, second: xr.Dataset) -> xr.DataArray:
 
 
 def _covariance(ellipse: xr.Dataset) -> dict[str, xr.DataArray]:
-    """The covariance of a Gaussian's shape, from its axes and angle."""
+    """The covariance matrix of a Gaussian, from its axes and angle."""
     major, minor = ellipse["sd_major"] ** 2, ellipse["sd_minor"] ** 2
     angle = ellipse["angle"]
     cos, sin = xr.ufuncs.cos(angle), xr.ufuncs.sin(angle)
@@ -219,13 +238,16 @@ def _determinant(covariance: dict[str, xr.DataArray]) -> xr.DataArray:
 
 
 def morans_i(image: xr.DataArray) -> xr.DataArray:
-    """Moran's I, the spatial autocorrelation of a map over its 4-neighbours.
+    """Moran's I, the spatial autocorrelation of a map between adjacent checks.
 
-    I = (N / n) · Σ_neighbours b_i b_j / Σ b², b the map less its mean, n the ordered neighbour
-    pairs (Yan et al. 2020, II-C). About -1/(N-1) for noise, near 1 for a smooth map.
+    I = (N / n) · Σ_ij b_i b_j / Σ_i b_i² over the n ordered pairs of 4-neighbours, where b is the
+    map minus its mean and N the number of checks (Yan et al. 2020, section II-C).
 
     Args:
         image: (..., y, x).
+
+    Returns:
+        (...), about -1/(N-1) for noise, near 1 for a smooth map, NaN for a constant one.
 
     Example:
         >>> import xarray as xr
@@ -252,16 +274,20 @@ def morans_i(image: xr.DataArray) -> xr.DataArray:
 
 
 def morans_i_z(image: xr.DataArray) -> xr.DataArray:
-    """Moran's I in standard deviations from what independent normal values have.
+    """The z-score of Moran's I under the null hypothesis of independent normal values.
 
     z = (I - E) / √V with E = -1/(N-1) and V = (N² S1 - N S2 + 3 S0²) / ((N²-1) S0²) - E² (Cliff &
-    Ord 1981), where over 4-neighbours S0 = n, S1 = 2n and S2 = 4 Σ (neighbours of a check)².
+    Ord 1981). For 4-neighbours, S0 = n, S1 = 2n and S2 = 4 Σ_i k_i², where check i has k_i
+    neighbours.
 
     Args:
         image: (..., y, x).
 
+    Returns:
+        (...).
+
     Raises:
-        UserError: if it is less than 2 checks high or wide.
+        UserError: if the map has fewer than 2 checks along y or x.
 
     Example:
         >>> import numpy as np
@@ -273,8 +299,8 @@ def morans_i_z(image: xr.DataArray) -> xr.DataArray:
     sides = [np.arange(image.sizes[dim]) for dim in ("y", "x")]
     if min(map(len, sides)) < 2:
         raise UserError(
-            f"Moran's I needs maps of 2 x 2 checks or more, and this has {len(sides[0])} x "
-            f"{len(sides[1])}"
+            f"Moran's I requires maps of at least 2 x 2 checks, and this one has {len(sides[0])} x "
+            f"{len(sides[1])}; use a larger field"
         )
     neighbours = np.add.outer(*((n > 0).astype(int) + (n < n[-1]) for n in sides))
     size, s0, s2 = neighbours.size, float(neighbours.sum()), 4 * float((neighbours**2).sum())

@@ -1,4 +1,7 @@
-"""The size of a spike-triggered average of spikes that are unrelated to the stimulus."""
+"""The standard deviation of a spike-triggered average under the null hypothesis.
+
+The null hypothesis is that the spikes are independent of the stimulus.
+"""
 
 from collections.abc import Sequence
 
@@ -9,20 +12,21 @@ from retinakit.contracts.recording import full_history, mean_response
 from retinakit.spikes.spike_triggered import sta
 
 VARIANCE_VALUES = 2**25
-"""Values of the stimulus from which its variance is estimated."""
+"""Number of stimulus values from which the variance is estimated."""
 
 
 def analytic_deviation(splits: Sequence[xr.Dataset], reach: int) -> xr.DataArray:
-    """Standard deviation of each value of the average, for white noise and unrelated spikes.
+    """Standard deviation of the average for spikes independent of a white-noise stimulus.
 
-    σ √(Σ r²) / Σ r, with σ the standard deviation of the stimulus and r the counted responses.
+    σ √(Σ r²) / Σ r, where σ is the standard deviation of the stimulus and r are the responses in
+    frames with a full history.
 
     Args:
-        splits: of a recording, as given to `retinakit.spikes.sta`.
-        reach: frames of history of the average, its own frame included.
+        splits: of a recording, as for `retinakit.spikes.sta`.
+        reach: the length of the history in frames, `first_lag + lags` of the average.
 
     Returns:
-        (cell,), in the units of the stimulus.
+        (cell,), in the units of the stimulus; NaN without spikes.
 
     Example:
         >>> from retinakit.testing import small_recording
@@ -46,18 +50,22 @@ def analytic_deviation(splits: Sequence[xr.Dataset], reach: int) -> xr.DataArray
 def shuffled_deviation(
     splits: Sequence[xr.Dataset], lags: int, first_lag: int, draws: int, seed: int
 ) -> xr.DataArray:
-    """Standard deviation of the average when the spikes are shifted against the stimulus.
+    """Standard deviation of the average for responses that are shifted in time.
 
-    Each draw rotates the responses of a split in time by a random number of frames, at least the
-    history. This keeps the statistics of the spike train and removes its relation to the stimulus.
+    Each draw rotates the responses of a split by a random number of frames, at least the length of
+    the history. This preserves the statistics of the spike train and removes its dependence on the
+    stimulus.
 
     Args:
-        splits, lags, first_lag: as given to `retinakit.spikes.sta`.
-        draws: how many shifts.
+        splits, lags, first_lag: as for `retinakit.spikes.sta`.
+        draws: the number of random shifts.
         seed: of the shifts.
 
     Returns:
-        (cell,), in the units of the stimulus; over all draws, lags and places.
+        (cell,), in the units of the stimulus, computed over all draws, lags and checks.
+
+    Raises:
+        RecordingError: if no segment is as long as the history.
 
     Example:
         >>> from retinakit.testing import small_recording

@@ -1,4 +1,4 @@
-"""Spike-triggered statistics."""
+"""Spike-triggered average, ensemble and covariance."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -33,30 +33,31 @@ def sta(
     """Spike-triggered average of every cell.
 
     sta[c, l, p] = Σ_t r[t, c] · s[t - l, p] / Σ_t r[t, c], over the frames t that have a full
-    history in their segment and a response. Stimuli of 8 bits and counts are summed exactly. The
-    stimulus is read in blocks, so it may be larger than memory. Where it is a dask array, the
-    scheduler of dask has its workers read the blocks and make their sums in parallel.
+    history in their segment and a response. Sums of 8-bit stimuli and spike counts are exact. The
+    stimulus is read in blocks, so it may be larger than memory. The blocks of a dask array are read
+    and summed in parallel by the workers of the dask scheduler.
 
     Args:
         splits: a split of a recording, or several to average over. Repeats are averaged first.
-        lags: how many lags.
-        first_lag: the first of them; 0 is the frame shown in the response's own bin.
-        algorithm: "bits" counts the bits of a two-valued stimulus under counts, "int8" sums an
-            8-bit stimulus under counts, "float" any stimulus over the frames with a response;
-            "toeplitz" and "fft" are matrix products over all frames, in single precision. "auto"
-            takes the fastest by a measured cost, among the exact ones where there are any.
-        threads: for "bits", "int8" and "float" (in each worker, on dask); the matrix products
-            follow the settings of NumPy's BLAS.
-        progress: is told the frames done.
+        lags: the number of lags.
+        first_lag: the smallest lag; 0 is the frame shown in the bin of the response.
+        algorithm: "bits" is for two-valued stimuli and spike counts, "int8" for 8-bit stimuli and
+            spike counts, "float" for any stimulus; these three use only frames with a response.
+            "toeplitz" and "fft" are matrix products over all frames in single precision. "auto"
+            selects the fastest by measured costs, among the exact ones if there are any.
+        threads: the number of threads of "bits", "int8" and "float" (in each dask worker); the
+            matrix products use the settings of NumPy's BLAS.
+        progress: is called with the number of processed frames.
 
     Returns:
-        `sta (cell, lag, [channel,] y, x)` with the coordinate `lag_time`, NaN for a cell without
-        a counted response, and `spikes (cell)`, the sum of the counted responses. The attributes
-        `algorithm` and `algorithm_why` say which algorithm was used, and why.
+        `sta (cell, lag, [channel,] y, x)`, in the units of the stimulus, with the coordinate
+        `lag_time` (s), NaN for a cell without responses; and `spikes (cell)`, the sum of the used
+        responses. The attributes `algorithm` and `algorithm_why` give the algorithm and the reason
+        for its choice.
 
     Raises:
         RecordingError: if no segment is as long as the history.
-        UserError: if the named algorithm cannot serve the stimulus or the response.
+        UserError: if the algorithm does not exist or does not support the stimulus or response.
 
     Example:
         >>> from retinakit.testing import small_recording
@@ -117,23 +118,24 @@ def spike_triggered_ensemble(
     cell: Any = None,
     progress: Progress = silent,
 ) -> xr.Dataset:
-    """The stimuli before each response of one cell.
+    """The stimulus history of each response of one cell.
 
-    The whole ensemble is held in memory; the stimulus is read in blocks.
+    The ensemble is held in memory; the stimulus is read in blocks.
 
     Args:
         split: a split of a recording. Repeats are averaged first.
-        lags, first_lag: as in `sta`.
-        cell: its name; may be left out if the split has one cell.
-        progress: is told the frames done.
+        lags, first_lag: as for `sta`.
+        cell: the name of the cell; it may be omitted if the split has one cell.
+        progress: is called with the number of processed frames.
 
     Returns:
-        `ensemble (event, lag, [channel,] y, x)` in the type of the stimulus, one event for each
-        frame with a response, and `weight (event)`: its count or rate; `frame (event)`.
+        `ensemble (event, lag, [channel,] y, x)`, with the dtype of the stimulus and one event for
+        each frame with a nonzero response; `weight (event)`, the response; and `frame (event)`, the
+        index of the frame.
 
     Raises:
         RecordingError: if no segment is as long as the history.
-        UserError: if there are several cells and none is named.
+        UserError: if there are several cells and `cell` is not given.
 
     Example:
         >>> from retinakit.testing import small_recording
@@ -178,32 +180,34 @@ def stc(
 ) -> xr.Dataset:
     """Spike-triggered covariance of one cell.
 
-    C = Σ_t r[t] (s_t - a)(s_t - a)ᵀ / Σ_t r[t], where s_t is the stimulus of the history of frame t
-    as one vector and a the spike-triggered average. The stimulus is read in blocks, so it may be
-    larger than memory.
+    C = Σ_t r[t] (s_t - a)(s_t - a)ᵀ / Σ_t r[t], where s_t is the stimulus history of frame t as a
+    vector and a the spike-triggered average. The stimulus is read in blocks, so it may be larger
+    than memory.
 
     Args:
         split: a split of a recording. Repeats are averaged first.
-        lags, first_lag: as in `sta`.
-        cell: its name; may be left out if the split has one cell.
-        prior: whether the covariance of the stimuli of all frames with a full history is
-            subtracted.
-        project_out: whether the direction of the average is removed from every stimulus.
-        algorithm: "bits" counts the bits that two checks of a two-valued stimulus share before
-            spikes, exactly; "product" multiplies any stimulus, in single precision within blocks.
-            "auto" takes "bits" where it can serve.
-        threads: of "bits"; the product follows the settings of SciPy's BLAS.
-        progress: is told the events done.
+        lags, first_lag: as for `sta`.
+        cell: the name of the cell; it may be omitted if the split has one cell.
+        prior: whether to subtract the covariance of the stimulus in all frames with a full history.
+        project_out: whether to remove the direction of the spike-triggered average from every
+            stimulus.
+        algorithm: "bits" is exact, for two-valued stimuli and spike counts; "product" is a matrix
+            product in single precision within blocks, for any stimulus. "auto" selects "bits" if
+            possible.
+        threads: the number of threads of "bits"; the product uses the settings of SciPy's BLAS.
+        progress: is called with the number of processed events.
 
     Returns:
-        `stc (feature, feature_2)`, where a feature is a lag, [channel,] y and x in this order, with
-        `sta (lag, [channel,] y, x)` and `spikes`. NaN without a counted response. The attribute
-        `algorithm` names the algorithm, or both if response and prior used different ones.
+        `stc (feature, feature_2)`, in squared units of the stimulus, where the features are lag,
+        [channel,] y and x, flattened in this order; `sta (lag, [channel,] y, x)`; and `spikes`, the
+        sum of the used responses. The first two are NaN if this is 0. The attribute `algorithm`
+        names the algorithm, or both if it differs between response and prior.
 
     Raises:
         RecordingError: if no segment is as long as the history.
-        UserError: if there are several cells and none is named, if a response is negative, if the
-            covariance is larger than the memory, or if the named algorithm cannot serve.
+        UserError: if there are several cells and `cell` is not given, a response is negative, the
+            covariance does not fit into memory, or the algorithm does not exist or does not support
+            the stimulus or response.
 
     Example:
         >>> from retinakit.testing import small_recording
@@ -219,7 +223,7 @@ def stc(
     frames, weight = response.events()
     if (weight < 0).any():
         raise UserError(
-            "a covariance needs responses that are not negative; subtract their minimum"
+            "a spike-triggered covariance requires nonnegative responses; subtract their minimum"
         )
     answered = Windows(stimulus, frames, weight, lag, threads, progress)
     covariance, mean, used = weighted_covariance(answered, algorithm)
@@ -230,7 +234,7 @@ def stc(
         covariance -= before
         used = used if also == used else f"{used}, {also}"
     if project_out:
-        # With Q = 1 - a aᵀ / |a|², Q C Q, by two updates of rank 1.
+        # Q C Q with Q = 1 - a aᵀ / |a|², by two updates of rank 1.
         direction = mean / np.linalg.norm(mean)
         covariance -= np.outer(direction, direction @ covariance)
         covariance -= np.outer(covariance @ direction, direction)
@@ -251,7 +255,10 @@ def stc(
 def _of_one_cell(split: xr.Dataset, reach: int, cell: Any) -> Response:
     if cell is None and split.sizes["cell"] != 1:
         names = ", ".join(str(name) for name in split["cell"].values[:5])
-        raise UserError(f"there are {split.sizes['cell']} cells ({names}, ...); name one as 'cell'")
+        raise UserError(
+            f"there are {split.sizes['cell']} cells ({names}, ...); choose one with the argument "
+            "'cell'"
+        )
     one = split if cell is None else split.sel(cell=[cell])
     response = Response(one, reach)
     if not response.full.any():

@@ -1,6 +1,6 @@
-"""The conformance kit: checks that a dataset, a model or an analysis keeps its contract.
+"""The conformance kit: checks that a dataset, a model or an analysis satisfies its contract.
 
-For the tests of retinakit and of anybody's plugins:
+For the tests of retinakit and of third-party plugins:
 
     import pytest
     from retinakit.testing import check_model, registered
@@ -10,10 +10,10 @@ For the tests of retinakit and of anybody's plugins:
         check_model(plugin)
 
 `check_model`, `check_dataset` and `check_analysis` take a class or an entry of the registry, which
-is checked with the small options of its `quick`, or an instance with options of its own. Each runs
-every check of its kind and fails with one AssertionError that lists the checks that failed, by
-name, with what was found. A check that is known to fail is named in `expected_failures` with the
-reason; it is then an error if it passes.
+are checked with the options in `quick`, or an instance. Each function runs all checks of its kind
+and raises one AssertionError that lists the failed checks by name, each with its finding. A check
+that is known to fail is given in `expected_failures` with the reason; it is then an error if it
+passes.
 
 The public names, listed in `__init__.pyi`, are imported when they are first used.
 """

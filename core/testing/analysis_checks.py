@@ -1,4 +1,4 @@
-"""Checks of analyses. The name of a check is that of its function."""
+"""Checks of analyses. The name of a check is the name of its function."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +21,7 @@ from retinakit.testing.plugin_checks import PLUGIN_CHECKS
 from retinakit.testing.small_inputs import SmallModel, small_recording
 
 RUN_PARAMETERS = ("data", "model", "recordings", "models", "results", "progress")
-"""What the `run` of an analysis may ask for."""
+"""The parameters that `run` of an analysis may have."""
 
 
 def check_analysis(
@@ -32,28 +32,45 @@ def check_analysis(
     *,
     expected_failures: Mapping[str, str] | None = None,
 ) -> None:
-    """Checks that an analysis keeps its contract.
+    """Checks that an analysis satisfies its contract.
 
     Args:
-        analysis: a class, an instance with options, or an entry of the registry.
-        recording: what to analyse; `small_recording()` by default.
-        models: models fitted on it, by name; two `SmallModel`s by default.
-        results: results of other analyses, by name, for an analysis that asks for them.
-        expected_failures: reasons by the name of the check.
+        analysis: a class, an instance, or an entry of the registry.
+        recording: to be analysed; by default `small_recording()`.
+        models: models fitted to it, by name; by default two `SmallModel`s.
+        results: results of other analyses, by name, if `run` has the parameter `results`.
+        expected_failures: the reason for each check that is known to fail, by name.
 
     Raises:
-        AssertionError: naming the plugin, the checks that failed and what was found.
-        UserError: if the analysis asks for results and none are given.
+        AssertionError: if checks fail. The message names the plugin and the failed checks, each
+            with its finding.
+        UserError: if the analysis requires results and none are given.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> class Count(Analysis):
+        ...     def run(self, data):
+        ...         return xr.Dataset({"spikes": data["train"]["response"].sum("frame")})
+        ...
+        ...     def plot(self, result):
+        ...         return Figure()
+        ...
+        ...     def caption(self, result):
+        ...         return "Spike counts."
+        >>> check_analysis(Count, small_recording(frames=80, size=4))
     """
     recording = small_recording() if recording is None else recording
     case = AnalysisCase(instance_of(analysis), recording, models, results)
     if "results" in case.wanted and results is None:
-        raise UserError(f"{case.name} asks for results; give check_analysis some")
+        raise UserError(
+            f"run() of {case.name} has the parameter 'results'; give check_analysis the argument "
+            "'results'"
+        )
     run_checks(ANALYSIS_CHECKS, case, expected_failures)
 
 
 class _Source:
-    """Reads what a `FittedModel` is asked for."""
+    """The source of the recording and the model of a `FittedModel`."""
 
     def __init__(self, recording: xr.DataTree, model: Model | None):
         self._recording, self._model = recording, model
@@ -62,13 +79,13 @@ class _Source:
         return self._recording
 
     def model(self) -> Model:
-        assert self._model is not None, "this is a recording, there is no model"
+        assert self._model is not None, "this is a recording without a model"
         return self._model
 
 
 @dataclass
 class AnalysisCase(Case):
-    """An analysis under test, and what it may ask for."""
+    """An analysis under test, with the arguments of `run`."""
 
     recording: xr.DataTree
     given_models: Mapping[str, Model] | None
@@ -76,7 +93,7 @@ class AnalysisCase(Case):
 
     @cached_property
     def wanted(self) -> list[str]:
-        """The parameters of `run` that must be given."""
+        """The parameters of `run` that are passed."""
         return [
             name
             for name, parameter in inspect.signature(self.plugin.run).parameters.items()
@@ -85,7 +102,7 @@ class AnalysisCase(Case):
 
     @property
     def mapped(self) -> bool:
-        """Whether it sees one member of a family at a time, and is mapped over a sweep."""
+        """Whether `run` is called for each point of a sweep."""
         return bool({"data", "model"} & set(self.wanted))
 
     @cached_property
@@ -98,7 +115,7 @@ class AnalysisCase(Case):
         return models
 
     def run(self) -> dict[str, xr.Dataset]:
-        """What `run` gives, by the name of what it is about; one about a whole family has ''."""
+        """The results of `run`, by the name of the model or recording; '' if it takes all."""
         known: dict[str, Any] = {
             "data": self.recording,
             "recordings": [FittedModel("recording", {}, _Source(self.recording, None))],
@@ -120,12 +137,12 @@ class AnalysisCase(Case):
         for result in results.values():
             demand(
                 isinstance(result, xr.Dataset),
-                f"run() gave a {type(result).__name__}, not an xarray.Dataset",
+                f"run() returned a {type(result).__name__}, not an xarray.Dataset",
             )
         return results
 
     def inputs(self) -> dict[str, xr.DataTree]:
-        """A copy of what `run` is given, by what it is."""
+        """Copies of the arguments of `run`, by a description."""
         found = {"the recording": self.recording.copy(deep=True)}
         for name, model in self.models.items() if {"model", "models"} & set(self.wanted) else ():
             found[f"model '{name}'"] = tree_of(model.state().copy(deep=True))
@@ -135,22 +152,22 @@ class AnalysisCase(Case):
 
     @cached_property
     def inputs_before(self) -> dict[str, xr.DataTree]:
-        """The inputs as they were before the first run."""
+        """Copies of the inputs made before the first run."""
         return self.inputs()
 
     @cached_property
     def result(self) -> dict[str, xr.Dataset]:
-        _ = self.inputs_before  # copied now
+        _ = self.inputs_before  # makes the copies
         return self.run()
 
     @cached_property
     def combined(self) -> xr.DataTree:
-        """The result as the pipeline combines it and reads it from disk."""
+        """The result as combined by the pipeline and read from disk."""
         return self._combined([()])
 
     @cached_property
     def swept(self) -> xr.DataTree:
-        """The same after a sweep of an option over two values."""
+        """The combined result of a sweep over two values."""
         return self._combined([(("swept", 1),), (("swept", 2),)])
 
     def _combined(self, points: Sequence[tuple[tuple[str, Any], ...]]) -> xr.DataTree:
@@ -164,22 +181,23 @@ class AnalysisCase(Case):
 
 
 def run_parameters(case: AnalysisCase) -> None:
-    """`run` asks for what a pipeline can give."""
+    """The parameters of `run` are those that a pipeline can pass."""
     unknown = [name for name in case.wanted if name not in RUN_PARAMETERS]
     demand(
         not unknown,
-        f"run() asks for {', '.join(unknown)}; it can be given {', '.join(RUN_PARAMETERS)}",
+        f"run() has the parameters {', '.join(unknown)}; a pipeline can pass "
+        f"{', '.join(RUN_PARAMETERS)}",
     )
 
 
 def result_labelled(case: AnalysisCase) -> None:
-    """The result is a Dataset whose dimensions say what they are."""
+    """The result is a Dataset with labelled dimensions."""
     for result in case.result.values():
         labelled(result, "the result")
 
 
 def analysis_determinism(case: AnalysisCase) -> None:
-    """Two runs with one seed give the same."""
+    """Two runs with the same seed give equal results."""
     again = case.run()
     for about, result in case.result.items():
         difference = difference_of(tree_of(result), tree_of(again[about]))
@@ -187,15 +205,15 @@ def analysis_determinism(case: AnalysisCase) -> None:
 
 
 def inputs_unchanged(case: AnalysisCase) -> None:
-    """`run` leaves the recordings, the models and the results it is given as they were."""
-    demand(case.result, "run() gave nothing")
+    """`run` does not modify its arguments."""
+    demand(case.result, "run() returned nothing")
     for name, after in case.inputs().items():
         difference = difference_of(case.inputs_before[name], after)
         demand(difference is None, f"run() changed {name}: {difference}")
 
 
 def unrecorded_cell(case: AnalysisCase) -> None:
-    """A cell that has no response in `validation` and `test` does not stop the analysis."""
+    """`run` accepts a cell without responses in `validation` and `test`."""
     cells = case.recording["train"].sizes["cell"]
     if cells == 1 or not {"data", "recordings", "model", "models"} & set(case.wanted):
         return
@@ -208,19 +226,19 @@ def unrecorded_cell(case: AnalysisCase) -> None:
 
 
 def result_stored(case: AnalysisCase) -> None:
-    """NetCDF keeps everything."""
+    """The result is unchanged after writing and reading NetCDF."""
     for result in case.result.values():
         difference = difference_of(tree_of(result), through_netcdf(tree_of(result)))
-        demand(difference is None, f"before and after NetCDF: {difference}")
+        demand(difference is None, f"writing and reading NetCDF changes the result: {difference}")
 
 
 def plotted_from_disk(case: AnalysisCase) -> None:
-    """`plot` draws from the result as read from disk alone, with another instance."""
+    """`plot` of a new instance draws the result that was read from disk."""
     _draw(case.fresh(), case.combined)
 
 
 def plotted_after_sweep(case: AnalysisCase) -> None:
-    """`plot` draws a result that has a sweep's dimension in front."""
+    """`plot` draws the result of a sweep, which has an additional first dimension."""
     if case.mapped:
         _draw(case.fresh(), case.swept)
 
@@ -231,33 +249,34 @@ def _draw(analysis: Analysis, result: xr.DataTree) -> None:
     figure: Any = analysis.plot(result)
     demand(
         isinstance(figure, Figure),
-        f"plot() gave a {type(figure).__name__}, not a matplotlib.figure.Figure",
+        f"plot() returned a {type(figure).__name__}, not a matplotlib.figure.Figure",
     )
     figure.draw_without_rendering()
     figure.clear()
-    # A figure made by pyplot would stay in its list.
+    # pyplot keeps references to its figures.
     import matplotlib.pyplot
 
     matplotlib.pyplot.close(figure)
 
 
 def caption_given(case: AnalysisCase) -> None:
-    """The caption is a sentence."""
+    """The caption is not empty."""
     caption: Any = case.fresh().caption(case.combined)
     demand(
-        isinstance(caption, str) and caption.strip(), f"caption() gave {caption!r}, not a sentence"
+        isinstance(caption, str) and caption.strip(),
+        f"caption() returned {caption!r}; return a sentence",
     )
 
 
 def table_given(case: AnalysisCase) -> None:
-    """The table is a pandas.DataFrame or None, after a sweep too."""
+    """The table is a pandas.DataFrame or None, with and without a sweep."""
     import pandas as pd
 
     for result in (case.combined, case.swept) if case.mapped else (case.combined,):
         table: Any = case.fresh().table(result)
         demand(
             table is None or isinstance(table, pd.DataFrame),
-            f"table() gave a {type(table).__name__}, not a pandas.DataFrame or None",
+            f"table() returned a {type(table).__name__}, not a pandas.DataFrame or None",
         )
 
 

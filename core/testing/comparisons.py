@@ -1,4 +1,4 @@
-"""Demands on arrays and trees that checks of several kinds share."""
+"""Comparisons of arrays and trees that are used by several checks."""
 
 import re
 from collections.abc import Mapping
@@ -13,15 +13,19 @@ from retinakit.testing.case import demand, temporary_path
 
 
 def difference_of(a: xr.DataTree, b: xr.DataTree) -> str | None:
-    """Where two trees differ in groups, variables, dimensions, types, values or attributes."""
+    """The first difference of two trees in groups, variables, dtypes, values or attributes.
+
+    Returns:
+        A sentence, or None if there is no difference.
+    """
     first, second = ({node.path: node for node in tree.subtree} for tree in (a, b))
     if first.keys() != second.keys():
-        return f"group {sorted(first.keys() ^ second.keys())[0]} is in only one"
+        return f"group {sorted(first.keys() ^ second.keys())[0]} is in only one of them"
     for path, node in first.items():
         one, other = node.to_dataset(inherit=False), second[path].to_dataset(inherit=False)
         if set(one.variables) != set(other.variables):
             names = sorted(map(str, set(one.variables) ^ set(other.variables)))
-            return f"{path}: variable '{names[0]}' is in only one"
+            return f"{path}: variable '{names[0]}' is in only one of them"
         for name, variable in one.variables.items():
             twin, where = other.variables[name], f"{path}: '{name}'"
             if variable.dims != twin.dims:
@@ -38,11 +42,12 @@ def difference_of(a: xr.DataTree, b: xr.DataTree) -> str | None:
 
 
 def _type(dtype: Any) -> str:
-    # Text comes back from NetCDF as another type of text.
+    # NetCDF changes the dtype of text.
     return "text" if dtype.kind in "OSUT" else str(np.dtype(dtype).newbyteorder("="))
 
 
 def equal(a: NDArray[Any], b: NDArray[Any]) -> bool:
+    """Whether two arrays are equal, with NaN equal to NaN."""
     return bool(np.array_equal(a, b, equal_nan=a.dtype.kind in "fc" and b.dtype.kind in "fc"))
 
 
@@ -57,11 +62,16 @@ def tree_of(dataset: xr.Dataset) -> xr.DataTree:
 
 
 def same_values(a: xr.DataArray, b: xr.DataArray, what: str, *, tolerance: float = 1e-5) -> None:
-    """Demands that predictions are the same, NaN included; with `what` differed otherwise.
+    """Checks that two predictions (frame, cell) are equal, with NaN equal to NaN.
 
     Args:
-        tolerance: relative to the largest; the default is for rounding, as that of a convolution
-            by Fourier transform.
+        a, b: the predictions.
+        what: the beginning of the message if they differ.
+        tolerance: relative to the largest absolute value. The default allows for rounding errors,
+            such as those of a convolution by Fourier transform.
+
+    Raises:
+        AssertionError: if they differ.
     """
     one, other = np.asarray(a, float), np.asarray(b, float)
     demand(one.shape == other.shape, f"{what}: shape {one.shape} became {other.shape}")
@@ -73,29 +83,32 @@ def same_values(a: xr.DataArray, b: xr.DataArray, what: str, *, tolerance: float
         frame, cell = (int(index[0]) for index in np.nonzero(wrong))
         raise AssertionError(
             f"{what}, in {np.count_nonzero(wrong)} of {wrong.size} predictions; the first is "
-            f"frame {frame} of cell number {cell}: {one[frame, cell]:.6g} became "
+            f"frame {frame} of the cell at index {cell}: {one[frame, cell]:.6g} became "
             f"{other[frame, cell]:.6g}"
         )
 
 
 def labelled(dataset: xr.Dataset, what: str) -> None:
-    """Demands a Dataset of non-empty variables whose dimensions say what they are.
+    """Checks that a Dataset has nonempty variables with labelled dimensions.
 
-    A variable may not have the name of one of its dimensions unless it is their coordinate: xarray
-    would take `filter (filter, lag, y, x)` for a coordinate, of which a combination over a sweep
-    keeps only the first, and in the file it has another name.
+    A variable with the name of one of its dimensions must be one-dimensional. xarray treats
+    `filter (filter, lag, y, x)` as a coordinate, of which only the first is kept when results of a
+    sweep are combined, and which is renamed in the file.
+
+    Raises:
+        AssertionError: if it does not.
     """
     demand(
         isinstance(dataset, xr.Dataset),
-        f"{what} gave a {type(dataset).__name__}, not an xarray.Dataset",
+        f"{what} is a {type(dataset).__name__}, not an xarray.Dataset",
     )
     for name, variable in dataset.variables.items():
         demand(
             name not in variable.dims or variable.ndim == 1,
-            f"'{name}' in {what} has the name of one of its dimensions {variable.dims}; give the "
-            "variable or the dimension another name",
+            f"'{name}' in {what} has the name of one of its dimensions {variable.dims}; rename the "
+            "variable or the dimension",
         )
-    demand(dataset.data_vars, f"{what} holds no variable")
+    demand(dataset.data_vars, f"{what} has no variables")
     for name in dataset.data_vars:
         variable = dataset.variables[name]
         demand(variable.size, f"variable '{name}' of {what} is empty: {dict(variable.sizes)}")
@@ -103,18 +116,19 @@ def labelled(dataset: xr.Dataset, what: str) -> None:
         for dim in variable.dims:
             demand(
                 dim in dataset.coords or re.search(rf"\b{re.escape(str(dim))}\b", described),
-                f"dimension '{dim}' of '{name}' in {what} has no coordinate; add one, or say what "
-                f"'{dim}' is in the variable's attribute 'description'",
+                f"dimension '{dim}' of '{name}' in {what} has no coordinate; add one, or explain "
+                f"'{dim}' in the variable's attribute 'description'",
             )
     if "lag" in dataset.dims:
         demand(
             "lag_time" in dataset.coords and dataset["lag_time"].dims == ("lag",),
-            f"{what} has the dimension 'lag' without the coordinate 'lag_time' (s) along it; "
-            "see retinakit.contracts.recording.lag_coordinate",
+            f"{what} has the dimension 'lag' without the coordinate 'lag_time' (s) along it; add "
+            "it with retinakit.contracts.lag_coordinate",
         )
 
 
 def through_netcdf(tree: xr.DataTree) -> xr.DataTree:
+    """The tree after writing it to NetCDF and reading it."""
     with temporary_path("tree.nc") as path:
         write_netcdf(tree, path)
         return read_netcdf(path, load=True)

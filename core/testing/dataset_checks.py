@@ -1,4 +1,4 @@
-"""Checks of datasets. The name of a check is that of its function."""
+"""Checks of datasets. The name of a check is the name of its function."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -25,15 +25,23 @@ def check_dataset(
     *,
     expected_failures: Mapping[str, str] | None = None,
 ) -> None:
-    """Checks that a dataset keeps its contract.
+    """Checks that a dataset satisfies its contract.
 
     Args:
-        dataset: a class, an instance with options that make it small, or an entry of the registry.
-        data: the recording to give to a dataset that is made from another one.
-        expected_failures: reasons by the name of the check.
+        dataset: a class, an instance, or an entry of the registry.
+        data: the recording passed to a dataset that is derived from another one; by default
+            `small_recording()`.
+        expected_failures: the reason for each check that is known to fail, by name.
 
     Raises:
-        AssertionError: naming the plugin, the checks that failed and what was found.
+        AssertionError: if checks fail. The message names the plugin and the failed checks, each
+            with its finding.
+
+    Example:
+        >>> class Small(Dataset):
+        ...     def load(self):
+        ...         return small_recording(frames=80, size=4, seed=self.seed)
+        >>> check_dataset(Small)
     """
     case = DatasetCase(instance_of(dataset), small_recording() if data is None else data)
     run_checks(DATASET_CHECKS, case, expected_failures)
@@ -41,7 +49,7 @@ def check_dataset(
 
 @dataclass
 class DatasetCase(Case):
-    """A dataset under test; `data` is for one that is made from another."""
+    """A dataset under test; `data` is the recording for one that is derived from another."""
 
     data: xr.DataTree
 
@@ -54,7 +62,7 @@ class DatasetCase(Case):
         recording = self.fresh().load(data=given) if self.made_from_data else self.fresh().load()
         demand(
             isinstance(recording, xr.DataTree),
-            f"load() gave a {type(recording).__name__}, not an xarray.DataTree",
+            f"load() returned a {type(recording).__name__}, not an xarray.DataTree",
         )
         tree: xr.DataTree = recording
         return tree
@@ -65,12 +73,12 @@ class DatasetCase(Case):
 
 
 def recording_valid(case: DatasetCase) -> None:
-    """`load` gives a recording that keeps its own contract."""
+    """`load` returns a recording that satisfies its contract."""
     validate(case.recording)
 
 
 def recording_labelled(case: DatasetCase) -> None:
-    """Variables and coordinates have units, times fit the frame interval, truth is labelled."""
+    """Variables have units, times agree with the frame interval, and other groups are labelled."""
     for name in SPLITS:
         split = case.recording[name].to_dataset()
         for variable in ("stimulus", "response", "rate", "time", "y", "x"):
@@ -100,7 +108,7 @@ def recording_labelled(case: DatasetCase) -> None:
 
 
 def stimulus_compact(case: DatasetCase) -> None:
-    """A stimulus of small integers is not stored as floating point numbers."""
+    """A stimulus of small integers has an integer dtype."""
     for name in SPLITS:
         stimulus = case.recording[name].to_dataset()["stimulus"].values
         small = stimulus.dtype.kind == "f" and bool(
@@ -108,20 +116,20 @@ def stimulus_compact(case: DatasetCase) -> None:
         )
         demand(
             not small,
-            f"{name}: 'stimulus' holds only small integers, as {stimulus.dtype}; store it as int8",
+            f"{name}: 'stimulus' has only small integers as {stimulus.dtype}; store it as int8",
         )
 
 
 def dataset_determinism(case: DatasetCase) -> None:
-    """Two loads with one seed give the same."""
+    """Two loads with the same seed give equal recordings."""
     difference = difference_of(case.recording, case.load())
     demand(difference is None, f"a second load with the same seed differs: {difference}")
 
 
 def recording_stored(case: DatasetCase) -> None:
-    """NetCDF keeps everything."""
+    """The recording is unchanged after writing and reading NetCDF."""
     difference = difference_of(case.recording, through_netcdf(case.recording))
-    demand(difference is None, f"before and after NetCDF: {difference}")
+    demand(difference is None, f"writing and reading NetCDF changes the recording: {difference}")
 
 
 def files_listed(case: DatasetCase) -> None:
@@ -132,7 +140,7 @@ def files_listed(case: DatasetCase) -> None:
 
 
 def data_unchanged(case: DatasetCase) -> None:
-    """The recording that another one is made from is left as it was."""
+    """`load` does not modify the recording that it is given."""
     if not case.made_from_data:
         return
     given = case.data.copy(deep=True)

@@ -1,4 +1,4 @@
-"""The installed plugins, for the parameters of a test."""
+"""The installed plugins as parameters of a test."""
 
 from typing import Any
 
@@ -8,18 +8,25 @@ from retinakit.registry.hookspecs import KINDS
 
 
 def registered(kind: str, *, distribution: str | None = None) -> list[Any]:
-    """The plugins that are installed, for `pytest.mark.parametrize`.
+    """The installed plugins, for `pytest.mark.parametrize`.
 
     Args:
         kind: "dataset", "model" or "analysis".
-        distribution: only what this distribution offers.
+        distribution: the name of a distribution, to list only its plugins.
 
     Returns:
-        A pytest param for each, with the id `distribution:name`. Its value is the registry's entry;
-        the class is not imported before the check, or `retinakit.registry.load_entry`.
+        A pytest parameter set for each plugin, with the id `distribution:name`. Its value is the
+        entry of the registry; the class is imported later, by the check or by
+        `retinakit.registry.load_entry`.
 
     Raises:
-        UserError: if the distribution that was asked for could not be read, or offers nothing.
+        UserError: if the kind is unknown, or the distribution is not installed, offers no plugins
+            or could not be imported.
+
+    Example:
+        >>> models = registered("model", distribution="retinakit")
+        >>> "retinakit:ln" in [parameters.id for parameters in models]
+        True
     """
     import pytest
 
@@ -28,7 +35,7 @@ def registered(kind: str, *, distribution: str | None = None) -> list[Any]:
     entries = Registry().entries
     if distribution is not None:
         entries = [entry for entry in entries if entry.distribution == distribution]
-        # Without this, a distribution that breaks would pass its tests by having none.
+        # Otherwise a distribution that cannot be imported would pass without any test.
         for entry in entries:
             if entry.status == "failed":
                 raise UserError(f"{entry.full_name} cannot be tested: {entry.reason}")

@@ -1,6 +1,6 @@
-"""Checks of the layers that one can look into. A model without any passes them.
+"""Checks of the layers of a model. A model without layers passes them.
 
-The name of a check is that of its function.
+The name of a check is the name of its function.
 """
 
 from collections.abc import Callable
@@ -16,18 +16,19 @@ from retinakit.testing.model_case import ModelCase, demand_refused
 
 
 def activity_labelled(case: ModelCase) -> None:
-    """`activity` gives (frame, unit dimension, ...), NaN just where there is no full history."""
+    """`activity` returns (frame, unit dimension, ...), NaN only in frames without full history."""
     counted = full_history(case.shown["segment"], case.model.lags)
     for layer, dim in case.model.layers().items():
         activity: Any = case.model.activity(case.shown, layer)
         demand(
             isinstance(activity, xr.DataArray) and activity.dims[:2] == ("frame", dim),
             f"the activity of layer '{layer}' has dimensions {getattr(activity, 'dims', None)}, "
-            f"and not ('frame', '{dim}', ...)",
+            f"not ('frame', '{dim}', ...)",
         )
         demand(
             activity.sizes["frame"] == len(counted) and activity.size,
-            f"the activity of layer '{layer}' is {dict(activity.sizes)} for {len(counted)} frames",
+            f"the activity of layer '{layer}' has the sizes {dict(activity.sizes)} for "
+            f"{len(counted)} frames",
         )
         known = np.isfinite(activity.values.reshape(len(counted), -1))
         demand(
@@ -38,7 +39,7 @@ def activity_labelled(case: ModelCase) -> None:
 
 
 def unknown_layer_refused(case: ModelCase) -> None:
-    """A layer that a model does not have is a UserError that names it, for `without` too."""
+    """`activity` and `without` raise a UserError that names a layer that does not exist."""
     wrong = "no_such_layer"
     names = wrong if case.model.layers() else "layers"
     demand_refused(f"activity of '{wrong}'", names, case.model.activity, case.shown, wrong)
@@ -46,13 +47,13 @@ def unknown_layer_refused(case: ModelCase) -> None:
 
 
 def silenced_units(case: ModelCase) -> None:
-    """`without` is a copy in which the units are 0, those beside them and the model as before."""
+    """`without` returns a copy in which only the given units are 0; the model is unchanged."""
     model = case.model
     for layer, dim in model.layers().items():
         before = model.activity(case.shown, layer)
         case.same_prediction(
             model.without(layer, []),
-            f"without no unit of layer '{layer}', predictions differ",
+            f"without('{layer}', []) changes the predictions",
         )
         for units in ([0], [*range(before.sizes[dim])]):
             silenced = model.without(layer, units)
@@ -60,24 +61,24 @@ def silenced_units(case: ModelCase) -> None:
             others = [unit for unit in range(before.sizes[dim]) if unit not in units]
             demand(
                 float(np.abs(after.isel({dim: units})).max()) == 0,
-                f"units {units} of layer '{layer}' are active in a model without them",
+                f"without('{layer}', {units}) does not set the activity of these units to 0",
             )
             same_values(
                 before.isel({dim: others}),
                 after.isel({dim: others}),
-                f"without units {units} of layer '{layer}', others of it changed",
+                f"without('{layer}', {units}) changes other units of the layer",
             )
             prediction = silenced.predict(case.shown)
             demand(
                 np.array_equal(np.isfinite(prediction), np.isfinite(case.prediction)),
-                f"without units {units} of layer '{layer}', predictions are not finite",
+                f"without('{layer}', {units}) leads to predictions that are not finite",
             )
         demand(
             not np.array_equal(prediction, case.prediction, equal_nan=True)
             or float(np.abs(before).max()) == 0,
-            f"without all units of layer '{layer}', the prediction is that of the whole model",
+            f"without('{layer}', {units}), all units, does not change the prediction",
         )
-        case.same_prediction(model, f"without() of layer '{layer}' changed the model itself")
+        case.same_prediction(model, f"without() of layer '{layer}' modifies the model itself")
 
 
 LAYER_CHECKS: tuple[Callable[[Any], None], ...] = (

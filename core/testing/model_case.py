@@ -1,4 +1,4 @@
-"""A model under test, fitted once for many checks, and the recordings it is fitted to."""
+"""A model under test, which is fitted once for many checks, and its recordings."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -17,12 +17,12 @@ from retinakit.testing.case import Case, demand, temporary_path
 from retinakit.testing.comparisons import same_values
 
 Fitted = xr.DataTree | Mapping[str, xr.DataTree]
-"""What a model is fitted to: a recording, or several by name."""
+"""The first argument of `fit`: a recording, or several by name."""
 
 
 @dataclass
 class ModelCase(Case):
-    """A model under test, and the recording it is fitted to."""
+    """A model under test, and the recording to which it is fitted."""
 
     recording: xr.DataTree
 
@@ -42,7 +42,7 @@ class ModelCase(Case):
 
     @property
     def model(self) -> Model:
-        """Fitted on `given`."""
+        """The model fitted to `given`."""
         return self._fitted[0]
 
     @property
@@ -51,7 +51,7 @@ class ModelCase(Case):
 
     @property
     def given(self) -> xr.DataTree:
-        """The copy of the recording that the model was fitted on."""
+        """The copy of the recording to which the model was fitted."""
         return self._fitted[2]
 
     @property
@@ -60,7 +60,7 @@ class ModelCase(Case):
 
     @cached_property
     def other_test(self) -> Model:
-        """Fitted with other responses in `test`, which a fit does not look at."""
+        """The model fitted with other responses in `test`, which must not affect a fit."""
         changed = self.recording.copy(deep=True)
         test = changed["test"].to_dataset()
         test["response"] = test["response"].isel(frame=slice(None, None, -1)).variable + 1
@@ -69,7 +69,7 @@ class ModelCase(Case):
 
     @property
     def shown(self) -> xr.Dataset:
-        """The split `test`, a new copy each time."""
+        """A new copy of the split `test`."""
         return self.recording["test"].to_dataset().copy(deep=True)
 
     @cached_property
@@ -78,12 +78,12 @@ class ModelCase(Case):
 
     @cached_property
     def file(self) -> bytes:
-        """The file that the fitted model is saved in."""
+        """The content of the file of the fitted model."""
         return saved(self.model, self.curves)
 
     @cached_property
     def pair(self) -> dict[str, xr.DataTree]:
-        """Two recordings in one field, for a model of several."""
+        """Two recordings with the same field, for a model that accepts several."""
         return {"one": self.recording, "other": _another(self.recording)}
 
     @cached_property
@@ -94,7 +94,7 @@ class ModelCase(Case):
 
     @property
     def model_of_pair(self) -> Model:
-        """Fitted on `pair`."""
+        """The model fitted to `pair`."""
         return self._fitted_to_pair[0]
 
     @property
@@ -102,11 +102,16 @@ class ModelCase(Case):
         return self._fitted_to_pair[1]
 
     def same_prediction(self, other: Model, what: str) -> None:
-        """Demands that another model predicts exactly the same."""
+        """Checks that another model gives exactly the same predictions."""
         same_values(self.prediction, other.predict(self.shown), what, tolerance=0)
 
     def resumed(self, calls: int, recording: Fitted | None = None) -> Model:
-        """A fit that is interrupted halfway of `calls` calls of progress, and goes on."""
+        """A fit that is interrupted and resumed.
+
+        Args:
+            calls: the number of calls of `progress` in a fit; it is interrupted after half of them.
+            recording: by default that of the case.
+        """
         stop, called = calls // 2 + 1, 0
 
         def interrupt(done: float, total: float, message: str = "") -> None:
@@ -124,12 +129,12 @@ class ModelCase(Case):
 
 
 def covariates_wanted(model: Model) -> bool:
-    """Whether a model needs the covariates of a split beside its stimulus."""
+    """Whether the predictions of a model depend on the covariates of a split."""
     return "covariates" in getattr(model, "inputs", ())
 
 
 class _Interruption(Exception):
-    """Raised from a progress callback, as a user who stops a fit would."""
+    """Raised by a progress callback to interrupt a fit."""
 
 
 def _copied(recording: Fitted) -> Fitted:
@@ -139,7 +144,7 @@ def _copied(recording: Fitted) -> Fitted:
 
 
 def _another(recording: xr.DataTree) -> xr.DataTree:
-    """A second recording in the same field: more cells, fewer frames, a longer frame interval."""
+    """A recording of the same field with more cells, fewer frames and a longer frame interval."""
     splits = {}
     for name in SPLITS:
         split = recording[name].to_dataset()
@@ -154,16 +159,18 @@ def _another(recording: xr.DataTree) -> xr.DataTree:
 def hide(
     recording: xr.DataTree, lost: Mapping[str, NDArray[np.bool_]], value: float = np.nan
 ) -> xr.DataTree:
-    """A copy of a recording in which some responses (and rates) are NaN, or another value.
+    """A copy of a recording in which some responses and rates are replaced.
 
     Args:
-        lost: where, (frame, cell), by the name of the split.
+        recording: to be copied.
+        lost: the responses to replace, (frame, cell) bool, by the name of the split.
+        value: the new value.
     """
     changed = recording.copy(deep=True)
     for name, where in lost.items():
         split = changed[name].to_dataset()
         kept = xr.DataArray(~where, dims=("frame", "cell"))
-        for variable in {"response", "rate"} & set(split):  # the rate, for a model fitted to it
+        for variable in {"response", "rate"} & set(split):  # a model may be fitted to the rate
             values = split[variable]
             hidden = values.astype(np.float32).where(kept, value).transpose(*values.dims)
             split[variable] = hidden.assign_attrs(values.attrs)
@@ -172,14 +179,17 @@ def hide(
 
 
 def two_segments(split: xr.Dataset) -> xr.Dataset:
-    """The split as two segments."""
+    """The split, divided into two segments."""
     frames = split.sizes["frame"]
     half = (np.arange(frames) >= frames // 2).astype(np.int32)
     return split.assign_coords(segment=("frame", half))
 
 
 def changed_frames(split: xr.Dataset, frames: slice) -> Iterator[xr.Dataset]:
-    """The split with other values in some frames, in two ways that no model is blind to both."""
+    """The split with other values in some frames.
+
+    The values are changed in two ways, because a model may be invariant to one of them.
+    """
     random = np.random.default_rng(0)
 
     def mixed(values: NDArray[Any]) -> NDArray[Any]:
@@ -197,31 +207,31 @@ def changed_frames(split: xr.Dataset, frames: slice) -> Iterator[xr.Dataset]:
 
 
 def saved(model: Model, curves: xr.Dataset | None = None) -> bytes:
-    """The file that a model is saved in."""
+    """The content of the file of a model."""
     with temporary_path("model.nc") as path:
         model.save(path, curves)
         return path.read_bytes()
 
 
 def loaded(model: Model, file: bytes) -> Model:
-    """The model that is read from a file of a model of the same class."""
+    """Loads a model of the same class from the content of a file."""
     with temporary_path("model.nc") as path:
         path.write_bytes(file)
         return type(model).load(path)
 
 
 def demand_refused(what: str, word: str, call: Callable[..., Any], *args: Any) -> None:
-    """Demands that a call raises a UserError whose message has a word."""
+    """Checks that a call raises a UserError whose message contains a word."""
     try:
         call(*args)
     except UserError as error:
         demand(
             re.search(rf"\b{word}\b", str(error)),
-            f"{what} was refused without naming '{word}': {error}",
+            f"{what} raised a UserError that does not name '{word}': {error}",
         )
     except Exception as error:
         raise AssertionError(
             f"{what} raised {type(error).__name__} ({error}), not a UserError"
         ) from error
     else:
-        raise AssertionError(f"{what} was accepted")
+        raise AssertionError(f"{what} raised no UserError")

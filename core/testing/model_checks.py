@@ -1,4 +1,4 @@
-"""Checks of models. The name of a check is that of its function."""
+"""Checks of models. The name of a check is the name of its function."""
 
 import inspect
 import re
@@ -36,17 +36,24 @@ def check_model(
     *,
     expected_failures: Mapping[str, str] | None = None,
 ) -> None:
-    """Checks that a model keeps its contract. Fits it about five times, and more if it has several.
+    """Checks that a model satisfies its contract.
+
+    The model is fitted about five times, and more often if it accepts several recordings.
 
     Args:
-        model: a class or an entry of the registry, to be checked with its `quick` options, or an
-            instance, which is not fitted itself.
-        recording: what to fit; by default `small_recording()`, with covariates for a model that
-            has them among its `inputs`.
-        expected_failures: reasons by the name of the check.
+        model: a class or an entry of the registry, which are checked with their `quick` options, or
+            an instance, of which copies are fitted.
+        recording: to be fitted; by default `small_recording()`, with covariates for a model that
+            has them in its `inputs`.
+        expected_failures: the reason for each check that is known to fail, by name.
 
     Raises:
-        AssertionError: naming the plugin, the checks that failed and what was found.
+        AssertionError: if checks fail. The message names the plugin and the failed checks, each
+            with its finding.
+
+    Example:
+        >>> from retinakit.testing import SmallModel
+        >>> check_model(SmallModel, small_recording(frames=200, size=4))
     """
     plugin = instance_of(model)
     if recording is None:
@@ -55,11 +62,11 @@ def check_model(
 
 
 def curves_labelled(case: ModelCase) -> None:
-    """`fit` gives numbers along `check`, the validation loss among them."""
+    """`fit` returns curves along `check`, including the validation loss."""
     curves = case.curves
     demand(
         isinstance(curves, xr.Dataset),
-        f"fit() gave a {type(curves).__name__}, not an xarray.Dataset of curves",
+        f"fit() returned a {type(curves).__name__}, not an xarray.Dataset of curves",
     )
     demand("check" in curves.dims, f"the curves have dimensions {list(curves.dims)}, not 'check'")
     demand(
@@ -68,15 +75,15 @@ def curves_labelled(case: ModelCase) -> None:
     )
     for name, curve in curves.data_vars.items():
         demand(curve.dtype.kind in "biuf", f"curve '{name}' is of type {curve.dtype}")
-    demand(np.isfinite(curves["validation_loss"]).any(), "'validation_loss' is nowhere finite")
+    demand(np.isfinite(curves["validation_loss"]).any(), "'validation_loss' is never finite")
 
 
 def prediction_labelled(case: ModelCase) -> None:
-    """`predict` gives (frame, cell) with the cells, the times, the segments and the units."""
+    """`predict` returns (frame, cell) with the cells, times, segments and units."""
     prediction, shown = case.prediction, case.shown
     demand(
         isinstance(prediction, xr.DataArray),
-        f"predict() gave a {type(prediction).__name__}, not an xarray.DataArray",
+        f"predict() returned a {type(prediction).__name__}, not an xarray.DataArray",
     )
     demand(
         prediction.dims == ("frame", "cell"),
@@ -84,7 +91,8 @@ def prediction_labelled(case: ModelCase) -> None:
     )
     demand(
         prediction.sizes["frame"] == shown.sizes["frame"],
-        f"{shown.sizes['frame']} frames were shown and {prediction.sizes['frame']} predicted",
+        f"the stimulus has {shown.sizes['frame']} frames and the prediction "
+        f"{prediction.sizes['frame']}",
     )
     demand(prediction.dtype.kind == "f", f"the prediction is of type {prediction.dtype}")
     expected = {
@@ -103,7 +111,7 @@ def prediction_labelled(case: ModelCase) -> None:
 
 
 def forms_of_stimulus(case: ModelCase) -> None:
-    """A split, its stimulus and a NumPy array give the same numbers."""
+    """A split, its stimulus and a NumPy array give the same predictions."""
     shown = case.shown.isel(frame=segments(case.shown)[0])
     if covariates_wanted(case.plugin):
         demand_refused(
@@ -119,24 +127,24 @@ def forms_of_stimulus(case: ModelCase) -> None:
         same_values(
             prediction,
             case.model.predict(form),
-            f"the stimulus as a {name} is predicted otherwise than the split",
+            f"the predictions for the stimulus as a {name} differ from those for the split",
             tolerance=0,
         )
 
 
 def covariates_used(case: ModelCase) -> None:
-    """A model with covariates among its inputs predicts something else with others."""
+    """The predictions of a model with covariates in its `inputs` depend on them."""
     if not covariates_wanted(case.plugin):
         return
     other = case.model.predict(case.shown.assign(covariates=case.shown["covariates"] + 1))
     demand(
         not equal(case.prediction.values, other.values),
-        "'covariates' is among the model's inputs, and other covariates give the same prediction",
+        "'covariates' is in the model's 'inputs', and the predictions do not depend on them",
     )
 
 
 def every_prediction(case: ModelCase) -> None:
-    """A torch module whose `forward` has a parameter `every` gives each `every`-th prediction."""
+    """A torch module with the parameter `every` returns each `every`-th prediction."""
     module = getattr(case.model, "module", None)
     if module is None or "every" not in inspect.signature(module.forward).parameters:
         return
@@ -153,20 +161,20 @@ def every_prediction(case: ModelCase) -> None:
     same_values(
         xr.DataArray(expected.numpy(), dims=dims),
         xr.DataArray(found.numpy(), dims=dims),
-        f"with every={lags}, the predictions are not those at 0, {lags}, {2 * lags} ...",
+        f"with every={lags}, forward() does not return the predictions 0, {lags}, {2 * lags}, ...",
     )
 
 
 def history_only(case: ModelCase) -> None:
-    """The prediction is NaN just where the segment holds no full history, finite elsewhere."""
+    """Predictions are NaN in frames without a full history in the segment, and finite elsewhere."""
     shown = two_segments(case.shown)
     finite = np.isfinite(np.asarray(case.model.predict(shown)))
     counted = full_history(shown["segment"], case.model.lags)
     early, lost = np.argwhere(finite[~counted]), np.argwhere(~finite[counted])
     demand(
         not len(early),
-        f"frame {np.flatnonzero(~counted)[early[:1, 0]]} has no {case.model.lags} frames of "
-        "history in its segment and is predicted; it must be NaN",
+        f"frame {np.flatnonzero(~counted)[early[:1, 0]]} does not have {case.model.lags} frames of "
+        "history in its segment, and its prediction is not NaN",
     )
     demand(
         not len(lost),
@@ -176,30 +184,30 @@ def history_only(case: ModelCase) -> None:
 
 
 def rate_not_negative(case: ModelCase) -> None:
-    """A model fitted by Poisson likelihood predicts no negative rate."""
+    """The predictions of a model with the loss 'poisson' are nonnegative."""
     if getattr(case.plugin.config, "loss", None) == "poisson":
         lowest = float(np.nanmin(case.prediction))
         demand(lowest >= 0, f"loss is 'poisson' and a prediction is negative ({lowest:.6g})")
 
 
 def model_determinism(case: ModelCase) -> None:
-    """Two fits with one seed predict the same."""
-    # Only if a fit that differs in 'test' gave something else is one without that difference made.
+    """Two fits with the same seed give the same predictions."""
+    # If the fit with another 'test' gives the same predictions, a further fit is not needed.
     if not equal(case.prediction.values, case.other_test.predict(case.shown).values):
-        case.same_prediction(case.fit(), "a second fit with the same seed predicts otherwise")
+        case.same_prediction(case.fit(), "the predictions of a second fit with this seed differ")
 
 
 def unseen_test_split(case: ModelCase) -> None:
-    """`fit` does not look at `test`."""
+    """`fit` does not use `test`."""
     case.same_prediction(case.other_test, "the fit depends on the responses of 'test'")
 
 
 def saved_and_loaded(case: ModelCase) -> None:
-    """A model read from its file predicts the same and has the same parameters and options."""
+    """A loaded model has the predictions, parameters and options of the saved one."""
     model, again = case.model, loaded(case.model, case.file)
-    case.same_prediction(again, "the model that was saved and loaded predicts otherwise")
+    case.same_prediction(again, "saving and loading changes the predictions")
     difference = difference_of(tree_of(model.parameters()), tree_of(again.parameters()))
-    demand(difference is None, f"parameters() before and after saving: {difference}")
+    demand(difference is None, f"saving and loading changes parameters(): {difference}")
     demand(
         (again.config, again.seed) == (model.config, model.seed),
         f"{model!r} was saved and {again!r} was loaded",
@@ -207,7 +215,7 @@ def saved_and_loaded(case: ModelCase) -> None:
 
 
 def file_open_to_all(case: ModelCase) -> None:
-    """The file of a model is HDF5 with its three groups, and holds no pickle."""
+    """The file of a model is HDF5 with three groups and without pickled objects."""
     with h5py.File(BytesIO(case.file)) as file:
         missing = {"parameters", "state", "curves"} - set(file)
         demand(not missing, f"the file has no group {', '.join(sorted(missing))}")
@@ -221,7 +229,7 @@ def _no_pickle(name: str, item: Any) -> None:
         array = np.asarray(value)
         demand(
             array.dtype.kind != "V" or array.dtype.names,
-            f"'{name}' in the file is opaque ({array.dtype})",
+            f"'{name}' in the file has an opaque dtype ({array.dtype})",
         )
         pieces = array.ravel().tolist() if array.dtype.kind in "OS" else [array.tobytes()]
         for piece in pieces:
@@ -230,11 +238,11 @@ def _no_pickle(name: str, item: Any) -> None:
                 re.match(rb"\x80[\x02-\x05]", text) and text.rstrip(b"\0").endswith(b".")
             )
             zipped = isinstance(text, bytes) and text.startswith(b"PK\x03\x04")
-            demand(not (pickled or zipped), f"'{name}' in the file holds a pickle")
+            demand(not (pickled or zipped), f"'{name}' in the file is a pickled object")
 
 
 def recording_unchanged(case: ModelCase) -> None:
-    """`fit` and `predict` leave what they are given as it was."""
+    """`fit` and `predict` do not modify their arguments."""
     given = case.given
     difference = difference_of(case.recording, given)
     demand(difference is None, f"fit() changed the recording it was given: {difference}")
@@ -244,9 +252,9 @@ def recording_unchanged(case: ModelCase) -> None:
 
 
 def missing_responses(case: ModelCase) -> None:
-    """Responses that are NaN are left out: not propagated, and not taken for silence.
+    """`fit` excludes responses that are NaN; they are neither propagated nor treated as 0.
 
-    Of one cell of several, no response in `validation` is known.
+    If there are several cells, the last one has no responses in `validation`.
     """
     random = np.random.default_rng(0)
     cells = case.recording["train"].sizes["cell"]
@@ -263,28 +271,27 @@ def missing_responses(case: ModelCase) -> None:
         unknown = "all frames" if lost["validation"][:, cell].all() else "some frames"
         demand(
             np.isfinite(missing[counted, cell]).all(),
-            f"with NaN in some frames of 'train' and {unknown} of 'validation', the fitted "
-            f"model's predictions of cell number {cell} are not finite",
+            f"with NaN in some frames of 'train' and {unknown} of 'validation', the predictions "
+            f"of the cell at index {cell} are not finite",
         )
     demand(
         np.ptp(np.asarray(case.prediction)[counted], axis=0).max() == 0
         or not equal(missing.values, silence.values),
-        "with NaN in some frames of the response, the fit is the same as with zeros there; "
-        "frames that were not recorded must be left out",
+        "responses that are NaN are treated as 0 in the fit; exclude them",
     )
 
 
 def cells_independent(case: ModelCase) -> None:
-    """If a model has `cells_apart`, other cells and their gaps do not change a cell's fit."""
+    """With `cells_apart`, the fit of a cell does not depend on other cells."""
     cells = case.recording["train"].sizes["cell"]
     if cells == 1 or not getattr(case.plugin, "cells_apart", False):
         return
-    last = {"cell": [cells - 1]}  # a cell that is first anyway may have the same random numbers
+    last = {"cell": [cells - 1]}  # the first cell may have the same random numbers when alone
     alone = {name: case.recording[name].to_dataset().isel(last) for name in SPLITS}
     same_values(
         case.prediction.isel(last),
         case.fit(xr.DataTree.from_dict(alone)).predict(case.shown),
-        "cells are fitted apart, and the last cell alone is predicted otherwise",
+        "the model has 'cells_apart', and the predictions of the last cell change if it is alone",
         tolerance=1e-4,
     )
     lost = {
@@ -296,47 +303,50 @@ def cells_independent(case: ModelCase) -> None:
     same_values(
         case.prediction.isel(last),
         case.fit(hide(case.recording, lost)).predict(case.shown).isel(last),
-        "cells are fitted apart, and with gaps in others the last cell is predicted otherwise",
+        "the model has 'cells_apart', and the predictions of the last cell change with missing "
+        "responses of other cells",
         tolerance=1e-4,
     )
 
 
 def short_stimulus(case: ModelCase) -> None:
-    """A stimulus of no frames predicts no frames; one shorter than the history is all NaN."""
+    """A stimulus without frames is accepted, and one shorter than the history gives NaN."""
     cells = case.recording["train"].sizes["cell"]
     for frames in (0, case.model.lags - 1):
         prediction = case.model.predict(case.shown.isel(frame=slice(0, frames)))
         demand(
             prediction.shape == (frames, cells),
-            f"a stimulus of {frames} frames gave a prediction of shape {prediction.shape}, "
+            f"the prediction for a stimulus of {frames} frames has the shape {prediction.shape}, "
             f"not {(frames, cells)}",
         )
         demand(
-            np.isnan(prediction).all(), f"a stimulus of {frames} frames, too short, was predicted"
+            np.isnan(prediction).all(),
+            f"a stimulus of {frames} frames is shorter than the history, and its prediction is not "
+            "NaN",
         )
 
 
 def wrong_size_refused(case: ModelCase) -> None:
-    """A stimulus of another size is a UserError that names the dimension."""
+    """`predict` raises a UserError that names the dimension, for a stimulus of another size."""
     for dim in ("y", "x"):
         larger = case.shown.pad({dim: (0, 1)}, mode="edge")
         demand_refused(f"a stimulus that is larger along '{dim}'", dim, case.model.predict, larger)
 
 
 def causality(case: ModelCase) -> None:
-    """A frame does not change the predictions before it."""
+    """A prediction does not depend on later frames."""
     last = (case.shown.sizes["frame"] + case.model.lags) // 2
     before = {"frame": slice(0, last + 1)}
     for changed in changed_frames(case.shown, slice(last + 1, None)):
         same_values(
             case.prediction.isel(before),
             case.model.predict(changed).isel(before),
-            f"frames after {last} were changed, and with them predictions up to it",
+            f"changing the frames after {last} changes predictions up to this frame",
         )
 
 
 def segments_apart(case: ModelCase) -> None:
-    """A segment does not change the predictions in the next one."""
+    """Predictions in a segment do not depend on the segment before it."""
     shown = two_segments(case.shown)
     middle = shown.sizes["frame"] // 2
     second = {"frame": slice(middle, None)}
@@ -345,21 +355,21 @@ def segments_apart(case: ModelCase) -> None:
         same_values(
             prediction,
             case.model.predict(changed).isel(second),
-            "frames of the first segment were changed, and with them predictions in the second",
+            "changing the frames of the first segment changes predictions in the second",
         )
 
 
 def parameters_labelled(case: ModelCase) -> None:
-    """`parameters` gives arrays whose dimensions say what they are."""
+    """`parameters` returns arrays with labelled dimensions."""
     labelled(case.model.parameters(), "parameters()")
 
 
 def interrupted_fit(case: ModelCase) -> None:
-    """A fit that was interrupted goes on from its checkpoint as if nothing had happened."""
+    """A fit that is resumed from its checkpoint gives the result of an uninterrupted fit."""
     if case.progress_calls:
         case.same_prediction(
             case.resumed(case.progress_calls),
-            "a fit that was interrupted and resumed predicts otherwise",
+            "interrupting and resuming a fit changes the predictions",
         )
 
 

@@ -1,4 +1,4 @@
-"""Checks of any plugin. The name of a check is that of its function."""
+"""Checks of all plugins. The name of a check is the name of its function."""
 
 import json
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from retinakit.testing.case import Case, demand
 
 
 def config_class(case: Case) -> None:
-    """The options are a `retinakit.Config`."""
+    """The class of the options derives from `retinakit.Config`."""
 
     demand(
         issubclass(type(case.plugin).Config, Config) and isinstance(case.plugin.config, Config),
@@ -21,10 +21,10 @@ def config_class(case: Case) -> None:
 
 
 def config_round_trip(case: Case) -> None:
-    """The options survive JSON."""
+    """The options are unchanged after conversion to JSON and back."""
     config = case.plugin.config
     again = type(config).model_validate(json.loads(config.model_dump_json()))
-    demand(again == config, f"the options {config!r} came back from JSON as {again!r}")
+    demand(again == config, f"conversion to JSON and back changes {config!r} to {again!r}")
 
 
 def config_frozen(case: Case) -> None:
@@ -40,11 +40,11 @@ def config_frozen(case: Case) -> None:
 
 
 def config_extra(case: Case) -> None:
-    """An unknown option is refused."""
+    """An unknown option is rejected."""
     try:
         type(case.plugin).Config.model_validate({"no_such_option": 1})
     except pydantic.ValidationError as error:
-        # Another complaint, such as a missing option, does not count.
+        # Other errors, such as a missing option, are ignored.
         if any(detail["type"] == "extra_forbidden" for detail in error.errors()):
             return
     raise AssertionError("an unknown option 'no_such_option' was accepted")
@@ -58,11 +58,11 @@ def config_described(case: Case) -> None:
 
 
 def seed_kept(case: Case) -> None:
-    """The seed and the options of an instance are those it was given."""
+    """An instance has the seed and the options that were passed to it."""
     seed = case.plugin.seed + 1
     other = case.fresh(seed=seed)
-    demand(other.seed == seed, f"seed={seed} was given and .seed is {other.seed!r}")
-    demand(other.config == case.plugin.config, "the options changed with the seed")
+    demand(other.seed == seed, f"seed={seed} was passed and the attribute is {other.seed!r}")
+    demand(other.config == case.plugin.config, "the options depend on the seed")
 
 
 PLUGIN_CHECKS: tuple[Callable[[Any], None], ...] = (

@@ -1,6 +1,6 @@
-"""Checks of a model that may be fitted to several recordings. Others pass them.
+"""Checks of models that accept several recordings. Other models pass them.
 
-The name of a check is that of its function.
+The name of a check is the name of its function.
 """
 
 from collections.abc import Callable
@@ -15,25 +15,27 @@ from retinakit.testing.model_case import ModelCase, demand_refused, loaded, save
 
 
 def fitted_to_several(case: ModelCase) -> None:
-    """Each of two recordings, of other cells, lengths and frame intervals, has its own model."""
+    """A fit to two recordings gives a model of each; they differ in cells and frame interval."""
     if not case.plugin.several:
         return
     model = case.model_of_pair
     demand(
         tuple(model.recordings) == tuple(case.pair),
-        f"fitted to {tuple(case.pair)}, the model has recordings {tuple(model.recordings)}",
+        f"the model was fitted to {tuple(case.pair)} and its attribute 'recordings' is "
+        f"{tuple(model.recordings)}",
     )
     for name, recording in case.pair.items():
         one, test = model.of(name), recording["test"].to_dataset()
-        demand(not one.recordings, f"of('{name}') is itself of several recordings")
+        demand(not one.recordings, f"of('{name}') is a model of several recordings")
         prediction = one.predict(test)
         demand(
             equal(prediction["cell"].values, test["cell"].values),
-            f"of('{name}') predicts other cells than that recording's",
+            f"the predictions of of('{name}') do not have the cells of that recording",
         )
         counted = full_history(test["segment"], one.lags)
         demand(
-            np.isfinite(prediction[counted]).all(), f"predictions of of('{name}') are not finite"
+            np.isfinite(prediction[counted]).all(),
+            f"the predictions of of('{name}') are not finite",
         )
     demand_refused("of() for a recording that was not fitted", "nowhere", model.of, "nowhere")
     demand_refused(
@@ -42,7 +44,7 @@ def fitted_to_several(case: ModelCase) -> None:
 
 
 def parameters_of_several(case: ModelCase) -> None:
-    """`parameters` joins the cells of the recordings, which the coordinate `recording` tells."""
+    """`parameters` joins the cells of all recordings, with the coordinate `recording`."""
     if not case.plugin.several:
         return
     parameters = case.model_of_pair.parameters()
@@ -64,38 +66,38 @@ def parameters_of_several(case: ModelCase) -> None:
 
 
 def shared_parts(case: ModelCase) -> None:
-    """The submodules that a model names in `shared` are the same in every recording's model."""
+    """The submodules in `shared` are the same in the models of all recordings."""
     if not case.plugin.several:
         return
     one, other = (case.model_of_pair.of(name).state() for name in case.pair)
     for part in getattr(case.plugin, "shared", ()):
         names = [name for name in one.data_vars if str(name).startswith(f"module.{part}.")]
-        demand(names, f"'{part}' is shared, and state() has no variable 'module.{part}...'")
+        demand(names, f"'{part}' is in 'shared', and state() has no variable 'module.{part}...'")
         for name in names:
             demand(
                 equal(one[name].values, other[name].values),
-                f"'{part}' is shared, and '{name}' differs between recordings",
+                f"'{part}' is in 'shared', and '{name}' differs between recordings",
             )
 
 
 def several_saved(case: ModelCase) -> None:
-    """A model of several recordings that was saved and loaded has them still."""
+    """A model of several recordings is unchanged after saving and loading."""
     if not case.plugin.several:
         return
     model = case.model_of_pair
     again = loaded(model, saved(model))
     demand(
         again.recordings == model.recordings,
-        f"recordings {model.recordings} were saved and {again.recordings} loaded",
+        f"the recordings {model.recordings} were saved and {again.recordings} were loaded",
     )
-    _same_predictions(case, again, "the model of several that was saved and loaded")
+    _same_predictions(case, again, "saving and loading a model of several recordings")
 
 
 def several_resumed(case: ModelCase) -> None:
-    """An interrupted fit to several recordings goes on as if nothing had happened."""
+    """An interrupted and resumed fit to several recordings equals an uninterrupted one."""
     if case.plugin.several and case.progress_calls_of_pair:
         resumed = case.resumed(case.progress_calls_of_pair, case.pair)
-        _same_predictions(case, resumed, "a fit to several that was interrupted and resumed")
+        _same_predictions(case, resumed, "interrupting and resuming a fit to several recordings")
 
 
 def _same_predictions(case: ModelCase, model: Any, what: str) -> None:
@@ -104,7 +106,7 @@ def _same_predictions(case: ModelCase, model: Any, what: str) -> None:
         same_values(
             case.model_of_pair.of(name).predict(test),
             model.of(name).predict(test),
-            f"{what} predicts '{name}' otherwise",
+            f"{what} changes the predictions of '{name}'",
             tolerance=0,
         )
 

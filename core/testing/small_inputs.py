@@ -1,4 +1,4 @@
-"""A small recording and a small model, for tests of what needs some."""
+"""A small recording and a small model for tests."""
 
 from pathlib import Path
 from typing import Any
@@ -29,23 +29,28 @@ def small_recording(
     covariates: bool = False,
     seed: int = 0,
 ) -> xr.DataTree:
-    """A recording of simulated cells under white noise, small enough for tests.
+    """A small recording of simulated cells with a white-noise stimulus.
 
-    Each cell sums four rectified subunits of 2 x 2 checks; its spikes are Poisson.
+    Each cell sums four rectified subunits of 2 x 2 checks and has Poisson spikes.
 
     Args:
-        frames: of `train`, in two segments; the other splits have a quarter of it.
-        cells: how many.
-        size: checks along y and along x, at least 4.
-        lags: length of the temporal filter in frames.
-        repeats: of `test`.
-        truth: include the group `truth`, which `retinakit.simulation.cells_of` understands.
-        covariates: include the pupil's diameter, which multiplies the rates, and the running
-            speed, which does nothing. There is no `truth` then.
+        frames: the number of frames of `train`, in two segments; the other splits have a quarter.
+        cells: the number of cells.
+        size: the number of checks along y and along x, at least 4.
+        lags: the length of the temporal filter in frames.
+        repeats: the number of repeats of `test`.
+        truth: include the group `truth` (see `retinakit.simulation.cells_of`).
+        covariates: include the pupil diameter, by which the rates are multiplied, and the running
+            speed, on which they do not depend. There is no `truth` in this case.
         seed: of cells, stimulus and spikes.
 
     Returns:
-        `stimulus` is int8 of +-1, `response` int16 counts, and `rate` is known in every split.
+        A recording (see `retinakit.contracts.recording`) with frames of 1/30 s: `stimulus` of +1
+        and -1 (int8), `response` in spikes per bin (int16), and `rate` in every split.
+
+    Example:
+        >>> small_recording(frames=80, cells=3)["test"]["response"].shape
+        (5, 20, 3)
     """
     random = np.random.default_rng(seed)
     frame_interval, check = 1 / 30, 30.0
@@ -120,9 +125,17 @@ def small_recording(
 
 
 class SmallModel(Model):
-    """A rectified linear filter per cell, for tests of what needs some fitted model.
+    """A model with a rectified linear filter for each cell, for tests that need a fitted model.
 
-    The filter is the response's covariance with the white stimulus: no training, no options.
+    The filter is the covariance of the response with the white-noise stimulus. There are no
+    options and no iterations.
+
+    Example:
+        >>> recording = small_recording(frames=400)
+        >>> model = SmallModel()
+        >>> _ = model.fit(recording)
+        >>> model.predict(recording["test"]).shape
+        (100, 2)
     """
 
     weights: xr.Dataset
@@ -152,7 +165,7 @@ class SmallModel(Model):
         return xr.Dataset({"validation_loss": ("check", [0.0])}, coords={"check": [0]})
 
     def _windows(self, stimulus: xr.DataArray) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """The histories (window, lag and pixel), and the frames (frame,) that have one."""
+        """The histories (window, lag and pixel), and the frames (frame,) with a full history."""
         counted = full_history(stimulus["segment"], self.lags)
         pixels = int(np.prod(stimulus.shape[1:]))
         values = stimulus.values.reshape(len(counted), pixels).astype(float)

@@ -1,4 +1,4 @@
-"""The order of batches in training: endless epochs, each in an order of its own."""
+"""The order of batches in training, which is random in each epoch."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,18 +9,30 @@ import torch
 from retinakit.training.frames import Batch, Frames
 
 Item = tuple[int, Any]
-"""A recording, and a run of its frames, or frames drawn one by one, or a piece of a segment."""
+"""The index of a recording, with a run of frames, single frames, or a part of a segment."""
 
 
 class Batches:
-    """Batches of one recording or several, in proportion to their frames.
+    """Batches of one or several recordings, in proportion to their numbers of frames.
 
     Args:
-        training: the recordings.
-        size: frames in a batch.
-        order: "contiguous" runs of frames, or "shuffled" single frames.
-        stateful: batches go through each segment from its start.
-        seed: of the order.
+        training: the training data of each recording.
+        size: the number of frames in a batch.
+        order: "contiguous" for runs of frames, "shuffled" for frames that are drawn individually.
+        stateful: the batches of each segment are consecutive and begin with its first frame.
+        seed: of the random order.
+
+    Attributes:
+        length: the number of batches in an epoch.
+
+    Example:
+        >>> from retinakit.testing import small_recording
+        >>> train = small_recording(frames=200)["train"].to_dataset()
+        >>> frames = Frames(train, "response", lags=5, device=torch.device("cpu"))
+        >>> batches = Batches([frames], size=50, order="contiguous", stateful=False, seed=0)
+        >>> recording, batch = next(batches.endless(0, 1))
+        >>> batches.length, recording, batch.target.shape
+        (4, 0, torch.Size([50, 2]))
     """
 
     def __init__(
@@ -31,7 +43,12 @@ class Batches:
         self.length = len(self._epoch(0))
 
     def endless(self, position: int, step: int) -> Iterator[tuple[int, Batch]]:
-        """Batches with their recording, from a position on, every `step`-th of them."""
+        """Iterates without end over batches, each with the index of its recording.
+
+        Args:
+            position: the number of the first batch.
+            step: the distance between successive batches, for several processes.
+        """
         epoch, skip = divmod(position, self.length)
         while True:
             items = self._epoch(epoch)
@@ -40,7 +57,7 @@ class Batches:
             epoch, skip = epoch + 1, (skip - self.length) % step
 
     def ahead(self, position: int, step: int) -> Iterator[tuple[int, Batch]]:
-        """As `endless`; where batches come from a file, the next is read during a step."""
+        """Like `endless`; if batches are read from a file, the next one is read in a thread."""
         batches = self.endless(position, step)
         if not any(frames.from_file for frames in self.training):
             yield from batches
@@ -52,7 +69,7 @@ class Batches:
                 yield batch
 
     def spread(self, number: int | None) -> list[Item]:
-        """A number of batches that are spread over the data, or all of them; without a shuffle."""
+        """A number of evenly spaced batches, or all (None), in the order of the frames."""
         items = [
             (index, run)
             for index, frames in enumerate(self.training)
@@ -61,7 +78,7 @@ class Batches:
         return items[:: -(-len(items) // number)] if number else items
 
     def frames(self) -> list[int]:
-        """Frames of each recording in an epoch."""
+        """The number of frames of each recording in an epoch."""
         if self.order == "shuffled":
             return [len(frames.drawable()) for frames in self.training]
         runs = [

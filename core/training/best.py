@@ -1,4 +1,4 @@
-"""The best weights of a fit, and the patience that is left."""
+"""The best weights of a fit, and early stopping."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,15 +12,15 @@ from retinakit.training.starts import Starts, State
 
 @dataclass
 class Best:
-    """The weights with the lowest validation loss of each part of a fit.
+    """The weights with the lowest validation loss, for each start and part of a fit.
 
-    A part is a start, or each cell of a start if the cells are fitted apart: every parameter then
-    has the cell as its first axis, and one cell's fit does not depend on another's.
+    A start has one part, or, if cells are fitted separately, one for each cell. In that case, the
+    cell is the first axis of every parameter, and the fits of the cells are independent.
 
     Attributes:
-        loss, step: (start, part), of the best weights.
-        waited: (start, part), validations without a better loss.
-        dropped: (start, part), drops of the learning rate.
+        loss, step: (start, part), the validation loss and the step of the best weights.
+        waited: (start, part), the number of validations since the loss improved.
+        dropped: (start, part), the number of reductions of the learning rate.
         states: the best weights of each start.
     """
 
@@ -31,22 +31,25 @@ class Best:
     states: list[State]
 
     def __post_init__(self) -> None:
-        for name in ("loss", "step", "waited", "dropped"):  # a checkpoint is read to a GPU
+        for name in ("loss", "step", "waited", "dropped"):  # a checkpoint may be loaded to a GPU
             setattr(self, name, getattr(self, name).cpu())
 
     @classmethod
     def of(cls, starts: Starts, parts: int) -> "Best":
-        """The state of a fit that begins."""
+        """The state at the beginning of a fit."""
         none = torch.zeros((starts.count, parts), dtype=torch.int64)
         loss = torch.full(none.shape, torch.inf, dtype=torch.float64)
         return cls(loss, none, none, none, starts.states())
 
     def see(self, losses: Tensor, step: int, starts: Starts, schedule: Schedule) -> None:
-        """Keeps the weights that are the best so far.
+        """Keeps the current weights where they are the best so far.
 
         Args:
-            losses: (start, part) of the validation frames; NaN for a cell without any, whose last
-                weights are kept.
+            losses: (start, part), the validation losses; NaN for a cell without validation data, of
+                which the last weights are kept.
+            step: the number of training steps.
+            starts: with the current weights.
+            schedule: of the fit.
         """
         if step < min(schedule.burn_in, schedule.steps):
             return
@@ -58,14 +61,19 @@ class Best:
         self.waited = torch.where(better, 0, self.waited + 1)
 
     def stalled(self, schedule: Schedule) -> Tensor:
-        """(start, part): which have waited long enough for the learning rate to drop."""
+        """The parts (start, part) whose learning rate is to be reduced, according to `patience`."""
         if not schedule.patience:
             return torch.zeros_like(self.waited, dtype=torch.bool)
         going = self.dropped <= schedule.drops
         return (self.waited >= schedule.patience) & going
 
     def drop(self, parts: Tensor, starts: Starts) -> None:
-        """Lowers the learning rate of some parts, which take their best weights back."""
+        """Reduces the learning rate of some parts and restores their best weights.
+
+        Args:
+            parts: (start, part) bool.
+            starts: with the current weights.
+        """
         self.waited = torch.where(parts, 0, self.waited)
         self.dropped = self.dropped + parts.long()
         if parts.all():
@@ -78,28 +86,30 @@ class Best:
         starts.restore(present)
 
     def scale(self, schedule: Schedule) -> Tensor:
-        """(start, part): factors of the learning rate, 0 for parts that have ended."""
+        """The factors of the learning rate (start, part), 0 for parts whose training has ended."""
         factor = schedule.drop_factor ** self.dropped.double()
         return torch.where(self.dropped <= schedule.drops, factor, 0.0)
 
     def ended(self, schedule: Schedule) -> bool:
-        """Whether no part is trained any more."""
+        """Whether the training of all parts has ended."""
         return bool((self.dropped > schedule.drops).all())
 
     def _keep(self, states: list[State], better: Tensor) -> None:
         for start, state in enumerate(states):
             if better[start].all():
                 self.states[start] = state
-            elif better[start].any():  # so there are several parts, which are cells
+            elif better[start].any():  # there are several parts, which are cells
                 for name, value in state.items():
                     self.states[start][name][better[start]] = value[better[start]]
 
 
 def scaled_step(optimizer: Any, starts: Starts, scale: Tensor) -> None:
-    """A step of the optimizer in which the change of each cell's weights is multiplied.
+    """An optimizer step with the change of each cell's weights multiplied by a factor.
 
     Args:
-        scale: (start, cell).
+        optimizer: of the weights.
+        starts: with the weights.
+        scale: (start, cell), the factors.
     """
     before = [parameter.detach().clone() for parameter in starts.parameters()]
     optimizer.step()

@@ -1,7 +1,7 @@
-"""Training a readout with masks that are 0 in most places.
+"""Training a readout with sparse masks, whose entries are mostly exactly 0.
 
-The proximal steps are those of `retinakit.training.proximal`, on a support that is chosen anew
-every so many steps.
+The proximal steps are those of `retinakit.training.proximal`, on a support that is updated at
+regular intervals.
 """
 
 from collections.abc import Iterable
@@ -18,17 +18,24 @@ from retinakit.training.proximal import Certificate, ProximalAdam, certificate, 
 
 @dataclass
 class ExactZeros(Hooks):
-    """The masks of a readout, trained with exact zeros: an optimizer and hooks of the loop.
+    """Hooks of the training loop that train the masks of a readout with exact zeros.
 
-    Before training ends because validation stalls, a gradient over all training data certifies that
-    no other entry should leave 0. Where it does not, these entries are let in and training goes on.
+    When training is about to end because the validation loss no longer improves, a gradient over
+    all training data tests whether the loss would decrease if further entries became nonzero. If
+    it would, these entries are added to the support and training continues.
 
     Attributes:
-        readout: whose masks they are.
-        l1: the weight of Σ |m| over all cells in the loss.
-        nonnegative: whether masks are held at 0 or above.
-        every: steps between refreshes of the support. The first is after a quarter of so many,
-            in which the entries are trained that are not 0 at the start.
+        readout: the readout with the masks.
+        l1: the weight of the penalty Σ |m|, summed over all cells.
+        nonnegative: whether masks are constrained to be nonnegative.
+        every: the number of steps between updates of the support. The first update is after a
+            quarter of this number; until then, only the initially nonzero entries are trained.
+
+    Example:
+        >>> readout = FactorizedReadout(cells=2, features=3, places=(4, 4))
+        >>> hooks = ExactZeros(readout, l1=0.1, nonnegative=False, every=100)
+        >>> type(hooks.optimizer(readout.parameters(), 1e-3, processes=1)).__name__
+        'ProximalAdam'
     """
 
     readout: FactorizedReadout
@@ -37,15 +44,15 @@ class ExactZeros(Hooks):
     every: int
 
     BATCHES: ClassVar[int] = 8
-    """Batches whose gradient chooses a support in the course of training."""
+    """Number of batches from whose gradient the support is updated during training."""
 
     TOLERANCE: ClassVar[float] = 0.1
-    """Training does not end while the loss falls this much more steeply than the penalty rises
-    along an entry that is 0, in parts of the penalty's weight. A refresh lets in the same
-    entries."""
+    """Training is continued if |gradient| > (1 + TOLERANCE) · l1 for an entry that is 0. An update
+    of the support adds such entries."""
 
     failed: int = -1
-    """The best step whose certificate failed; training may end if it fails there once more."""
+    """The step of the best weights for which training was last continued. It is not continued for
+    the same weights again."""
 
     def optimizer(
         self, parameters: Iterable[Tensor], learning_rate: float, processes: int
@@ -65,11 +72,11 @@ class ExactZeros(Hooks):
             self.refresh(losses)
 
     def restored(self, losses: Losses, best_step: int, ending: bool) -> bool:
-        self.readout.support = None  # it was that of other masks
+        self.readout.support = None  # it belongs to other masks
         asked = ending and self.failed != best_step
         if asked and self.certificate(losses).outside > self.TOLERANCE:
             self.failed = best_step
-            self.refresh(losses, batches=None)  # lets in what the certificate found
+            self.refresh(losses, batches=None)  # adds the entries with a large gradient
             return False
         self.refresh(losses)
         return ending
@@ -88,14 +95,15 @@ class ExactZeros(Hooks):
         self.readout.support = self._optimizer.support(self.readout.mask)
 
     def refresh(self, losses: Losses, batches: int | None = BATCHES) -> None:
-        """Chooses the support of the next steps, by a number of batches or all (None)."""
+        """Updates the support from the gradient of a number of batches, or of all (None)."""
         mask = self.readout.mask
-        # The gradient, as large as the masks, is gone before a new support is made.
+        # The memory of the gradient, which is as large as the masks, is released before a new
+        # support is built.
         inside = self._optimizer.active(mask, self._gradient(losses(batches)), -self.TOLERANCE)
         self.readout.support = self._optimizer.restrict(mask, inside)
 
     def certificate(self, losses: Losses) -> Certificate:
-        """How far the masks are from a stationary point, by all of the training data."""
+        """The distance of the masks from a stationary point, from all training data."""
         dense = self._gradient(losses(None))
         return certificate(self.readout.mask, dense, self.l1, self.nonnegative)
 
@@ -104,7 +112,7 @@ class ExactZeros(Hooks):
         learned = [p for group in self._optimizer.param_groups for p in group["params"]]
         others = [p for p in learned if p is not mask and p.requires_grad]
         self.readout.whole_gradient = True
-        for parameter in others:  # their gradients would be computed with it
+        for parameter in others:  # their gradients are not needed
             parameter.requires_grad_(False)
         try:
             with torch.enable_grad():

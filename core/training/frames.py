@@ -1,4 +1,4 @@
-"""A split of a recording, held for training: batches of frames with what is to be predicted."""
+"""Training data: batches of frames of a split, with the responses to be predicted."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,30 +16,37 @@ from retinakit.contracts.frame_blocks import blocks
 from retinakit.contracts.recording import as_response, full_history, mean_response, segments
 
 IN_MEMORY = 2**30
-"""Bytes up to which a stimulus that lies in a file is held in memory."""
+"""Maximum size in bytes of a stimulus that is read from its file into memory."""
 
 CHUNKS_HELD = 2**28
-"""Bytes of a compressed file's chunks that are kept after they were read."""
+"""Size in bytes of the cache of chunks of a compressed file."""
 
 COMPRESSIONS = ("compression", "zlib", "zstd", "blosc", "szip", "bzip2")
-"""The words in xarray's encoding for a file that is compressed."""
+"""The keys of xarray's encoding that indicate a compressed file."""
 
 Run = tuple[int, int]
-"""The first frame of a batch, and the one after its last."""
+"""The first frame of a batch, and the frame after the last one."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Frames with their history, and what is to be predicted in them.
+    """A batch of n frames with their history, and the responses to be predicted.
 
     Attributes:
-        inputs: what the module is given: the frames (n + lags - 1, [channel,] y, x), oldest first,
-            and perhaps the covariates (n + lags - 1, covariate). In shuffled order, the histories
-            of the n frames one after another: (n · lags, ...).
-        target: (n, cell), 0 where unknown.
-        known: (n, cell), false where unknown.
-        shuffled: whether the frames were drawn one by one.
-        begins: whether a segment begins here, for a module with a state.
+        inputs: the arguments of the module: the frames (n + lags - 1, [channel,] y, x), oldest
+            first, and, if the model has covariates, these (n + lags - 1, covariate). In shuffled
+            order, they are the concatenated histories of the n frames, (n · lags, ...).
+        target: (n, cell), the responses, 0 where unknown.
+        known: (n, cell) bool, whether the response is known.
+        shuffled: whether the frames were drawn individually.
+        begins: whether the batch begins with the first frames of a segment, for a module with a
+            state.
+
+    Example:
+        >>> target = torch.tensor([[1.0], [0.0]])
+        >>> batch = Batch((torch.zeros(6, 8, 8),), target, known=torch.ones(2, 1).bool())
+        >>> batch.inputs[0].shape[0] - len(batch.target) + 1  # lags
+        5
     """
 
     inputs: tuple[Tensor, ...]
@@ -50,26 +57,35 @@ class Batch:
 
 
 class Frames:
-    """A split to be trained on, or validated on.
+    """The data of a split for training or validation.
 
-    A stimulus that is in memory stays there, and one in a file is read if it is not large. Of a
-    large one, two values are held as bits, an eighth of a byte each; any other stays in its file,
-    and its frames are read when a batch needs them. What fits on the training device is held there.
+    A stimulus in a file is read into memory if it is small. A large one with two values is stored
+    in memory as bits. Any other large stimulus stays in its file, and its frames are read for each
+    batch. The data are stored on the training device if they fit.
 
     Args:
         split: of a recording.
         target: "response" (its mean over repeats) or "rate".
-        lags: frames of history of a prediction, its own frame included.
-        device: where batches are needed.
-        inputs: "stimulus", and "covariates" for a module that takes covariates.
+        lags: the number of frames on which a prediction depends.
+        device: the device of the batches.
+        inputs: ("stimulus",), or ("stimulus", "covariates") for a module with covariates.
 
     Attributes:
-        known: (frame, cell), false where unknown or without a full history.
+        target: (frame, cell) float32, 0 where unknown.
+        known: (frame, cell) bool, false where unknown or without a full history.
         from_file: whether batches are read from a file.
 
     Raises:
         RecordingError: if the split lacks the target or the covariates, or has no frame with a
             response and a full history.
+
+    Example:
+        >>> from retinakit.testing import small_recording
+        >>> train = small_recording(frames=200)["train"].to_dataset()
+        >>> frames = Frames(train, "response", lags=5, device=torch.device("cpu"))
+        >>> batch = frames.batch((4, 54))
+        >>> batch.inputs[0].shape, batch.target.shape
+        (torch.Size([54, 8, 8]), torch.Size([50, 2]))
     """
 
     def __init__(
@@ -102,17 +118,17 @@ class Frames:
         return len(self.target)
 
     def runs(self, length: int) -> list[Run]:
-        """Runs of at most `length` frames in which any frame has a full history.
+        """Runs of at most `length` frames, each with at least one full history.
 
-        They follow from segments and lags alone, so that a cell is fitted on the same batches
-        whatever other cells have responses where.
+        They depend only on segments and lags, so that the batches of a cell do not depend on the
+        missing responses of other cells.
         """
         starts = range(self.lags - 1, len(self), length)
         runs = [(start, min(start + length, len(self))) for start in starts]
         return [run for run in runs if self.full[slice(*run)].any()]
 
     def pieces(self, length: int) -> list[list[Run]]:
-        """Of each segment, its frames with a full history in pieces of at most `length`."""
+        """The frames with a full history of each segment, in runs of at most `length` frames."""
         found = []
         for segment in self.segments:
             starts = range(segment.start + self.lags - 1, segment.stop, length)
@@ -120,11 +136,11 @@ class Frames:
         return [pieces for pieces in found if pieces]
 
     def drawable(self) -> NDArray[np.int64]:
-        """The frames in which a response of any cell is known."""
+        """The frames in which the response of at least one cell is known."""
         return np.flatnonzero(self.known.any(1).cpu().numpy())
 
     def batch(self, run: Run, begins: bool = True) -> Batch:
-        """The frames of a run with the history before it."""
+        """The batch of a run of frames, with the history before it."""
         start, end = run
         history = slice(start - self.lags + 1, end)
         return Batch(
@@ -132,7 +148,7 @@ class Frames:
         )
 
     def windows(self, frames: NDArray[np.int64]) -> Batch:
-        """Frames drawn one by one, with the history of each; all of them have a full one."""
+        """The batch of single frames, each with its own history, which must be full."""
         at = torch.from_numpy(frames).to(self.device)
         history = at[:, None] + torch.arange(1 - self.lags, 1, device=self.device)
         inputs = self._inputs(history.flatten())
@@ -143,8 +159,8 @@ class Frames:
         return inputs if self._covariate is None else (*inputs, self._covariate[frames])
 
     def _reader(self, stimulus: xr.DataArray) -> Callable[[slice | Tensor], Tensor]:
-        """Gives frames of a stimulus."""
-        # xarray has no public word for what is in memory already.
+        """A function that returns frames of a stimulus."""
+        # xarray has no public attribute for this.
         if stimulus.variable._in_memory or stimulus.nbytes <= IN_MEMORY:
             held = _placed(torch.from_numpy(_compact(stimulus.values)), self.device)
             return lambda frames: held[_on(held, frames)]
@@ -157,7 +173,7 @@ class Frames:
 
 
 def _placed(held: Tensor, device: torch.device) -> Tensor:
-    """A tensor on a device, if it takes no more than half of what is free there."""
+    """Moves a tensor to a device, if it needs at most half of the free memory there."""
     if device.type == "cuda" and held.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
         return held
     return held.to(device)
@@ -168,14 +184,14 @@ def _on(held: Tensor, frames: slice | Tensor) -> slice | Tensor:
 
 
 class _FileReader:
-    """Gives frames of a stimulus that stays in its file.
+    """Reads frames of a stimulus that stays in its file.
 
-    Of a compressed file whole chunks are read, and the last ones are kept, so that a chunk is not
-    decompressed again for the next batch, or for each of several frames in it.
+    A compressed file is read in whole chunks. The last chunks are cached, so that a chunk is not
+    decompressed again for the next batch or for other frames of the same batch.
     """
 
     def __init__(self, stimulus: xr.DataArray):
-        self.variable = stimulus.variable  # without the coordinates, which would be read too
+        self.variable = stimulus.variable  # without coordinates, which would also be read
         encoding, frame_bytes = stimulus.encoding, stimulus.nbytes // len(stimulus)
         self.length = 0
         if any(encoding.get(name) for name in COMPRESSIONS):
@@ -186,7 +202,7 @@ class _FileReader:
         self._chunk = lru_cache(held)(self._read_chunk)
 
     def __call__(self, frames: slice | Tensor) -> Tensor:
-        """A run of frames, or windows one after another, each of which is a run."""
+        """Reads a run of frames, or concatenated windows, each of which is a run."""
         if isinstance(frames, slice):
             return torch.from_numpy(_compact(self._run(frames.start, frames.stop)))
         numbers = frames.cpu().numpy()
@@ -202,7 +218,7 @@ class _FileReader:
         chunks = range(start // self.length, -(-end // self.length))
         first = chunks.start * self.length
         parts = [self._chunk(index) for index in chunks]
-        # The ends are cut first: the middle of a run is copied once.
+        # The first and last chunks are cropped before the concatenation, to copy once.
         parts[-1] = parts[-1][: end - chunks[-1] * self.length]
         parts[0] = parts[0][start - first :]
         return np.concatenate(parts)
@@ -213,7 +229,10 @@ class _FileReader:
 
 
 def _packed(stimulus: xr.DataArray) -> Callable[[slice | Tensor], Tensor] | None:
-    """Gives frames of a stimulus of two values, which is held as bits; None if it has a third."""
+    """A function that returns frames of a two-valued stimulus, stored in memory as bits.
+
+    Returns None if the stimulus has more than two values.
+    """
     low = high = None
     parts = []
     for part in blocks(stimulus):
@@ -224,7 +243,7 @@ def _packed(stimulus: xr.DataArray) -> Callable[[slice | Tensor], Tensor] | None
         if not (bits | (values == low)).all():
             return None
         parts.append((high, np.packbits(bits.reshape(len(bits), -1), axis=1)))
-    if any(of_part != high for of_part, _ in parts):  # a block of one value came first
+    if any(of_part != high for of_part, _ in parts):  # the first blocks had only one value
         return None
     held = np.concatenate([packed for _, packed in parts])
     shape, pixels = stimulus.shape[1:], int(np.prod(stimulus.shape[1:]))
@@ -238,7 +257,7 @@ def _packed(stimulus: xr.DataArray) -> Callable[[slice | Tensor], Tensor] | None
 
 
 def _compact(stimulus: NDArray[Any]) -> NDArray[Any]:
-    """A stimulus in its own type if that is small and known to torch, otherwise in float32."""
+    """A stimulus in its own dtype if that is small and supported by torch, otherwise float32."""
     stimulus = np.ascontiguousarray(stimulus)
     if stimulus.dtype in (np.bool_, np.int8, np.uint8, np.int16):
         return stimulus
@@ -246,10 +265,10 @@ def _compact(stimulus: NDArray[Any]) -> NDArray[Any]:
 
 
 def _covariates(split: xr.Dataset) -> Tensor:
-    """(frame, covariate) float32."""
+    """The covariates (frame, covariate), float32."""
     if "covariates" not in split:
         raise RecordingError(
-            "the model takes covariates and the recording has none; add 'covariates' (frame, "
+            "the model requires covariates and the recording has none; add 'covariates' (frame, "
             "covariate) to every split"
         )
     return torch.from_numpy(np.asarray(split["covariates"], dtype=np.float32))

@@ -1,4 +1,4 @@
-"""What a model may add to the training loop: an optimizer, and what is done between its steps."""
+"""Hooks with which a model customises the training loop."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -7,12 +7,22 @@ import torch
 from torch import Tensor
 
 Losses = Callable[[int | None], Iterable[Tensor]]
-"""The parts of the loss over training data without its penalties, each with its own graph: of all
-batches (None), or of a number of batches that are spread over the data."""
+"""A function from a number of evenly spaced batches, or None for all, to their training losses
+without penalties. Each loss has its own autograd graph."""
 
 
 class Hooks:
-    """Plain training with Adam. A subclass overrides what it does differently."""
+    """The hooks of the training loop, by default those of training with Adam.
+
+    A subclass overrides some methods and is returned by `TorchModel.hooks`.
+
+    Example:
+        >>> class SGD(Hooks):
+        ...     def optimizer(self, parameters, learning_rate, processes):
+        ...         return torch.optim.SGD(parameters, lr=learning_rate)
+        >>> SGD().optimizer([torch.zeros(1, requires_grad=True)], 0.1, 1).defaults["lr"]
+        0.1
+    """
 
     def optimizer(
         self, parameters: Iterable[Tensor], learning_rate: float, processes: int
@@ -21,34 +31,43 @@ class Hooks:
 
         Args:
             parameters: of the module.
-            learning_rate: at the start.
-            processes: that train together and average their gradients.
+            learning_rate: the initial learning rate.
+            processes: the number of processes that average their gradients.
         """
         return torch.optim.Adam(parameters, lr=learning_rate, fused=True)
 
     def before_step(self, step: int, losses: Losses) -> None:
-        """Is called before each step, counted from 0."""
+        """Called before each step.
+
+        Args:
+            step: the number of the step, from 0.
+            losses: of the training data.
+        """
 
     def restored(self, losses: Losses, best_step: int, ending: bool) -> bool:
-        """Is called when the best weights were taken back because validation stalled.
+        """Called after the validation loss stopped improving and the best weights were restored.
 
         Args:
             losses: of the training data.
-            best_step: the step of these weights.
-            ending: whether training would end now.
+            best_step: the step of the best weights.
+            ending: whether training is about to end.
 
         Returns:
-            Whether it may.
+            Whether training may end.
         """
         return ending
 
     def ended(self, losses: Losses) -> dict[str, float]:
-        """Is called after training, with the best weights. Returns numbers for the curves."""
+        """Called after training, with the best weights.
+
+        Returns:
+            Numbers that are stored with the training curves, by name.
+        """
         return {}
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint has to keep."""
+        """The state of the hooks for a checkpoint, of types that `torch.save` supports."""
         return {}
 
     def resume(self, state: dict[str, Any]) -> None:
-        """Takes back what `state` gave, after the optimizer has taken back its own."""
+        """Restores the state of the hooks; called after the state of the optimizer is restored."""

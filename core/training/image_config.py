@@ -1,4 +1,4 @@
-"""Options of models of one image at a time, trained as Klindt et al. (2017) train theirs."""
+"""Options of models of responses to single images, trained as in Klindt et al. (2017)."""
 
 from typing import Literal
 
@@ -8,23 +8,32 @@ from retinakit.training.torch_model import TorchConfig
 
 
 class ImageModelConfig(TorchConfig):
-    """No history, and a learning rate that drops where validation stalls (section 4.1).
+    """Options with a single lag and the learning rate schedule of Klindt et al. (section 4.1).
 
-    When validation has not improved for 300 steps (`patience` times `check_every`), the best
-    weights are taken back and the learning rate is lowered by ten; after the second time training
-    ends.
+    If the validation loss has not improved for 300 steps (`patience` times `check_every`), the best
+    weights are restored and the learning rate is divided by ten. The second time, training ends.
+
+    Example:
+        >>> config = ImageModelConfig()
+        >>> config.lags, config.patience * config.check_every
+        (1, 300)
     """
 
-    lags: int = Field(1, ge=1, description="Frames of history, the present one included.")
-    steps: int = Field(10_000, ge=1, description="Training steps at most.")
-    batch: int = Field(256, ge=1, description="Frames in a batch.")
-    learning_rate: float = Field(1e-3, gt=0, description="Of Adam, at the start.")
+    lags: int = Field(
+        1, ge=1, description="Number of frames of history, including the current frame."
+    )
+    steps: int = Field(10_000, ge=1, description="Maximum number of training steps.")
+    batch: int = Field(256, ge=1, description="Number of frames in a batch.")
+    learning_rate: float = Field(1e-3, gt=0, description="Initial learning rate of Adam.")
     decay: Literal["cosine", "drop"] = Field(
         "drop",
-        description="'cosine': lower the learning rate smoothly to 0 at the last step; "
-        "'drop': lower it when the validation loss stalls.",
+        description="'cosine': the learning rate decreases smoothly to 0 at the last step; "
+        "'drop': it is reduced when the validation loss stops improving.",
     )
-    check_every: int = Field(100, ge=1, description="Steps between validations.")
+    check_every: int = Field(100, ge=1, description="Number of steps between validations.")
     patience: int = Field(
-        3, ge=0, description="Validations without a better loss before a drop; 0: never stop."
+        3,
+        ge=0,
+        description="Number of validations without improvement before the learning rate is "
+        "reduced; 0: never.",
     )

@@ -1,7 +1,8 @@
-"""The training loop of torch models, on Lightning Fabric.
+"""The training loop of torch models, based on Lightning Fabric.
 
-Steps are counted, not epochs, as the papers' stopping rules do. Everything random follows from the
-seed and is part of the checkpoint, so that an interrupted fit goes on as if nothing had happened.
+Training is measured in steps, not epochs, as in the stopping rules of the papers. The state of the
+random numbers is part of the checkpoint, so that a resumed fit gives the result of an uninterrupted
+one.
 """
 
 import logging
@@ -27,21 +28,28 @@ from retinakit.training.starts import Network, Starts, arguments
 logger = logging.getLogger("retinakit")
 
 CHECKPOINT_SHARE = 0.05
-"""Writing checkpoints may take this part of the training time."""
+"""Maximum fraction of the training time that is spent on writing checkpoints."""
 
 EVALUATED = 1024
-"""Frames that are evaluated at once, or the frames of a batch if they are more."""
+"""Number of frames that are validated together; the size of a training batch if that is larger."""
 
 
 @dataclass
 class Fit:
-    """What a fit gave.
+    """The result of a fit.
 
     Attributes:
-        curves: `step`, `learning_rate`, and `train_loss` and `validation_loss` of each start, means
-            over cells, at each validation.
         best: the best weights and their validation losses.
-        numbers: what the hooks tell of the end.
+        step: the number of training steps.
+        numbers: the result of `Hooks.ended`.
+        curves: lists with one entry for each validation: `step`, `learning_rate`, and, for each
+            start, `train_loss` and `validation_loss`, which are means over cells.
+
+    Example:
+        >>> starts = Starts([Network([nn.Linear(2, 1)], None, None, lags=1)])
+        >>> fit = Fit(Best.of(starts, parts=1))  # as at the beginning of `train`
+        >>> fit.step, list(fit.curves)
+        (0, ['step', 'train_loss', 'validation_loss', 'learning_rate'])
     """
 
     best: Best
@@ -71,31 +79,62 @@ def train(
     digest: str = "",
     progress: Progress = silent,
 ) -> Fit:
-    """Trains networks side by side on the same batches.
+    """Trains several networks on the same batches.
 
-    The loss is the sum over cells of the mean over a cell's known frames: of a batch, the summed
-    loss of its known frames, over its frames and the part of all training frames in which the cell
-    is known. So it does not depend on the batch, and what is known of a cell does not weigh on
-    another. The learning rate drops when no start got better, of single cells where these are
-    fitted apart.
+    The loss is a sum over cells of the mean loss over the frames in which the response of the cell
+    is known. In a batch of n frames, the loss of a cell is summed over its known frames and divided
+    by n and by the fraction of all training frames in which the cell is known. The expected loss
+    is therefore independent of the batch size, and the weight of a cell does not depend on the
+    missing responses of others. The learning rate is reduced when the validation loss of no
+    network has improved, or for single cells if they are fitted separately.
 
     Args:
-        networks: of one kind, from different starts.
-        training, validation: of each recording.
-        seed: of the order of batches, and of what is random in the networks.
-        cells_apart: whether every parameter has the cell as its first axis, and no cell depends on
-            another's. Best weights and the learning rate are then a cell's own.
-        hooks: an optimizer, and what is done between its steps.
-        checkpoint: is written now and then, and read if it exists and has the digest.
-        digest: says what fit a checkpoint belongs to.
+        fabric: a launched Lightning Fabric, which determines device and precision.
+        networks: networks of the same architecture with different initial weights.
+        training, validation: the data of each recording.
+        schedule: the number of steps, the batch size, the learning rate and early stopping.
+        seed: of the order of batches, and of random numbers in the networks.
+        cells_apart: whether the cell is the first axis of every parameter and the cells are
+            independent. Each cell then has its own best weights and learning rate.
+        hooks: for another optimizer, or for operations between training steps.
+        checkpoint: a file that is written regularly, and read if it exists and has the digest.
+        digest: identifies the fit to which a checkpoint belongs.
+        progress: is called after each validation.
 
     Returns:
-        The curves, the best validation losses, and the weights of each start where its validation
-        loss was best.
+        The training curves, and for each network the weights with the lowest validation loss.
 
     Raises:
-        RuntimeError: if the validation loss is never a number, of a cell where these are fitted
-            apart.
+        RuntimeError: if the validation loss (of any cell, if they are fitted separately) is never
+            finite.
+
+    Example:
+        >>> from retinakit.testing import small_recording
+        >>> recording, cpu = small_recording(frames=200), torch.device("cpu")
+        >>> training, validation = (
+        ...     [Frames(recording[name].to_dataset(), "response", lags=1, device=cpu)]
+        ...     for name in ("train", "validation")
+        ... )
+        >>> module = nn.Sequential(nn.Flatten(), nn.Linear(64, 2), nn.Softplus())
+        >>> network = Network(
+        ...     [module],
+        ...     penalty=lambda module, prediction: torch.zeros(()),
+        ...     loss=lambda module, prediction, target: (prediction - target) ** 2,
+        ...     lags=1,
+        ... )
+        >>> schedule = Schedule(
+        ...     steps=20,
+        ...     batch=50,
+        ...     learning_rate=0.01,
+        ...     decay="cosine",
+        ...     check_every=10,
+        ...     patience=0,
+        ...     drops=0,
+        ...     drop_factor=0.1,
+        ... )
+        >>> fit = train(Fabric(accelerator="cpu"), [network], training, validation, schedule)
+        >>> fit.curves["step"]
+        [10, 20]
     """
     hooks = hooks or Hooks()
     starts = Starts(networks)
@@ -106,15 +145,15 @@ def train(
         (frames.known.sum(0) / number).clamp_min(1e-12)
         for frames, number in zip(training, batches.frames(), strict=True)
     ]
-    # The cells that have responses in validation, and the parts of a fit that it can judge.
+    # The cells with responses in validation, and the parts of a fit that have a validation loss.
     scored = torch.cat([frames.known.any(0).cpu() for frames in validation])
     judged = scored if cells_apart else torch.tensor([True])
     fit = Fit(Best.of(starts, len(judged)))
     state: Any = None
     torch.manual_seed(seed + fabric.global_rank)
     saved = checkpoints.read(checkpoint, digest, fabric.device)
-    if saved is not None and saved["step"] <= schedule.steps:  # otherwise it is of a longer fit
-        logger.info("goes on from step %d of %d", saved["step"], schedule.steps)
+    if saved is not None and saved["step"] <= schedule.steps:  # otherwise of a longer fit
+        logger.info("resumes from step %d of %d", saved["step"], schedule.steps)
         starts.load_state_dict(saved["starts"])
         optimizer.load_state_dict(saved["optimizer"])
         hooks.resume(saved["hooks"])
@@ -126,7 +165,7 @@ def train(
     module, optimizer = fabric.setup(starts, optimizer)
 
     def losses(number: int | None) -> Iterator[Tensor]:
-        """The parts of the loss over training data, for the hooks."""
+        """The losses of batches of the training data, for the hooks."""
         chosen = batches.spread(number)
         count = sum(training[i].known[slice(*run)].sum(0) for i, run in chosen)
         starts.eval()
@@ -171,7 +210,7 @@ def train(
         ):
             fit.curves[name].append(number)
         of_parts = found if cells_apart else overall[:, None]
-        if of_parts[:, judged].isnan().all():  # no step leads back from there
+        if of_parts[:, judged].isnan().all():  # the weights remain NaN
             break
         fit.best.see(of_parts, check, starts, schedule)
         stalled = fit.best.stalled(schedule)
@@ -182,14 +221,14 @@ def train(
         regular = fit.step % schedule.check_every == 0
         last = fit.step + schedule.check_every > schedule.steps or fit.best.ended(schedule)
         cheap = cost_of_saving <= CHECKPOINT_SHARE * (now - saved_at)
-        # The last regular validation is kept, for a fit of more steps to go on from.
+        # The checkpoint of the last regular validation is kept for a fit with more steps.
         if checkpoint is not None and fabric.is_global_zero and regular and (cheap or last):
             content = _content(fabric, starts, optimizer, hooks, fit, _detached(state))
             checkpoints.write(checkpoint, content | {"digest": digest})
             saved_at = time.monotonic()
             cost_of_saving = saved_at - now
     if not fit.best.loss[:, judged].isfinite().any(0).all():
-        if checkpoint is not None:  # there is nothing to go on from
+        if checkpoint is not None:  # it cannot be resumed
             checkpoint.unlink(missing_ok=True)
         raise RuntimeError(
             f"the fit diverged (validation loss {fit.curves['validation_loss'][-1][0]:g} after "
@@ -202,9 +241,10 @@ def train(
 
 
 def evaluate(starts: Starts, validation: Sequence[Frames], batch: int) -> Tensor:
-    """The mean loss (start, cell) over a cell's known frames, in evaluation mode; NaN without any.
+    """The mean loss over the known frames of each cell, in evaluation mode.
 
-    The cells are those of all recordings, one after another.
+    Returns:
+        (start, cell), with the cells of all recordings concatenated; NaN without known frames.
     """
     was_training, length = starts.training, max(batch, EVALUATED)
     starts.eval()
@@ -224,7 +264,7 @@ def evaluate(starts: Starts, validation: Sequence[Frames], batch: int) -> Tensor
 
 
 def _in_order(frames: Frames, length: int, stateful: bool) -> Iterator[tuple[Any, bool]]:
-    """The runs of a split, and whether a segment begins with each."""
+    """The runs of frames of a split, each with whether it begins a segment."""
     if not stateful:
         yield from ((run, True) for run in frames.runs(length))
         return
@@ -235,7 +275,7 @@ def _in_order(frames: Frames, length: int, stateful: bool) -> Iterator[tuple[Any
 def _drop(
     best: Best, stalled: Tensor, starts: Starts, schedule: Schedule, hooks: Hooks, losses: Any
 ) -> None:
-    """Lowers the learning rate where validation stalls; the hooks may put off the end."""
+    """Reduces the learning rate of the parts that stalled, unless the hooks continue training."""
     best.drop(stalled, starts)
     ending = best.ended(schedule)
     if not hooks.restored(losses, int(best.step[0, 0]), ending) and ending:
@@ -243,13 +283,13 @@ def _drop(
 
 
 def _lowest(best: Best) -> float:
-    """The mean over parts of the best validation loss of the best start."""
+    """The best validation loss of the best start, averaged over parts."""
     finite = torch.where(best.loss.isfinite(), best.loss, torch.nan)
     return float(finite.nanmean(1).nan_to_num(torch.inf).min())
 
 
 def _detached(state: Any) -> Any:
-    """A module's state without the graph that led to it."""
+    """The state of a module, detached from the autograd graph."""
     if isinstance(state, Tensor):
         return state.detach()
     if isinstance(state, tuple | list):
@@ -262,7 +302,7 @@ def _detached(state: Any) -> Any:
 def _content(
     fabric: Fabric, starts: nn.Module, optimizer: Any, hooks: Hooks, fit: Fit, state: Any
 ) -> dict[str, Any]:
-    """What a checkpoint holds."""
+    """The content of a checkpoint."""
     content = {
         "starts": starts.state_dict(),
         "optimizer": optimizer.state_dict(),

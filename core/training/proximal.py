@@ -1,9 +1,10 @@
 """Training with an L1 penalty and exact zeros.
 
-Adam on |m| passes zero by and never stays there. A proximal step sets entries to 0 exactly, and a
-sparse readout can then leave them out. It gives no gradient for them, so that now and then one
-dense gradient says which of them should come back, and one on all data, at the end, that none
-should.
+With Adam and the subgradient of |m|, entries oscillate around 0 and are never exactly 0. A proximal
+step sets entries to exactly 0, and a sparse readout excludes them. The sparse readout gives no
+gradient for the excluded entries. A dense gradient is therefore computed at regular intervals, to
+determine which entries should become nonzero again, and over all data at the end, to test that no
+further entry should.
 """
 
 from collections.abc import Callable, Iterable
@@ -16,11 +17,19 @@ from retinakit.contracts.errors import UserError
 from retinakit.layers.readout_kernels.support import Support
 
 PIECE = 2**18
-"""Entries of a parameter that are looked at together."""
+"""Number of entries of a parameter that are processed together."""
 
 
 def shrink(values: Tensor, by: Tensor | float, nonnegative: bool = False) -> Tensor:
-    """Soft thresholding, argmin over z of (z - v)² / 2 + by · |z|; with z ≥ 0 if asked.
+    """Soft thresholding, argmin_z (z - v)² / 2 + by · |z|.
+
+    Args:
+        values: v, (...).
+        by: the threshold, a number or of the shape of the values.
+        nonnegative: with the constraint z ≥ 0.
+
+    Returns:
+        (...).
 
     Example:
         >>> shrink(torch.tensor([-2.0, 0.5, 3.0]), 1.0).tolist()
@@ -32,9 +41,15 @@ def shrink(values: Tensor, by: Tensor | float, nonnegative: bool = False) -> Ten
 
 
 def gradient(losses: Iterable[Tensor], parameter: Tensor) -> Tensor:
-    """The gradient of the sum of losses, such as those of all batches, one graph at a time.
+    """The gradient of a sum of losses, such as those of all batches.
 
-    Compute them without a support: it must be the gradient of every entry.
+    Args:
+        losses: scalars with their own autograd graphs, of which one is in memory at a time. They
+            must be computed without a support, so that all entries have a gradient.
+        parameter: a leaf tensor.
+
+    Returns:
+        Of the shape of the parameter.
 
     Example:
         >>> mask = torch.tensor([1.0, 2.0], requires_grad=True)
@@ -48,37 +63,43 @@ def gradient(losses: Iterable[Tensor], parameter: Tensor) -> Tensor:
 
 
 class Certificate(NamedTuple):
-    """How far a parameter is from a minimum of loss + l1 · Σ|m|, in units of l1.
+    """The violation of the optimality conditions of loss + l1 · Σ|m|, relative to l1.
 
-    Both are 0 or less at a stationary point, which is a minimum if the loss is convex.
+    Both values are at most 0 at a stationary point, which is a minimum if the loss is convex. See
+    `certificate`.
 
     Attributes:
-        outside: the largest |gradient| / l1 - 1 of the entries that are 0 (for non-negative
-            parameters, -gradient / l1 - 1). -1 where none is 0.
-        inside: the largest |gradient / l1 + sign m| of the others. 0 where there is none.
+        outside: the maximum of |gradient| / l1 - 1 over the entries that are 0 (for nonnegative
+            parameters, of -gradient / l1 - 1); -1 if there are none.
+        inside: the maximum of |gradient / l1 + sign m| over the other entries; 0 if there are none.
+
+    Example:
+        >>> Certificate(outside=-0.2, inside=0.05).holds(tolerance=0.1)
+        True
     """
 
     outside: float
     inside: float
 
     def holds(self, tolerance: float) -> bool:
-        """Whether both are within the tolerance."""
+        """Whether both values are at most the tolerance, which is relative to l1."""
         return all(value <= tolerance for value in self)
 
 
 def certificate(
     parameter: Tensor, gradient: Tensor, l1: float, nonnegative: bool = False
 ) -> Certificate:
-    """The optimality of a parameter.
+    """Tests the optimality conditions of a parameter with an L1 penalty.
 
     Args:
         parameter: of any shape.
-        gradient: of the loss alone, at every entry and on all data; see `gradient`.
-        l1: the weight of the penalty, above 0.
-        nonnegative: whether the parameter is held at 0 or above.
+        gradient: of the loss without the penalty, over all data; see the function `gradient`.
+        l1: the weight of the penalty, positive.
+        nonnegative: whether the parameter is constrained to be nonnegative.
 
     Example:
-        The first entry should leave 0; the second is where gradient and penalty cancel.
+        The loss decreases if the first entry becomes nonzero. For the second entry, gradient and
+        penalty cancel.
 
         >>> certificate(torch.tensor([0.0, 0.7]), torch.tensor([-1.5, -1.0]), l1=1.0)
         Certificate(outside=0.5, inside=0.0)
@@ -92,26 +113,28 @@ def certificate(
         left = (slope + values.sign()).abs()
         outside.append(torch.where(zero, outward - 1, -1).max())
         inside.append(torch.where(zero, 0, left).max())
-    # NaN is the largest to torch, where Python's max would pass it over.
+    # torch propagates NaN in max, unlike Python.
     return Certificate(float(torch.stack(outside).max()), float(torch.stack(inside).max()))
 
 
 class ProximalAdam(torch.optim.Optimizer):
-    """Adam whose L1 penalty is a proximal step in Adam's own metric (Yun et al. 2021, ProxGen).
+    """Adam with an L1 penalty as a proximal step in Adam's metric (ProxGen, Yun et al. 2021).
 
         m ← shrink(m - η · D · g, η · l1 · D),    D = 1 / (√v + eps)
 
-    with Adam's estimates g and v of the loss's gradient and its square. Where this stays, so does
-    gradient descent on loss + l1 · Σ|m|: D cancels. The penalty must not be part of the loss.
+    with Adam's estimates g of the gradient of the loss and v of its square. The fixed points are
+    the stationary points of loss + l1 · Σ|m|, because D cancels. The penalty must not be part of
+    the loss.
 
-    On a support (`refresh`), only its entries are updated, and the others stay 0; Adam's estimates
-    are kept for these entries alone, and begin at 0 for a new one. Bound what the
-    parameter is multiplied with, such as the feature weights of a readout, by a norm or a penalty
-    of its own: else the product's factors trade size, and the penalty vanishes.
+    With a support (`refresh`), only its entries are updated, and the others remain 0. Adam's
+    estimates are stored for these entries only, and are initially 0 for a new entry. Constrain or
+    penalise the factors by which the parameter is multiplied, such as the feature weights of a
+    readout. Otherwise the parameter can shrink while these factors grow, and the penalty has no
+    effect.
 
         optimizer = ProximalAdam([{"params": [mask], "l1": 0.01}, {"params": others}], lr=1e-3)
         for step in range(steps):
-            if step % 100 == 0:  # a loss with all entries, and its gradient
+            if step % 100 == 0:  # the dense gradient
                 dense = gradient([loss(mask, support=None)], mask)
                 support = optimizer.refresh(mask, dense)
             optimizer.zero_grad()
@@ -119,15 +142,23 @@ class ProximalAdam(torch.optim.Optimizer):
             optimizer.step()
 
     Args:
-        params: as for `torch.optim.Adam`. Groups may have all the options below.
-        lr: η.
-        betas: of the running means of the gradient and of its square.
+        params: as for `torch.optim.Adam`. Parameter groups may have their own options.
+        lr: the learning rate η.
+        betas: the decay rates of the running means of the gradient and of its square.
         eps: added to √v.
-        l1: the weight of the penalty; 0 is plain Adam.
-        nonnegative: hold the parameters at 0 or above.
+        l1: the weight of the penalty; 0 for Adam without a penalty.
+        nonnegative: constrain the parameters to be nonnegative.
 
     Raises:
-        UserError: for an option that is out of range.
+        UserError: if an option is out of range.
+
+    Example:
+        >>> mask = torch.tensor([[0.05], [2.0]], requires_grad=True)
+        >>> optimizer = ProximalAdam([mask], lr=0.1, l1=1.0)
+        >>> mask.grad = torch.tensor([[0.5], [-10.0]])
+        >>> optimizer.step()
+        >>> (mask == 0).tolist()
+        [[True], [False]]
     """
 
     def __init__(
@@ -151,7 +182,14 @@ class ProximalAdam(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Updates the parameters that have gradients."""
+        """Updates the parameters that have a gradient.
+
+        Args:
+            closure: recomputes the loss, as for other optimizers of torch.
+
+        Returns:
+            The loss of the closure, or None.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -163,26 +201,37 @@ class ProximalAdam(torch.optim.Optimizer):
         return loss
 
     def refresh(self, parameter: Tensor, gradient: Tensor, margin: float = 0.1) -> Support:
-        """Chooses the entries that are trained from now on; see `active`.
+        """Selects the entries to be trained, with `active`, and restricts training to them.
+
+        Args:
+            parameter, gradient, margin: as for `active`.
 
         Returns:
             The support, for `factorized_readout`.
+
+        Raises:
+            UserError: if the parameter does not belong to the optimizer.
         """
         return self.restrict(parameter, self.active(parameter, gradient, margin))
 
     @torch.no_grad()
     def active(self, parameter: Tensor, gradient: Tensor, margin: float = 0.1) -> Tensor:
-        """The nonzero entries and those that would leave 0, or nearly.
+        """The nonzero entries, and those with |gradient| > (1 - margin) · l1.
+
+        With a margin of 0, the latter are the entries for which the loss decreases faster than the
+        penalty increases.
 
         Args:
-            parameter: (position, neuron), one of the optimizer's.
-            gradient: of the loss alone, at every entry.
-            margin: below 1: entries of |gradient| above (1 - margin) · l1 are taken. The larger,
-                the more entries, and the rarer is a refresh needed. Below 0, only those are taken
-                that would leave 0 by far, for a gradient with noise in it.
+            parameter: (position, neuron), a parameter of the optimizer.
+            gradient: of the loss without the penalty, for all entries.
+            margin: less than 1. With a larger margin, more entries are selected, and fewer
+                refreshes are needed. A negative margin is for noisy gradients.
 
         Returns:
-            Which, as bool.
+            (position, neuron) bool.
+
+        Raises:
+            UserError: if the parameter does not belong to the optimizer.
         """
         group = self._group_of(parameter)
         least = (1 - margin) * group["l1"]
@@ -193,11 +242,11 @@ class ProximalAdam(torch.optim.Optimizer):
 
     @torch.no_grad()
     def restrict(self, parameter: Tensor, inside: Tensor) -> Support:
-        """Trains certain entries from now on. The others are to be 0.
+        """Restricts training to some entries. The others must be 0.
 
         Args:
-            parameter: (position, neuron), one of the optimizer's.
-            inside: which, of the same shape.
+            parameter: (position, neuron), a parameter of the optimizer.
+            inside: (position, neuron) bool, the entries to be trained.
 
         Returns:
             The support, for `factorized_readout`.
@@ -214,7 +263,7 @@ class ProximalAdam(torch.optim.Optimizer):
         return support
 
     def support(self, parameter: Tensor) -> Support | None:
-        """What the last refresh chose, also after `load_state_dict`; None without any."""
+        """The support of the last `refresh` or `restrict`, or None."""
         inside = self.state[parameter].get("inside")
         if inside is None:
             return None
@@ -223,7 +272,7 @@ class ProximalAdam(torch.optim.Optimizer):
         return self._supports[parameter]
 
     def forget(self, parameter: Tensor) -> None:
-        """Lets go of a parameter's support and of the estimates for it."""
+        """Removes the support of a parameter and Adam's estimates for it."""
         self._supports.pop(parameter, None)
         self.state.pop(parameter, None)
 
@@ -235,7 +284,7 @@ class ProximalAdam(torch.optim.Optimizer):
         for group in self.param_groups:
             if any(parameter is other for other in group["params"]):
                 return group
-        raise UserError("this parameter is not one of the optimizer's; give it one of those")
+        raise UserError("the parameter does not belong to the optimizer; give it to ProximalAdam")
 
     def _state_of(self, parameter: Tensor) -> dict[str, Any]:
         state = self.state[parameter]

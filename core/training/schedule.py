@@ -1,4 +1,4 @@
-"""How long to train, and at what learning rate."""
+"""The number of training steps, the learning rate and early stopping."""
 
 import math
 from dataclasses import dataclass
@@ -6,7 +6,22 @@ from dataclasses import dataclass
 
 @dataclass
 class Schedule:
-    """How long to train, and at what learning rate. See `TorchConfig` for the meanings."""
+    """The options of training. `TorchConfig` describes each of them.
+
+    Example:
+        >>> schedule = Schedule(
+        ...     steps=100,
+        ...     batch=50,
+        ...     learning_rate=0.01,
+        ...     decay="cosine",
+        ...     check_every=10,
+        ...     patience=0,
+        ...     drops=0,
+        ...     drop_factor=0.1,
+        ... )
+        >>> schedule.rate(0), round(schedule.rate(50), 6)
+        (0.01, 0.005)
+    """
 
     steps: int
     batch: int
@@ -20,7 +35,7 @@ class Schedule:
     order: str = "contiguous"
 
     def rate(self, step: int) -> float:
-        """The learning rate of a step, before any drop."""
+        """The learning rate of a step, without reductions by `drop_factor`."""
         if self.decay == "cosine":
             return self.learning_rate * 0.5 * (1 + math.cos(math.pi * step / self.steps))
         return self.learning_rate

@@ -1,4 +1,4 @@
-"""Networks of one kind that are trained side by side from different starting weights."""
+"""Training of networks of the same architecture from different initial weights."""
 
 import copy
 import inspect
@@ -16,14 +16,27 @@ State = dict[str, Tensor]
 
 
 class Network(nn.Module):
-    """The modules of one fit, one for each recording, with their loss and their penalty.
+    """The modules of a model, one for each recording, with their loss and penalty.
 
     Args:
-        modules: one for each recording; they may have submodules in common.
-        penalty: of a module and its prediction, a number.
-        loss: of a module, its prediction and the target (n, cell), for each of them.
-        lags: frames of history of a prediction.
-        stateful: whether a module is also given the state that it returned for the frames before.
+        modules: one for each recording; they may share submodules.
+        penalty: a function from a module and its prediction to a scalar.
+        loss: a function from a module, its prediction (n, cell) and the target (n, cell) to the
+            losses (n, cell).
+        lags: the number of frames on which a prediction depends.
+        stateful: whether the module has a state; see `TorchModel.stateful`.
+
+    Example:
+        >>> network = Network(
+        ...     [nn.Linear(4, 2)],
+        ...     penalty=lambda module, prediction: module.weight.abs().sum(),
+        ...     loss=lambda module, prediction, target: (prediction - target) ** 2,
+        ...     lags=1,
+        ... )
+        >>> frames, target, known = torch.ones(5, 4), torch.ones(5, 2), torch.ones(5, 2).bool()
+        >>> losses, penalty, state = network(0, (frames,), target, known, False, None)
+        >>> losses.shape, penalty.shape
+        (torch.Size([2]), torch.Size([]))
     """
 
     def __init__(
@@ -48,7 +61,17 @@ class Network(nn.Module):
         shuffled: bool,
         state: Any,
     ) -> tuple[Tensor, Tensor, Any]:
-        """The summed loss of each cell, the penalty, and the state after these frames."""
+        """Computes the loss of a batch.
+
+        Args:
+            recording: the index of the recording.
+            inputs, target, known, shuffled: as in `Batch`.
+            state: of the module after the previous batch, or None.
+
+        Returns:
+            The loss of each cell (cell,), summed over known frames; the penalty, a scalar; and the
+            state of the module after the batch.
+        """
         module = self.of_recording[recording]
         if self.stateful:
             prediction, state = module(*inputs, state)
@@ -63,10 +86,11 @@ class Network(nn.Module):
 
 
 class Starts(nn.Module):
-    """Networks that differ in their weights only, trained on the same batches.
+    """Networks that differ only in their weights, trained on the same batches.
 
-    Several are one vectorised module (`torch.func`), with the weights stacked along a first axis:
-    a step of a small network is mostly the overhead of many small operations, which they share.
+    Several networks are combined into one vectorised module (`torch.func`) with the weights stacked
+    along a first axis. This is faster for small networks, where most of the time is the overhead of
+    single operations.
     """
 
     def __init__(self, networks: Sequence[Network]):
@@ -74,7 +98,7 @@ class Starts(nn.Module):
         self.several, self.count = len(networks) > 1, len(networks)
         self.one = networks[0]
         if self.several:
-            self.one = copy.deepcopy(self.one)  # one of the networks would be changed
+            self.one = copy.deepcopy(self.one)  # leaves the given network unchanged
             stacked = torch.func.stack_module_state(list(networks))
             for holder, values in zip(
                 (self.one.named_parameters(), self.one.named_buffers()), stacked, strict=True
@@ -83,7 +107,7 @@ class Starts(nn.Module):
                     tensor.data = values[name].detach()
 
     def forward(self, *batch: Any) -> tuple[Tensor, Tensor, Any]:
-        """As a network's, with the starts along a first axis: (start, cell) and (start,)."""
+        """Like `Network.forward`, with losses (start, cell) and penalties (start,)."""
         if not self.several:
             losses, penalty, state = self.one(*batch)
             return losses[None], penalty[None], state
@@ -96,7 +120,7 @@ class Starts(nn.Module):
         return *torch.vmap(start, randomness="different")(weights), None
 
     def states(self) -> list[State]:
-        """A copy of each network's weights."""
+        """Copies of the weights of each network."""
         state = self.one.of_recording.state_dict()
         return [
             {k: (v[i] if self.several else v).detach().clone() for k, v in state.items()}
@@ -104,7 +128,7 @@ class Starts(nn.Module):
         ]
 
     def restore(self, states: list[State]) -> None:
-        """Takes the weights of `states`, and leaves the rest as it is."""
+        """Sets the weights of all networks to those of `states`."""
         stacked = {
             k: torch.stack([state[k] for state in states]) if self.several else v
             for k, v in states[0].items()
@@ -113,5 +137,5 @@ class Starts(nn.Module):
 
 
 def arguments(recording: int, batch: Batch, state: Any) -> tuple[Any, ...]:
-    """What `Network.forward` is given; Fabric wants plain arguments."""
+    """The arguments of `Network.forward`; Fabric does not accept a frozen dataclass (`Batch`)."""
     return recording, batch.inputs, batch.target, batch.known, batch.shuffled, state

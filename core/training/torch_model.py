@@ -1,4 +1,4 @@
-"""The base of torch models: a subclass says what to build and what to penalise."""
+"""The base class of torch models."""
 
 import copy
 import hashlib
@@ -33,65 +33,109 @@ from retinakit.training.schedule import Schedule
 from retinakit.training.starts import Network
 
 PREDICTION_BLOCK = 4096
-"""Frames that are predicted at once, at most."""
+"""Maximum number of frames that are predicted together."""
 
 PREDICTION_BYTES = 2**24
-"""Bytes of the frames that are predicted at once: a network makes many times as much of them."""
+"""Maximum size in bytes of the frames that are predicted together; the activations of a network
+need several times as much memory."""
 
 
 class TorchConfig(Config):
-    """Options of every torch model."""
+    """Options of all torch models.
 
-    lags: int = Field(20, ge=1, description="Frames of history, the present one included.")
-    target: Literal["response", "rate"] = Field(
-        "response", description="What to fit: the recorded response, or the known rate."
+    Example:
+        >>> TorchConfig(lags=10, steps=1000).learning_rate
+        0.01
+    """
+
+    lags: int = Field(
+        20, ge=1, description="Number of frames of history, including the current frame."
     )
-    loss: Literal["poisson", "mse"] = Field("poisson", description="What to minimise.")
+    target: Literal["response", "rate"] = Field(
+        "response", description="Target of the fit: the recorded response or the known rate."
+    )
+    loss: Literal["poisson", "mse"] = Field(
+        "poisson", description="Loss: Poisson or mean squared error."
+    )
     steps: int = Field(
         5000,
         ge=1,
-        description="Training steps at most. If it is raised later, a fit with decay 'drop' or "
-        "'constant' goes on from the finished one; with 'cosine' it begins anew.",
+        description="Maximum number of training steps. If it is raised after a fit, the fit is "
+        "continued with decay 'drop' or 'constant', and starts from the beginning with 'cosine'.",
     )
-    batch: int = Field(2000, ge=1, description="Frames in a batch.")
+    batch: int = Field(2000, ge=1, description="Number of frames in a batch.")
     order: Literal["contiguous", "shuffled"] = Field(
         "contiguous",
-        description="'contiguous': a batch is a run of frames; 'shuffled': frames drawn one by "
-        "one, each with its history, as for images, clips and responses that are seldom known.",
+        description="'contiguous': a batch is a run of frames; 'shuffled': frames are drawn "
+        "individually, each with its history, for images, clips and sparsely known responses.",
     )
-    learning_rate: float = Field(1e-2, gt=0, description="Of Adam, at the start.")
+    learning_rate: float = Field(1e-2, gt=0, description="Initial learning rate of Adam.")
     decay: Literal["cosine", "drop", "constant"] = Field(
         "cosine",
-        description="'cosine': lower the learning rate smoothly to 0 at the last step; "
-        "'drop': lower it when the validation loss stalls; 'constant': leave it.",
+        description="'cosine': the learning rate decreases smoothly to 0 at the last step; "
+        "'drop': it is reduced when the validation loss stops improving; 'constant': it does not "
+        "change.",
     )
-    check_every: int = Field(200, ge=1, description="Steps between validations.")
+    check_every: int = Field(200, ge=1, description="Number of steps between validations.")
     burn_in: int = Field(
         0,
         ge=0,
-        description="Steps before which no weights are kept as the best, nor count as stalled.",
+        description="Number of initial steps that are ignored in the choice of the best weights "
+        "and in early stopping.",
     )
     patience: int = Field(
-        0, ge=0, description="Validations without a better loss before a drop; 0: never stop."
+        0,
+        ge=0,
+        description="Number of validations without improvement before the learning rate is "
+        "reduced; 0: never.",
     )
-    drops: int = Field(1, ge=0, description="Drops of the learning rate before the end.")
-    drop_factor: float = Field(0.1, gt=0, lt=1, description="Learning rate after a drop.")
+    drops: int = Field(
+        1, ge=0, description="Number of reductions of the learning rate before training ends."
+    )
+    drop_factor: float = Field(
+        0.1, gt=0, lt=1, description="Factor of the learning rate in a reduction."
+    )
     starts: int = Field(
-        1, ge=1, description="Fits from different starting weights; validation chooses."
+        1,
+        ge=1,
+        description="Number of fits from different initial weights; the validation loss selects "
+        "one.",
     )
-    accelerator: str = Field("auto", description="Lightning Fabric's accelerator: cpu, gpu, auto.")
-    devices: int = Field(1, ge=1, description="Devices to train on together (DDP if several).")
+    accelerator: str = Field(
+        "auto", description="Accelerator of Lightning Fabric, such as cpu, gpu or auto."
+    )
+    devices: int = Field(
+        1, ge=1, description="Number of devices for training; several train in parallel (DDP)."
+    )
     precision: str = Field(
-        "32-true", description="Lightning Fabric's precision, such as bf16-mixed."
+        "32-true", description="Precision of Lightning Fabric, such as bf16-mixed."
     )
 
 
 class TorchModel(Model):
-    """A model whose prediction is a torch module, trained by `retinakit.training.loop`.
+    """Base class of models whose prediction is a torch module.
 
-    A subclass says `build`, and what else differs: `penalty`, `loss`, `initialise`, `hooks`, and
-    `parameters`. What is minimised is a sum over cells of the mean loss over the frames in which a
-    cell is known, and the penalty.
+    A subclass implements `build` and `parameters`, and may override `penalty`, `loss`, `initialise`
+    and `hooks`. The module is trained by `retinakit.training.train`, which minimises the penalty
+    plus a sum over cells, for each cell the mean loss over the frames in which its response is
+    known.
+
+    Example:
+        >>> class Softplus(TorchModel):
+        ...     def build(self, field):
+        ...         pixels, cells = field.sizes["y"] * field.sizes["x"], field.sizes["cell"]
+        ...         return nn.Sequential(nn.Flatten(), nn.Linear(pixels, cells), nn.Softplus())
+        ...
+        ...     def parameters(self):
+        ...         weight = self.module[1].weight.detach().numpy()
+        ...         shape = [self.field.sizes[dim] for dim in ("cell", "y", "x")]
+        ...         return self.field.assign(kernel=(("cell", "y", "x"), weight.reshape(shape)))
+        >>> from retinakit.testing import small_recording
+        >>> recording = small_recording(frames=200)
+        >>> model = Softplus({"lags": 1, "steps": 10, "batch": 50, "accelerator": "cpu"})
+        >>> curves = model.fit(recording)
+        >>> model.predict(recording["test"]).shape, dict(model.parameters()["kernel"].sizes)
+        ((50, 2), {'cell': 2, 'y': 8, 'x': 8})
     """
 
     Config: ClassVar[type[Config]] = TorchConfig
@@ -104,28 +148,28 @@ class TorchModel(Model):
     }
 
     shared: ClassVar[tuple[str, ...]] = ()
-    """Submodules that all recordings have in common, such as ("core",), by their names in the
-    module. A model that names some may be fitted to several recordings."""
+    """The names of submodules that are shared by all recordings, such as ("core",). A model with
+    shared submodules can be fitted to several recordings."""
 
     cells_apart: ClassVar[bool] = False
-    """Whether the cell is the first axis of every parameter, and no cell depends on another's. Each
-    is then fitted as if it were alone: it has its own best weights and learning rate."""
+    """Whether the cell is the first axis of every parameter and the cells are independent. Each
+    cell is then fitted separately: it has its own best weights and learning rate."""
 
     inputs: ClassVar[tuple[str, ...]] = ("stimulus",)
-    """What the module is given: ("stimulus", "covariates") for one that takes covariates."""
+    """The arguments of the module: ("stimulus", "covariates") for a module with covariates."""
 
     stateful: ClassVar[bool] = False
-    """Whether the module has a state that is carried through a segment. It is then called with the
-    state last, None where a segment begins, and returns its prediction and the next state.
-    Gradients go back over the frames of a batch."""
+    """Whether the module has a state that is propagated through a segment. Its last argument is
+    then the state, None at the start of a segment, and it returns the prediction and the new state.
+    Gradients are propagated through the frames of a batch."""
 
     starts_together: ClassVar[bool] = False
-    """Whether several starts may be trained as one vectorised module (`torch.vmap`), which is
-    faster for small networks. Batch normalisation in training, for one, cannot be."""
+    """Whether several starts are trained as one vectorised module (`torch.vmap`), which is faster
+    for small networks. It is not possible with batch normalisation, for example."""
 
     extends = "steps"
     module: nn.Module
-    _parts: Mapping[str, "TorchModel"] = MappingProxyType({})  # by recording, if of several
+    _parts: Mapping[str, "TorchModel"] = MappingProxyType({})  # by recording, if there are several
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -135,33 +179,37 @@ class TorchModel(Model):
 
     @abstractmethod
     def build(self, field: xr.Dataset) -> nn.Module:
-        """The module, with random weights.
+        """Builds the module, with random initial weights.
 
         Args:
-            field: the coordinates `lag`, `y`, `x`, `cell` and perhaps `channel` and `covariate` of
-                the recording.
+            field: the coordinates of the recording: `lag`, `y`, `x`, `cell` and, if the recording
+                has them, `channel` and `covariate` (see `retinakit.contracts.coordinates_of`).
 
         Returns:
-            A module from frames (n + lags - 1, [channel,] y, x), oldest first, to the expected
-            spikes per bin (n, cell). With covariates it is also given these, (n + lags - 1,
-            covariate). If its `forward` has a parameter `every`, it gives only each `every`-th
-            prediction, from the first on, which makes training in shuffled order cheaper.
+            A module that maps frames (n + lags - 1, [channel,] y, x), oldest first, to expected
+            spikes per bin (n, cell). With covariates, these are a second argument (n + lags - 1,
+            covariate). If `forward` has the parameter `every`, it returns only each `every`-th
+            prediction, beginning with the first; training in shuffled order is then faster.
         """
 
     def penalty(self, module: nn.Module, prediction: Tensor) -> Tensor:
-        """Added to the loss, which is a sum over cells. Nothing by default.
+        """The penalty that is added to the loss, by default 0.
 
         Args:
-            module: as built.
+            module: as built by `build`.
             prediction: (n, cell), of a batch.
+
+        Returns:
+            A scalar. The loss to which it is added is a sum over cells.
         """
         return torch.zeros((), device=prediction.device)
 
     def loss(self, module: nn.Module, prediction: Tensor, target: Tensor) -> Tensor:
-        """The loss of each prediction: Poisson or squared error, by the option `loss`.
+        """The loss of each prediction, by default Poisson or squared error by the option `loss`.
 
         Args:
-            module: as built; it may hold parameters of a likelihood, such as a dispersion.
+            module: as built by `build`; it may have parameters of a likelihood, such as a
+                dispersion.
             prediction: (n, cell), expected spikes per bin.
             target: (n, cell), the response, 0 where it is unknown.
 
@@ -173,13 +221,18 @@ class TorchModel(Model):
         return (prediction - target) ** 2
 
     def initialise(self, module: nn.Module, recording: xr.DataTree) -> None:
-        """Sets weights from the training data before the first step. Does nothing by default."""
-
-    def hooks(self, modules: Sequence[nn.Module]) -> Hooks:
-        """An optimizer, and what is done between its steps. By default plain Adam.
+        """Initialises weights from the training data before the first step, by default none.
 
         Args:
-            modules: as built, one for each recording.
+            module: as built by `build`; modified in place.
+            recording: of which only `train` may be used.
+        """
+
+    def hooks(self, modules: Sequence[nn.Module]) -> Hooks:
+        """The hooks of the training loop, by default those of training with Adam.
+
+        Args:
+            modules: as built by `build`, one for each recording.
         """
         return Hooks()
 
@@ -208,9 +261,9 @@ class TorchModel(Model):
             precision=config.precision,
             strategy="ddp_spawn" if several else "auto",
         )
-        # A progress callback does not travel to the processes of DDP.
+        # A progress callback cannot be passed to the processes of DDP.
         watch = silent if several else progress
-        # A partial, because Fabric would take the recordings apart as an argument.
+        # A partial, because Fabric converts the containers among the arguments.
         work = partial(
             self._fit_starts,
             recordings=list(recordings.values()),
@@ -235,8 +288,8 @@ class TorchModel(Model):
         if self.config.decay != "cosine":
             return ""
         return (
-            "with decay 'cosine' the learning rate of each step depends on steps; with 'drop' or "
-            "'constant' it goes on"
+            "with decay 'cosine' the learning rate of each step depends on 'steps'; with 'drop' or "
+            "'constant' the fit would be continued"
         )
 
     def _named(self, recording: xr.DataTree | Mapping[str, xr.DataTree]) -> dict[str, xr.DataTree]:
@@ -245,22 +298,34 @@ class TorchModel(Model):
             return {"": recording}
         if not self.several:
             raise UserError(
-                f"the {type(self).__name__} is fitted to one recording and was given "
+                f"the {type(self).__name__} can be fitted to one recording only and was given "
                 f"{len(recording)}; give one"
             )
         if not recording or "" in recording:
-            raise UserError("several recordings are given as a mapping from their names")
+            raise UserError(
+                "a recording has no name; give several recordings as a mapping from their names"
+            )
         return dict(recording)
 
     def _check_options(
         self, recordings: Mapping[str, xr.DataTree], fields: list[xr.Dataset]
     ) -> None:
-        """Raises UserError for what cannot be trained."""
+        """Checks options and recordings.
+
+        Raises:
+            UserError: if the options cannot be combined.
+            RecordingError: if the fields of the recordings differ.
+        """
         c = self.config
         if c.devices > 1 and (self.stateful or len(fields) > 1):
-            raise UserError("a model with a state, or of several recordings, takes devices: 1")
+            raise UserError(
+                "a model with a state, or of several recordings, cannot be trained on several "
+                "devices; set devices: 1"
+            )
         if self.stateful and c.order == "shuffled":
-            raise UserError("a model with a state needs order: contiguous")
+            raise UserError(
+                "a model with a state cannot be trained in shuffled order; set order: contiguous"
+            )
         first, *others = fields
         for name, field in zip(list(recordings)[1:], others, strict=True):
             for dim in ("channel", "y", "x"):
@@ -279,7 +344,7 @@ class TorchModel(Model):
         checkpoint: Path | None,
         progress: Progress,
     ) -> tuple[xr.Dataset, dict[str, NDArray[Any]]]:
-        """Fits from every start, and returns the training curves and the best weights."""
+        """Fits the model from all starts; returns the training curves and the best weights."""
         config = self.config
         training, validation = (
             [
@@ -326,10 +391,10 @@ class TorchModel(Model):
         return combined, {name: value.cpu().numpy() for name, value in _chosen(fits).items()}
 
     def _modules(self, recordings: list[xr.DataTree], fields: list[xr.Dataset]) -> list[nn.Module]:
-        """A module for each recording, at its start; what is shared is the first one's."""
+        """An initialised module for each recording, with the shared submodules of the first."""
         modules: list[nn.Module] = []
         for recording, field in zip(recordings, fields, strict=True):
-            self.field = field  # a penalty or a start may need it
+            self.field = field  # may be used by `initialise` and `penalty`
             module = self.build(field)
             for name in self.shared if modules else ():
                 parent, _, child = name.rpartition(".")
@@ -339,9 +404,9 @@ class TorchModel(Model):
         return modules
 
     def _digest(self, fields: list[xr.Dataset], training: list[Frames], start: int) -> str:
-        """Says what fit a checkpoint belongs to: options, seed, start and responses.
+        """Identifies a fit by its options, seed, start and responses.
 
-        The number of steps counts where the learning rate depends on it.
+        The number of steps is included if the learning rate depends on it.
         """
         options = json.loads(self.config.model_dump_json())
         if options["decay"] != "cosine":
@@ -363,7 +428,7 @@ class TorchModel(Model):
         return self._parts[name] if name in self._parts else super().of(name)
 
     def _join(self, parts: dict[str, "TorchModel"]) -> None:
-        """Makes this the model of several recordings, which has a model of each."""
+        """Makes this the model of several recordings, from the models of each."""
         first = next(iter(parts.values()))
         for part in list(parts.values())[1:]:
             for name in self.shared:
@@ -382,15 +447,18 @@ class TorchModel(Model):
         return self.over_frames(self.module, split)
 
     def over_frames(self, function: Callable[..., Tensor], split: xr.Dataset) -> NDArray[Any]:
-        """What a function of frames gives for each frame of a split, in blocks of frames.
+        """Applies a function, such as the module, to the frames of a split, in blocks.
 
         Args:
-            function: from what the module is given, frames (n + lags - 1, [channel,] y, x), oldest
-                first, to (n, ...), such as the module.
+            function: has the arguments of the module, frames (n + lags - 1, [channel,] y, x),
+                oldest first, and returns (n, ...).
             split: with at least `lags` frames.
 
         Returns:
             (frame, ...), NaN in the first `lags` - 1 frames.
+
+        Raises:
+            RecordingError: if the model has covariates and the split does not.
         """
         lags, found, length = self.lags, [], _predicted_at_once(split)
         with torch.no_grad():
@@ -401,7 +469,7 @@ class TorchModel(Model):
         return np.concatenate([early, *found])
 
     def _respond_with_state(self, split: xr.Dataset) -> NDArray[Any]:
-        """The predictions of a module with a state, segment by segment."""
+        """The predictions (frame, cell) of a module with a state, segment by segment."""
         before, length = self.lags - 1, _predicted_at_once(split)
         rate = np.full((split.sizes["frame"], self.field.sizes["cell"]), np.nan, np.float32)
         with torch.no_grad():
@@ -415,11 +483,11 @@ class TorchModel(Model):
         return rate
 
     def _read(self, split: xr.Dataset, frames: slice) -> list[Tensor]:
-        """What the module is given of some frames."""
+        """The arguments of the module for some frames."""
         if "covariates" in self.inputs and "covariates" not in split:
             raise RecordingError(
-                f"the {type(self).__name__} takes covariates and the split has no 'covariates'; "
-                "predict from a split that has it"
+                f"the {type(self).__name__} requires covariates and the split has no 'covariates'; "
+                "predict from a split with covariates"
             )
         return [
             torch.from_numpy(np.ascontiguousarray(split[name][frames].values, dtype=np.float32))
@@ -478,9 +546,12 @@ class TorchModel(Model):
         self.set_weights(weights)
 
     def set_weights(self, weights: Mapping[str, NDArray[Any]]) -> None:
-        """Builds the module for the fitted field and gives it weights, as `state_dict` names them.
+        """Builds the module for the fitted field and loads its weights.
 
-        A subclass may add what follows from the weights.
+        A subclass may override it to compute quantities that depend on the weights.
+
+        Args:
+            weights: with the names of the module's `state_dict`.
         """
         self.module = self.build(self.field)
         self.module.load_state_dict({k: torch.from_numpy(v.copy()) for k, v in weights.items()})
@@ -492,13 +563,13 @@ class TorchModel(Model):
 
 
 def _predicted_at_once(split: xr.Dataset) -> int:
-    """Frames whose prediction takes a bounded part of the memory, whatever their size."""
+    """The number of frames that are predicted together, which bounds the memory."""
     pixels = split["stimulus"][0].size
     return max(1, min(PREDICTION_BLOCK, PREDICTION_BYTES // (4 * pixels)))
 
 
 def _of_all(parameters: Callable[[Any], xr.Dataset]) -> Callable[[Any], xr.Dataset]:
-    """The method `parameters` of one recording, for a model that may be of several."""
+    """Extends a method `parameters` to models of several recordings."""
 
     @wraps(parameters)
     def of_all(model: TorchModel) -> xr.Dataset:
@@ -510,10 +581,13 @@ def _of_all(parameters: Callable[[Any], xr.Dataset]) -> Callable[[Any], xr.Datas
 
 
 def joined(parts: Mapping[str, xr.Dataset]) -> xr.Dataset:
-    """Labelled arrays of several recordings as one, along `cell`.
+    """Joins the parameters of several recordings along `cell`.
 
-    What has no cells is of all recordings, and is the first one's. The coordinate `recording` says
-    whose each cell is, and a cell is named RECORDING/CELL.
+    Cells are named RECORDING/CELL and have the coordinate `recording`. Parameters without cells are
+    shared by all recordings and are taken from the first.
+
+    Args:
+        parts: the parameters by the name of the recording.
     """
     named = [cells_of_recording(part, name) for name, part in parts.items()]
     with_cells = [part[[n for n in part.data_vars if "cell" in part[n].dims]] for part in named]
@@ -523,10 +597,17 @@ def joined(parts: Mapping[str, xr.Dataset]) -> xr.Dataset:
 
 
 def randn_of_cells(field: xr.Dataset, *shape: int) -> Tensor:
-    """Standard normal numbers (cell, *shape) that depend on the seed and on each cell's name only.
+    """Standard normal numbers that depend only on the seed of torch and the name of each cell.
 
-    So a cell starts with the same weights alone and beside others. To be used in
-    `TorchModel.build`.
+    With them as initial weights in `TorchModel.build`, the fit of a cell does not depend on the
+    other cells of the recording (see `TorchModel.cells_apart`).
+
+    Args:
+        field: with the coordinate `cell`.
+        shape: of the numbers of each cell.
+
+    Returns:
+        (cell, *shape).
 
     Example:
         >>> import torch
@@ -550,7 +631,7 @@ def _of_recording(weights: Mapping[str, NDArray[Any]], index: int) -> dict[str, 
 
 
 def _chosen(fits: list[Fit]) -> dict[str, Tensor]:
-    """The best weights of all starts; of each cell its own where cells are fitted apart."""
+    """The best weights of all starts, chosen for each cell if cells are fitted separately."""
     states = [state for fit in fits for state in fit.best.states]
     losses = torch.cat([fit.best.loss for fit in fits])
     if losses.shape[1] == 1:
@@ -563,7 +644,7 @@ def _chosen(fits: list[Fit]) -> dict[str, Tensor]:
 
 
 def _curves(fit: Fit) -> xr.Dataset:
-    """The curves of a fit, over `start` and `check`."""
+    """The training curves of a fit, (start, check)."""
     checks = np.arange(len(fit.curves["step"]))
     curves = {
         name: xr.DataArray(

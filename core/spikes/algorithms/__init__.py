@@ -1,4 +1,4 @@
-"""Spike-triggered sums by several algorithms, and the choice among them.
+"""Several algorithms for spike-triggered sums, and the choice between them.
 
-Each algorithm adds Σ_t r[t, c] · s[t - l, p] over a block of frames to sums (cell, lag, pixel).
+Each algorithm adds Σ_t r[t, c] · s[t - l, p] over a block of frames to `sums (cell, lag, pixel)`.
 """

@@ -1,4 +1,4 @@
-"""Two-valued stimuli as one bit a check, counted 64 at a time."""
+"""Spike-triggered sums of two-valued stimuli, stored as one bit per check, by popcounts."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,12 +14,17 @@ bit_sums: Callable[..., bool] = (bit_sums_numba if compiled is None else compile
 
 
 def add_bits(values: NDArray[Any], block: Block, first_lag: int, sums: Any, threads: int) -> bool:
-    """Adds a block's sums by positional popcount; False if the stimulus has a third value.
+    """Adds the sums of a block by positional popcount.
 
     Args:
         values: (frame, check).
-        block: counts.
-        sums: (cell, lag, check), int64 for integer stimuli, or float64.
+        block: the spike counts.
+        first_lag: the smallest lag.
+        sums: (cell, lag, check), int64 for integer stimuli, otherwise float64; modified in place.
+        threads: the number of threads.
+
+    Returns:
+        False, without adding anything, if the stimulus has more than two values.
     """
     levels = two_levels(values)
     if levels is None:
@@ -30,10 +35,10 @@ def add_bits(values: NDArray[Any], block: Block, first_lag: int, sums: Any, thre
 
 
 def two_levels(values: NDArray[Any]) -> tuple[Any, Any] | None:
-    """The lower and the higher value of a stimulus that has two, going by its first frames.
+    """The lower and the higher value of a two-valued stimulus, determined from its first frames.
 
-    A stimulus of a single value gives it twice. A bool stimulus gives 0 and 1, a ±1 stimulus -1
-    and 1.
+    Both are equal for a constant stimulus. The result is None if the first frames have more than
+    two values.
     """
     few = values[:16]
     if len(few) and few.min() == few.max():

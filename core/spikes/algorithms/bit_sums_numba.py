@@ -1,4 +1,4 @@
-"""The twin of csrc/bits.cpp: a positional popcount, with the same sums."""
+"""The Numba version of csrc/bits.cpp, a positional popcount with the same results."""
 
 from typing import Any
 
@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from retinakit.spikes.algorithms.common_numba import parallel, require_history
 from retinakit.spikes.algorithms.vectors_numba import WORDS, add, load, store
 
-_FRAMES = 4096  # frames in a block, of which one tile fits the L2 cache
-_RUNS = 16  # runs of words that are added at once
+_FRAMES = 4096  # frames in a block; one tile of a block fits into the L2 cache
+_RUNS = 16  # runs of words that are added together
 
 Words = NDArray[np.uint64]
 njit = numba.njit(cache=True, nogil=True)
@@ -27,11 +27,11 @@ def bit_sums(
     sums: Any,
     threads: int,
 ) -> bool:
-    """Adds Σ count · stimulus; False, and nothing is added, if a value is neither low nor high.
+    """Adds Σ count · stimulus, or nothing and returns False if a value is neither low nor high.
 
     Args:
         values: (frame, check).
-        starts: (cell + 1,) where the frames of each cell start; they increase.
+        starts: (cell + 1,), the start of each cell's part of `frames`, in which they increase.
         counts: of the frames.
         sums: (cell, lag, check), int64 or float64.
 
@@ -42,9 +42,9 @@ def bit_sums(
     bits = _pack(values, low, high, threads)
     if bits is None:
         return False
-    if counts.sum() <= 2 * len(counts):  # to add a frame as often as its count says is less work
+    if counts.sum() <= 2 * len(counts):  # adding a frame once per spike is less work
         lists = [counts]
-    else:  # a count is the sum of its binary digits
+    else:  # add a frame once for each bit of its count
         lists = [counts >> power & 1 for power in range(int(counts.max()).bit_length())]
     kind = int if sums.dtype == np.int64 else float
     for power, times in enumerate(lists):
@@ -55,10 +55,10 @@ def bit_sums(
 
 
 def _pack(values: NDArray[Any], low: Any, high: Any, threads: int) -> Words | None:
-    """(tile, frame, word): a bit for every value that is high; None if there is a third value."""
+    """Bits (tile, frame, word) that are set for high values; None if there is a third value."""
     shape = (-(-values.shape[1] // (64 * WORDS)), len(values), WORDS)
     memory = np.empty(int(np.prod(shape)) + WORDS, np.uint64)
-    first = -memory.ctypes.data % 64 // 8  # where a cache line begins
+    first = -memory.ctypes.data % 64 // 8  # the start of a cache line
     bits = memory[first : first + len(memory) - WORDS].reshape(shape)
     low, high = values.dtype.type(low), values.dtype.type(high)
 
@@ -78,7 +78,7 @@ def _add(
     sums: Any,
     threads: int,
 ) -> None:
-    """Adds scale · (bits that are set in the frames of a cell) + offset · (its frames)."""
+    """Adds scale · (number of set bits in a cell's frames) + offset · (number of its frames)."""
     groups = -(-np.diff(starts).max(initial=0) // _RUNS)
     planes = 4 + 2 * int(groups).bit_length()
 
@@ -108,7 +108,7 @@ def _pack_frames(
                     flags[i] = part[i] == high
                     wrong |= (part[i] != high) & (part[i] != low)
             packed = np.uint64(0)
-            for i in range(8):  # the product has the lowest bits of 8 bytes in its top byte
+            for i in range(8):  # the top byte of the product has the lowest bits of 8 bytes
                 byte = eights[i] * np.uint64(0x0102040810204080) >> np.uint64(56)
                 packed |= byte << np.uint64(8 * i)
             bits[word // WORDS, frame, word % WORDS] = packed
@@ -130,7 +130,7 @@ def _add_cells(
     begin: int,
     end: int,
 ) -> None:
-    """Adds the sums of a range of the cells of the first tile, the cells of the second, ..."""
+    """Adds the sums of a range of pairs of a tile and a cell, numbered tile by tile."""
     cells, lags = sums.shape[:2]
     size, history = WORDS * lags, first_lag + lags - 1
     planes = np.empty((cells, number_of_planes, size), np.uint64)  # the last lag comes first
@@ -169,9 +169,9 @@ def _add_cells(
 def _add_runs(words: Words, at: NDArray[np.int64], groups: int, planes: Words) -> None:
     """Adds the bits of 16 runs of words to bit-sliced numbers (Harley & Seal).
 
-    The numbers are the sums of planes (plane, word): one plane for each of the bits 0 to 3, and two
-    for each higher bit. The second of the two counts only where that bit is set in the number of
-    `groups` of 16 added so far.
+    The numbers are sums over planes (plane, word): one plane for each of the bits 0 to 3, and two
+    for each higher bit. The second of these is valid only if that bit is set in `groups`, the
+    number of groups of 16 runs added so far.
     """
     flat, size = planes.reshape(-1), planes.shape[1]
     for w in range(0, size, WORDS):
@@ -196,7 +196,7 @@ def _add_runs(words: Words, at: NDArray[np.int64], groups: int, planes: Words) -
         store(flat, w + size, twos)
         store(flat, w + 2 * size, fours)
         store(flat, w + 3 * size, eights)
-        # Two sixteens make a thirty-two, and so on: one adder a group on average.
+        # Two carries of 16 make one of 32, and so on; on average, one adder per group.
         x, pairs = w + 4 * size, groups
         while pairs & 1:
             carry, low = add(load(flat, x), load(flat, x + size), carry)

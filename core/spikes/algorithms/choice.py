@@ -1,7 +1,7 @@
-"""Which algorithm is the fastest: costs by the size of the task, with rates measured beforehand.
+"""Choice of the fastest algorithm, from the size of the task and measured costs.
 
-The rates are constants, so that the choice, and with it the last bits of a result, is the same in
-every run.
+The costs are constants, so that the choice, and with it the rounding errors of a result, is the
+same in every run.
 """
 
 from collections.abc import Callable
@@ -33,12 +33,12 @@ RATES = {
     "toeplitz": (1.0e-9, 2.6e-11),
     "fft": (8.0e-9, 8.2e-11),
 }
-"""Seconds per unit of the work with frames, and with responses, in one thread with AVX2."""
+"""Seconds per operation on frames and per operation on responses, in one thread with AVX2."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """The sizes that costs depend on; `terms` are the responses that are not zero."""
+    """The sizes that determine the costs; `terms` is the number of nonzero responses."""
 
     frames: int
     pixels: int
@@ -47,7 +47,7 @@ class Task:
     terms: int
 
     def work(self) -> dict[str, tuple[float, float]]:
-        """How much each algorithm does with every frame, and with every response."""
+        """The numbers of operations of each algorithm on frames and on responses."""
         shown = self.frames * self.pixels
         sparse = self.terms * self.lags * self.pixels
         dense = shown * self.cells
@@ -61,7 +61,7 @@ class Task:
 
 
 def possible(values: NDArray[Any], counts: bool) -> list[str]:
-    """The algorithms that can serve; where exact sums are possible, the exact ones alone."""
+    """The algorithms that support the stimulus; only the exact ones, if there are any."""
     exact = counts and values.dtype.itemsize == 1
     names = ["bits"] if counts and two_levels(values) is not None else []
     if exact:
@@ -72,7 +72,7 @@ def possible(values: NDArray[Any], counts: bool) -> list[str]:
 
 
 def order(task: Task, names: list[str]) -> tuple[list[str], str]:
-    """The algorithms by their expected time, and a phrase that says it."""
+    """The algorithms sorted by their expected time, and a phrase that states the reason."""
     if len(names) == 1:
         return names, "the only one for this stimulus and response"
     seconds = {name: sum(np.multiply(RATES[name], task.work()[name])) for name in names}

@@ -1,4 +1,4 @@
-"""What the Numba twins of csrc/bits.cpp and csrc/sparse.cpp have in common."""
+"""Common functions of the Numba versions of csrc/bits.cpp and csrc/sparse.cpp."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 
 def parallel(work: Callable[[int, int], Any], items: int, threads: int) -> list[Any]:
-    """What work(begin, end) returns of consecutive ranges that cover the items, one a thread."""
+    """Calls work(begin, end) for consecutive ranges of the items, one per thread."""
     workers = min(threads, items)
     if workers <= 1:
         return [work(0, items)] if items else []
@@ -19,6 +19,6 @@ def parallel(work: Callable[[int, int], Any], items: int, threads: int) -> list[
 
 
 def require_history(frames: NDArray[np.int64], reach: int, available: int) -> None:
-    """IndexError where a frame is not among the available ones with `reach` - 1 before it."""
+    """Raises IndexError unless each frame and the `reach` - 1 frames before it are available."""
     if len(frames) and (frames.min() < reach - 1 or frames.max() >= available):
         raise IndexError("a spike lacks its history in the stimulus")

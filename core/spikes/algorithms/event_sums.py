@@ -1,4 +1,4 @@
-"""Sums over the frames that have a response, and over no others."""
+"""Spike-triggered sums over the frames with a nonzero response."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,11 +14,17 @@ sparse_sums: Callable[..., None] = (event_sums_numba if compiled is None else co
 
 
 def add_int8(values: NDArray[Any], block: Block, first_lag: int, sums: Any, threads: int) -> bool:
-    """Adds a block's sums of an 8-bit stimulus under counts, exactly.
+    """Adds the exact sums of a block, for an 8-bit stimulus and spike counts.
 
     Args:
         values: (frame, pixel) int8 or uint8.
-        sums: (cell, lag, pixel) int64.
+        block: the spike counts.
+        first_lag: the smallest lag.
+        sums: (cell, lag, pixel) int64, modified in place.
+        threads: the number of threads.
+
+    Returns:
+        True.
     """
     starts, frames, counts = block.lists
     counts = counts.astype(np.int64)
@@ -27,11 +33,17 @@ def add_int8(values: NDArray[Any], block: Block, first_lag: int, sums: Any, thre
 
 
 def add_float(values: NDArray[Any], block: Block, first_lag: int, sums: Any, threads: int) -> bool:
-    """Adds a block's sums in the precision of the stimulus, at least float32.
+    """Adds the sums of a block in the precision of the stimulus, at least float32.
 
     Args:
         values: (frame, pixel).
-        sums: (cell, lag, pixel) float64.
+        block: the responses.
+        first_lag: the smallest lag.
+        sums: (cell, lag, pixel) float64, modified in place.
+        threads: the number of threads.
+
+    Returns:
+        True.
     """
     precision = np.float64 if values.dtype == np.float64 else np.float32
     starts, frames, weights = block.lists

@@ -1,4 +1,4 @@
-"""The twin of csrc/sparse.cpp, with the same sums of 8-bit stimuli."""
+"""The Numba version of csrc/sparse.cpp, with the same sums of 8-bit stimuli."""
 
 from typing import Any
 
@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 
 from retinakit.spikes.algorithms.common_numba import parallel, require_history
 
-_PIXELS = 64  # pixels of a line, which is the part of a frame that is handled at once
-_BLOCK_BYTES = 2**18  # bytes of a block of lines, which fits the L2 cache
-_LARGEST_TERMS = 128  # terms summed in 16 bits: 128 · 255 does not overflow
+_PIXELS = 64  # pixels of a line, the part of a frame that is processed together
+_BLOCK_BYTES = 2**18  # bytes of a block of lines, which fits into the L2 cache
+_LARGEST_TERMS = 128  # number of terms summed in 16 bits: 128 · 255 does not overflow
 
 njit = numba.njit(cache=True, nogil=True)
 
@@ -24,12 +24,12 @@ def sparse_sums(
     sums: Any,
     threads: int,
 ) -> None:
-    """Adds weight · stimulus before the frames of each cell.
+    """Adds Σ weight · stimulus over the frames of each cell, for each lag.
 
     Args:
         stimulus: (frame, pixel) of 8 bits, float32 or float64.
-        starts: (cell + 1,) where the frames of each cell start; they increase.
-        weights: of the frames; int64 where the stimulus has 8 bits, otherwise of its type.
+        starts: (cell + 1,), the start of each cell's part of `frames`, in which they increase.
+        weights: of the frames; int64 for 8-bit stimuli, otherwise with the dtype of the stimulus.
         sums: (cell, lag, pixel) int64 or float64.
 
     Raises:
@@ -60,11 +60,11 @@ def _add_lines(
     begin: int,
     end: int,
 ) -> None:
-    """The sums of a range of the lines; `block` can hold those of weights up to `most`."""
+    """Adds the sums of a range of lines; `block` cannot overflow for weights up to `most`."""
     available, pixels = stimulus.shape
     cells, lags, _ = sums.shape
     history, step = first_lag + lags - 1, _BLOCK_BYTES // (_PIXELS * stimulus.itemsize)
-    # The last line may reach beyond the pixels; its surplus is summed and not used.
+    # The last line may extend beyond the pixels; these sums are not used.
     lines = np.empty((step + history) * _PIXELS, stimulus.dtype)
     for first in range(_PIXELS * begin, _PIXELS * end, _PIXELS):
         used = min(_PIXELS, pixels - first)

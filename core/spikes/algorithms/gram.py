@@ -1,4 +1,4 @@
-"""The Gram matrix of a two-valued stimulus before spikes, by popcount."""
+"""The Gram matrix of the spike-triggered ensemble of a two-valued stimulus, by popcounts."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from retinakit.kernels import compiled
 from retinakit.spikes.algorithms import gram_numba
 
-_FEW = 2048  # so many spikes cost as much as one pass over the matrix
+_FEW = 2048  # number of spikes that costs as much as one pass over the matrix
 
 bit_gram: Callable[..., bool] = (gram_numba if compiled is None else compiled).bit_gram
 
@@ -24,19 +24,22 @@ def add_gram(
     sums: NDArray[np.float64],
     threads: int,
 ) -> bool:
-    """Adds, for features i and j, the spikes before which both are high.
+    """Adds, for all pairs of features, the number of spikes for which both features are high.
 
     Args:
         values: (frame, check).
-        frames, counts: where there were spikes, and how many.
-        lags: consecutive.
-        sums: (feature, feature), features being lag by check; on and above the diagonal.
+        low, high: the two values of the stimulus.
+        frames, counts: (event,), the frames with spikes, and the spike counts.
+        lags: (lag,), consecutive.
+        sums: (feature, feature), modified in place on and above the diagonal; the features are lag
+            and check, flattened.
+        threads: the number of threads.
 
     Returns:
-        False, and nothing is added, if a value is neither low nor high.
+        False, without adding anything, if a value is neither low nor high.
     """
     twice = frames[:0]
-    # A count is a sum of powers of two. A power that occurs in few frames is split into two of
+    # A count is a sum of powers of two. A power that occurs in few frames is replaced by two of
     # the next lower power.
     for power in reversed(range(int(counts.max(initial=0)).bit_length())):
         chosen = np.concatenate([frames[(counts >> power & 1).astype(bool)], twice])

@@ -1,4 +1,4 @@
-"""The Gram matrix by popcount without the compiled kernels."""
+"""The Numba version of the Gram matrix by popcounts."""
 
 from typing import Any
 
@@ -6,8 +6,8 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-_SPIKES = 16384  # spikes of a row that are handled at once
-_NEAR_ROWS = 8  # rows that fit the L1 cache
+_SPIKES = 16384  # number of spikes that are processed together
+_NEAR_ROWS = 8  # number of rows that fit into the L1 cache
 
 
 def bit_gram(
@@ -21,9 +21,9 @@ def bit_gram(
     sums: NDArray[np.float64],
     threads: int,
 ) -> bool:
-    """Adds scale · (frames before which both features are high), on and above the diagonal.
+    """Adds scale · (number of frames for which both features are high) to the upper triangle.
 
-    False, and nothing is added, if a value is neither low nor high.
+    See `retinakit.spikes.algorithms.gram.add_gram` for the arguments and the result.
     """
     low, high = values.dtype.type(low), values.dtype.type(high)
     if not ((values == low) | (values == high)).all():
@@ -46,7 +46,7 @@ def _fill(
     lags: int,
     rows: NDArray[np.uint64],
 ) -> None:
-    """A row of bits for each feature, one for each spike."""
+    """Writes a row of bits for each feature, with one bit for each spike."""
     checks = values.shape[1]
     column = np.empty(len(rows), np.uint64)
     for word in range(rows.shape[1]):
@@ -63,7 +63,7 @@ def _fill(
 
 @numba.njit(cache=True, nogil=True)
 def _add_common(rows: NDArray[np.uint64], scale: float, sums: NDArray[np.float64]) -> None:
-    """Adds scale · (the bits that are set in both rows)."""
+    """Adds scale · (number of bits that are set in both rows)."""
     for near in range(0, len(rows), _NEAR_ROWS):
         end = min(near + _NEAR_ROWS, len(rows))
         for i in range(end):
@@ -76,7 +76,7 @@ def _add_common(rows: NDArray[np.uint64], scale: float, sums: NDArray[np.float64
 
 @numba.njit(inline="always")
 def _popcount(word: Any) -> Any:
-    """The bits that are set in 64, summed in ever larger fields."""
+    """The number of set bits of a 64-bit word."""
     word -= word >> np.uint64(1) & np.uint64(0x5555555555555555)
     pairs = np.uint64(0x3333333333333333)
     word = (word & pairs) + (word >> np.uint64(2) & pairs)

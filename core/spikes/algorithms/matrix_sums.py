@@ -1,4 +1,4 @@
-"""Sums as matrix products, for responses that are seldom zero."""
+"""Spike-triggered sums as matrix products, for responses that are rarely zero."""
 
 from typing import Any
 
@@ -16,9 +16,19 @@ _PIXELS = 1024  # pixels whose spectra are in memory at once
 def add_toeplitz(
     values: NDArray[Any], block: Block, first_lag: int, sums: Any, threads: int
 ) -> bool:
-    """Adds a block's sums as one product: row u of the matrix is r[u + lag] for every lag and cell.
+    """Adds the sums of a block as one product with a Toeplitz matrix of the responses.
 
-    The stimulus is read once. False if it holds NaN, which would spread to every cell.
+    Row u of the matrix is r[u + lag] for every cell and lag, so that the stimulus is read once.
+
+    Args:
+        values: (frame, pixel).
+        block: the responses.
+        first_lag: the smallest lag.
+        sums: (cell, lag, pixel) float64, modified in place.
+        threads: not used.
+
+    Returns:
+        False, without adding anything, if the stimulus has NaN, which would propagate to all cells.
     """
     if not _finite(values):
         return False
@@ -35,11 +45,12 @@ def add_toeplitz(
 
 
 def add_fft(values: NDArray[Any], block: Block, first_lag: int, sums: Any, threads: int) -> bool:
-    """Adds a block's sums by Fourier transforms of overlapping windows and one product for each
-    frequency.
+    """Adds the sums of a block by Fourier transforms and one matrix product for each frequency.
 
-    Windows of N frames overlap by the history; the response is 0 in the overlap, so that the
-    circular correlation is the linear one. False if the stimulus holds NaN.
+    The transforms are of windows that overlap by the history. The response is 0 in the overlap, so
+    that the circular correlation equals the linear one.
+
+    Args, Returns: as for `add_toeplitz`.
     """
     if not _finite(values):
         return False
@@ -54,7 +65,7 @@ def add_fft(values: NDArray[Any], block: Block, first_lag: int, sums: Any, threa
     ].copy()  # (window, cell, frame)
     response[..., :history] = 0
     spectrum = np.conj(fft.rfft(response, axis=2)).transpose(2, 1, 0).copy()
-    # e^{-2πifl/N} and the two sides of the spectrum, as a matrix of (lag, frequency)
+    # e^{-2πifl/N} times 2 for frequencies with a negative counterpart, as (lag, frequency)
     frequency = np.arange(len(spectrum))
     sides = np.where((frequency == 0) | (2 * frequency == length), 1, 2) / length
     lag = first_lag + np.arange(lags)

@@ -1,4 +1,4 @@
-"""What counts of a response: the frames with a full history and a value."""
+"""The responses that enter spike-triggered sums: those with a full history and a value."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,23 +12,27 @@ from numpy.typing import NDArray
 from retinakit.contracts.recording import full_history, mean_response
 
 Lists = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[Any]]
-"""Cell by cell: where its list starts (cell + 1), and its frames and their r."""
+"""Start of each cell's list (cell + 1,), and the frames and responses of all lists (term,)."""
 
 
 class Response:
-    """r[t, c], zero where the history is not full or nothing was recorded.
+    """The responses r[t, c], 0 in frames without a full history or a recorded response.
 
-    Where every repeat of an integer response is complete, r is the sum over repeats, so that it
-    stays whole, and is `repeats` times the mean; otherwise it is the mean.
+    If all repeats are complete, r is the sum over repeats, so that spike counts remain integers;
+    otherwise it is the mean over repeats.
+
+    Args:
+        split: of a recording.
+        reach: the length of the history in frames.
 
     Attributes:
-        full: (frame,) whether the history is.
-        values: (frame, cell) r where the history is full; NaN where nothing was recorded.
-        lists: the r that are not zero.
-        repeats: by which sums over r are to be divided.
+        full: (frame,) whether the history is full.
+        values: (frame, cell) r; NaN where it was not recorded.
+        lists: the nonzero r in frames with a full history.
+        repeats: the divisor that turns sums of r into means over repeats.
         total: (cell,) Σ_t r[t, c] / repeats.
-        counts: whether every r is a whole number and none is negative.
-        terms: how many r are not zero.
+        counts: whether all r are nonnegative integers.
+        terms: the number of nonzero r.
     """
 
     def __init__(self, split: xr.Dataset, reach: int):
@@ -43,7 +47,7 @@ class Response:
         self.counts = bool((r >= 0).all() and (r.dtype.kind in "biu" or (r == np.round(r)).all()))
 
     def between(self, begin: int, end: int, oldest: int) -> "Block":
-        """The response of the frames begin to end, counted from `oldest`."""
+        """The responses in the frames begin to end, with frame numbers relative to `oldest`."""
         starts, frames, r = self.lists
         here = [slice(*a + np.searchsorted(frames[a:b], (begin, end))) for a, b in pairwise(starts)]
         lists = (
@@ -54,19 +58,18 @@ class Response:
         return Block(lists, self.values[begin:end], self.full[begin:end], begin - oldest)
 
     def events(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Frames in which the one cell responded, and how much."""
+        """The frames with nonzero r, and r; for the response of a single cell."""
         _, frames, r = self.lists
         return frames, r.astype(float)
 
 
 @dataclass(frozen=True)
 class Block:
-    """The response of some frames, of which the first has the number `first`.
+    """The responses in a block of frames.
 
     Attributes:
-        lists: of these frames.
-        values: (frame, cell).
-        full: (frame,)
+        lists, values, full: as in `Response`, for these frames.
+        first: the number of the first frame, which is the length of the history before it.
     """
 
     lists: Lists
@@ -75,7 +78,7 @@ class Block:
     first: int
 
     def matrix(self) -> NDArray[np.float32]:
-        """(frame, cell) from frame 0 on; the frames before `first` are 0."""
+        """The responses (frame, cell) from frame 0; 0 in the frames before `first`."""
         matrix = np.zeros((self.first + len(self.values), self.values.shape[1]), np.float32)
         known = self.full[:, None] & np.isfinite(self.values)
         matrix[self.first :] = np.where(known, self.values, 0)
@@ -86,7 +89,7 @@ class Block:
 
 
 def _over_repeats(split: xr.Dataset) -> tuple[NDArray[Any], int]:
-    """(frame, cell), the sum over repeats and their number, or the mean and 1."""
+    """The sum over repeats (frame, cell) and their number, or the mean and 1; see `Response`."""
     response = split["response"]
     if "repeat" not in response.dims:
         return np.asarray(response), 1

@@ -1,4 +1,4 @@
-"""Sums of the stimulus before responses, block by block: one after another, or on dask."""
+"""Spike-triggered sums over blocks of frames, computed one after another or with dask."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ from retinakit.spikes.algorithms.choice import ALGORITHMS, Task, order, possible
 from retinakit.spikes.algorithms.response import Block, Response
 
 ROUND = 4
-"""Blocks for each worker of dask between two reports of progress."""
+"""Blocks per dask worker between two reports of progress."""
 
 Used = dict[str, str]
-"""The algorithms that served, and why."""
+"""The algorithms that were used, each with the reason."""
 
 
 def stimulus_sums(
@@ -31,11 +31,19 @@ def stimulus_sums(
     threads: int,
     progress: Callable[[int], None],
 ) -> tuple[NDArray[Any], Used]:
-    """Σ_t r[t, c] · s[t - l, p], (cell, lag, [channel,] y, x), and the algorithms with reasons.
+    """Computes Σ_t r[t, c] · s[t - l, p].
 
     Args:
-        stimulus, lags, first_lag, algorithm, threads: as in `retinakit.spikes.sta`.
-        progress: is told the frames done.
+        stimulus: (frame, [channel,] y, x).
+        response: to the stimulus.
+        lags, first_lag, algorithm, threads: as for `retinakit.spikes.sta`.
+        progress: is called with the number of processed frames.
+
+    Returns:
+        The sums (cell, lag, [channel,] y, x), and the algorithms with the reasons for their choice.
+
+    Raises:
+        UserError: if the algorithm does not support the stimulus or the response.
     """
     shape = stimulus.shape[1:]
     exact = (
@@ -47,7 +55,7 @@ def stimulus_sums(
     task = Task(len(response.full), int(np.prod(shape)), response.cells, lags, response.terms)
     job = _Job(task, first_lag, response.counts, exact, algorithm, threads)
     parts = (
-        # The first frames are the history; they were counted in the block before.
+        # The first frames are the history; their responses belong to the block before.
         (part, response.between(part.start + job.history, part.stop, part.start))
         for part in blocks(stimulus, job.history, 1 if exact else 4)
     )
@@ -58,7 +66,7 @@ def stimulus_sums(
 
 @dataclass(frozen=True)
 class _Job:
-    """What is to be done with every block; may travel to a worker."""
+    """The computation for one block; it can be pickled for a dask worker."""
 
     task: Task
     first_lag: int
@@ -69,49 +77,49 @@ class _Job:
 
     @property
     def history(self) -> int:
-        """Frames of a window before the response's own."""
+        """The number of frames of a window before that of the response."""
         return self.first_lag + self.task.lags - 1
 
     def nothing(self) -> NDArray[Any]:
-        """Sums of 0, (cell, lag, pixel)."""
+        """Sums (cell, lag, pixel) that are 0."""
         shape = (self.task.cells, self.task.lags, self.task.pixels)
         return np.zeros(shape, np.int64 if self.exact else np.float64)
 
     def add(self, stimulus: NDArray[Any], block: Block, total: NDArray[Any]) -> Used:
-        """Adds the sums of a block, of which `stimulus` has the history too."""
+        """Adds the sums of a block; `stimulus` includes the history of the block."""
         values = as_numbers(stimulus.reshape(len(stimulus), self.task.pixels))
         if self.algorithm == "auto":
             names, why = order(self.task, possible(values, self.counts))
-            names.append("float")  # whatever the stimulus turns out to hold
+            names.append("float")  # supports every stimulus, if the others fail
         else:
-            names, why = [self.algorithm], "named by the caller"
+            names, why = [self.algorithm], "requested by the caller"
             self._check(values)
         for name in names:
             if ALGORITHMS[name](values, block, self.first_lag, total, self.threads):
                 return {name: why}
         raise UserError(
-            f"algorithm '{self.algorithm}' cannot serve a stimulus of "
-            + ("more than two values" if self.algorithm == "bits" else "values that are NaN")
-            + "; name 'float' or 'auto'"
+            f"algorithm '{self.algorithm}' does not support a stimulus with "
+            + ("more than two values" if self.algorithm == "bits" else "NaN")
+            + "; use 'float' or 'auto'"
         )
 
     def sums(
         self, before: NDArray[Any], frames: NDArray[Any], block: Block
     ) -> tuple[NDArray[Any], Used]:
-        """The sums of a block alone; `before` is its history."""
+        """The sums of one block; `before` is its history."""
         total = self.nothing()
         return total, self.add(np.concatenate([before, frames]), block, total)
 
     def _check(self, values: NDArray[Any]) -> None:
         if self.algorithm in ("bits", "int8") and not self.counts:
             raise UserError(
-                f"algorithm '{self.algorithm}' takes counts, and the response holds other numbers "
-                "(a mean over repeats, or a rate); name 'float' or 'auto'"
+                f"algorithm '{self.algorithm}' requires spike counts, and the response has other "
+                "values (a mean over repeats, or a rate); use 'float' or 'auto'"
             )
         if self.algorithm == "int8" and values.dtype.itemsize != 1:
             raise UserError(
-                f"algorithm 'int8' takes stimuli of 8 bits, and this one is {values.dtype}; "
-                "name 'float' or 'auto'"
+                f"algorithm 'int8' requires an 8-bit stimulus, and this one is {values.dtype}; "
+                "use 'float' or 'auto'"
             )
 
 
@@ -133,7 +141,7 @@ def _here(
 def _on_dask(
     job: _Job, stimulus: xr.DataArray, parts: Parts, progress: Callable[[int], None]
 ) -> tuple[NDArray[Any], Used]:
-    """Workers read the blocks and add their sums in pairs; each round returns one sum."""
+    """Dask workers read the blocks and add their sums pairwise; each round returns one sum."""
     import dask
 
     total, used = job.nothing(), Used()
@@ -142,7 +150,7 @@ def _on_dask(
     while some := list(islice(parts, size)):
         sums = []
         for part, block in some:
-            # A frame is read by one task, which hands its last frames on to the next.
+            # Each frame is read by one task, which passes its last frames to the next task.
             frames = dask.delayed(np.asarray)(stimulus[end : part.stop].data)
             if not block.empty():
                 sums.append(dask.delayed(job.sums)(before, frames, block))
@@ -161,7 +169,10 @@ def _on_dask(
 
 
 def _last(before: NDArray[Any], frames: NDArray[Any], history: int) -> NDArray[Any]:
-    """The last frames, with earlier ones if a block is too short. A copy, which frees the block."""
+    """The last frames, including earlier ones if the block is shorter than the history.
+
+    The result is a copy, so that the memory of the block can be released.
+    """
     joined = np.concatenate([before, frames[max(0, len(frames) - history) :]])
     return joined[max(0, len(joined) - history) :].copy()
 
@@ -173,7 +184,7 @@ def _plus(
 
 
 def _workers() -> int:
-    """How many blocks the scheduler of dask that is in use works on at a time."""
+    """The number of blocks that the current dask scheduler processes at the same time."""
     import dask
     from dask.system import CPU_COUNT
 
@@ -181,5 +192,5 @@ def _workers() -> int:
         from distributed import get_client
 
         return sum(get_client().nthreads().values())
-    except (ImportError, ValueError):  # no client: threads or processes of this machine
+    except (ImportError, ValueError):  # no client: the local threads or processes
         return dask.config.get("num_workers", None) or CPU_COUNT

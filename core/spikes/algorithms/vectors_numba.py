@@ -1,7 +1,7 @@
 """Lines of 8 words as one value in Numba code.
 
-LLVM keeps such a value in the widest registers. It would vectorise plain loops over words only if
-it knew that the arrays do not overlap, which Numba cannot express.
+LLVM keeps such a value in vector registers. It vectorises plain loops over words only if the arrays
+are known not to overlap, which cannot be expressed in Numba.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from numba.np.arrayobj import make_array
 intrinsic: Any = extending.intrinsic  # Numba passes the first argument
 
 WORDS = 8
-"""Words of 64 bits in a line: a cache line."""
+"""Number of 64-bit words in a line, which has the size of a cache line."""
 _VECTOR = ir.VectorType(ir.IntType(64), WORDS)
 
 
@@ -60,7 +60,7 @@ def store(typing: Any, words: Any, at: Any, line: Any) -> Any:
 
 @intrinsic
 def add(typing: Any, low: Any, a: Any, b: Any) -> Any:
-    """The lines high and low of low + a + b = 2 high + low, bit by bit."""
+    """A full adder: the lines high and low with low + a + b = 2 · high + low for each bit."""
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         low, a, b = args

@@ -1,4 +1,4 @@
-"""The covariance of chosen windows of a stimulus."""
+"""The weighted covariance of windows of a stimulus."""
 
 import os
 from collections.abc import Iterator
@@ -17,9 +17,9 @@ from retinakit.spikes.algorithms.bit_sums import two_levels
 from retinakit.spikes.algorithms.gram import add_gram
 
 ALGORITHMS = ("bits", "product")
-_BYTES = 128 * 2**20  # bytes of windows, and of the stimulus, in memory at once
-_EXACT = 2**53  # whole numbers are exact in double precision up to this
-_ROWS = 64  # rows of a covariance that are worked on at once and fit the cache
+_BYTES = 128 * 2**20  # maximum size in memory of the windows, and of the stimulus
+_EXACT = 2**53  # integers up to this one are exact in double precision
+_ROWS = 64  # number of rows of a covariance that fit into the cache
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class Windows:
 
     Attributes:
         stimulus: (frame, ...).
-        frames: increasing; the windows lie before them.
-        weight: (frame,), not negative.
-        lags: consecutive.
-        threads: for counting bits.
-        progress: is told the windows done.
+        frames: (window,), increasing; lag 0 of each window.
+        weight: (window,), nonnegative.
+        lags: (lag,), consecutive.
+        threads: the number of threads of "bits".
+        progress: is called with the number of processed windows.
     """
 
     stimulus: xr.DataArray
@@ -51,7 +51,11 @@ class Windows:
         return len(self.lags) * self.pixels
 
     def blocks(self, shown: int, number: int) -> Iterator[tuple[slice, NDArray[Any], int]]:
-        """At most `number` windows in `shown` frames: which, these frames, the first's number."""
+        """Iterates over blocks of at most `number` windows that span at most `shown` frames.
+
+        Yields:
+            The slice of windows, the stimulus (frame, pixel), and the number of its first frame.
+        """
         done = 0
         while done < len(self.frames):
             oldest = int(self.frames[done] - self.lags[-1])
@@ -64,7 +68,7 @@ class Windows:
 
 
 class Moments(NamedTuple):
-    """Σ w x, and Σ w x xᵀ on and above the diagonal, of windows offset + scale · x."""
+    """Moments of windows offset + scale · x: Σ w x, and Σ w x xᵀ on and above the diagonal."""
 
     first: NDArray[np.float64]
     second: NDArray[np.float64]
@@ -75,7 +79,11 @@ class Moments(NamedTuple):
 def weighted_covariance(
     windows: Windows, algorithm: str
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], str]:
-    """Σ w (s - m)(s - m)ᵀ / Σ w, m = Σ w s / Σ w, and the algorithm, "bits" where it can serve."""
+    """The covariance Σ w (s - m)(s - m)ᵀ / Σ w, the mean m = Σ w s / Σ w, and the algorithm.
+
+    Raises:
+        UserError: if the algorithm does not exist or does not support the stimulus or the weights.
+    """
     if algorithm not in ("auto", *ALGORITHMS):
         raise UserError(
             f"there is no algorithm '{algorithm}'; {nearest(algorithm, ['auto', *ALGORITHMS])}"
@@ -85,8 +93,8 @@ def weighted_covariance(
     if moments is None:
         if algorithm == "bits":
             raise UserError(
-                "algorithm 'bits' takes a stimulus of two values and a response of counts; "
-                "name 'product' or 'auto'"
+                "algorithm 'bits' requires a two-valued stimulus and spike counts; use 'product' "
+                "or 'auto'"
             )
         moments = _of_numbers(windows)
     covariance, mean = _centred(moments, windows.weight.sum())
@@ -94,11 +102,11 @@ def weighted_covariance(
 
 
 def _of_bits(windows: Windows) -> Moments | None:
-    """x are bits, and sums are exact. None if the stimulus has a third value or w is not whole."""
+    """Exact moments of bits x; None if the stimulus is not two-valued or w are not integers."""
     if (windows.weight % 1).any() or windows.weight.sum() > _EXACT:
         return None
     counts = windows.weight.astype(np.int64)
-    size = windows.pixels * windows.stimulus.dtype.itemsize + 64  # bits come in lines of 64 bytes
+    size = windows.pixels * windows.stimulus.dtype.itemsize + 64  # bits are in lines of 64 bytes
     lags, threads = windows.lags, windows.threads
     second = np.zeros((windows.features, windows.features))
     levels = None
@@ -107,20 +115,23 @@ def _of_bits(windows: Windows) -> Moments | None:
         frames = windows.frames[here] - oldest
         if not levels or not add_gram(values, *levels, frames, counts[here], lags, second, threads):
             return None
-    low, high = levels or (0, 0)  # nothing was counted
+    low, high = levels or (0, 0)  # without windows
     return Moments(second.diagonal().copy(), second, low, high - low)
 
 
 def _of_numbers(windows: Windows) -> Moments:
-    """By symmetric rank-k updates, half the work of a product; a weight enters by its root."""
+    """Moments by symmetric rank-k updates, which need half the operations of a matrix product.
+
+    The windows are multiplied by the square root of their weights.
+    """
     shown, number = (max(1, _BYTES // (4 * size)) for size in (windows.pixels, windows.features))
     second = np.zeros((windows.features, windows.features))
     first, shift = np.zeros(windows.features), np.zeros(windows.pixels, np.float32)
     for here, values, oldest in windows.blocks(shown, number):
         values = values.astype(np.float32)
         if here.start == 0:
-            # Near the mean: single precision would suffer from a large one. Some windows may miss
-            # a NaN, so it is not to get into all of them.
+            # Subtracting approximately the mean avoids cancellation in single precision. A NaN of
+            # some frames must not affect windows without it.
             shift = np.where(np.isfinite(values), values, 0).mean(0)
         at = windows.frames[here, None] - windows.lags - oldest
         some = (values - shift)[at].reshape(-1, windows.features)
@@ -132,7 +143,7 @@ def _of_numbers(windows: Windows) -> Moments:
 
 
 def _centred(moments: Moments, total: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The covariance, in the memory of the second moments, and the mean; NaN if the total is 0."""
+    """The covariance, in the memory of the second moments, and the mean; NaN for a total of 0."""
     first, second, offset, scale = moments
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = first / total
@@ -148,17 +159,20 @@ def _centred(moments: Moments, total: float) -> tuple[NDArray[np.float64], NDArr
 
 
 def require_memory(features: int) -> None:
-    """Refuses a covariance that cannot be held.
+    """Checks that a covariance fits into memory.
+
+    Args:
+        features: the number of rows.
 
     Raises:
-        UserError: saying how many features would fit.
+        UserError: if it does not; the message gives the largest possible number of features.
     """
-    needed = 3 * 8 * features**2  # the sum, that of the prior, and a block's
+    needed = 3 * 8 * features**2  # the sum, that of the prior, and that of a block
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
     if needed > memory:
         side = int((memory / 24) ** 0.5)
         raise UserError(
-            f"a covariance of {features} features (lags x checks) needs {needed / 1e9:.0f} GB and "
-            f"{memory / 1e9:.0f} GB are free; crop the stimulus around the receptive field or "
-            f"project it to fewer dimensions, to at most {side} features"
+            f"a covariance of {features} features (lags x checks) requires {needed / 1e9:.0f} GB "
+            f"and {memory / 1e9:.0f} GB are free; crop the stimulus around the receptive field or "
+            f"reduce it to at most {side} features"
         )
