@@ -112,7 +112,8 @@ def run(
         raise UserError(ended.mistake)
     if ended.lost:
         print(
-            f"{ended.lost} of {len(graph.tasks)} tasks have no result; the report gives the reasons",
+            f"{ended.lost} of {len(graph.tasks)} tasks have no result; the report gives the "
+            "reasons",
             file=sys.stderr,
         )
     for problem in ended.problems:
