@@ -20,9 +20,10 @@ from retinakit.pipeline.run import ALIVE, sweep_dead
 from retinakit.pipeline.store import Store
 
 PLUGINS = """
+import os
 import numpy as np
 import xarray as xr
-from retinakit import Analysis, AnalysisSpec, hookimpl
+from retinakit import Analysis, AnalysisSpec, Dataset, DatasetSpec, hookimpl
 from lab_helpers import VALUE
 
 
@@ -57,6 +58,7 @@ class RaisesItsOwn(Base):
 
 class Number(Base):
     def run(self, data):
+        os.chdir("/")
         return 3.0
 
 
@@ -79,6 +81,36 @@ class CannotDraw(Base):
         raise SystemExit("no table")
 
 
+class NotCalled(Base):
+    run = 3
+
+
+class Unmade(Base):
+    def __init__(self, config, *, seed):
+        raise ValueError("no parts")
+
+
+class Files(Dataset):
+    def files(self):
+        return "abc"
+
+    def load(self):
+        return None
+
+
+class Empty(Files):
+    def files(self):
+        return []
+
+
+@hookimpl
+def retinakit_datasets():
+    return [
+        DatasetSpec(name="files", target="lab_store:Files", summary="."),
+        DatasetSpec(name="empty", target="lab_store:Empty", summary="."),
+    ]
+
+
 @hookimpl
 def retinakit_analyses():
     return [
@@ -87,6 +119,8 @@ def retinakit_analyses():
             ("base", "Base"),
             ("raises", "Raises"),
             ("leaves", "Leaves"),
+            ("not_called", "NotCalled"),
+            ("unmade", "Unmade"),
             ("its_own", "RaisesItsOwn"),
             ("number", "Number"),
             ("gone", "SourceIsGone"),
@@ -161,6 +195,7 @@ def test_what_goes_wrong_in_one_step_leaves_the_others_and_a_report(
 datasets:
   {of("good")}
   {of("bad")}
+  empty: {{plugin: empty}}
 models:
   ols: {{plugin: ols, data: good, with: {{lags: 2, crop: 3}}}}
   lost: {{plugin: ols, data: bad, with: {{lags: 2, crop: 3}}}}
@@ -189,6 +224,7 @@ analyses:
         "no paper",
         "p.yaml:3:3: datasets.bad",
         "zero spikes",
+        "a recording is an xarray.DataTree",
     ):
         assert sentence in page
     sentence = "cannot_draw: The figure could not be made (ValueError: no paper \\ud800)"
@@ -200,6 +236,25 @@ analyses:
     }
     with xr.open_datatree(folder / "analyses/score.nc", engine="h5netcdf") as scores:
         assert list(scores.children) == ["ols"]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "analysis", "sentence"),
+    [
+        ("empty", "not_called", "'not_called' cannot be used with these options (TypeError"),
+        ("empty", "unmade", "(ValueError: no parts); change them, or tell its author"),
+        ("files", "base", "there is no file a; check the path"),
+    ],
+)
+def test_a_plugin_that_goes_wrong_before_the_run_is_a_sentence(
+    lab: Path, tmp_path: Path, dataset: str, analysis: str, sentence: str
+) -> None:
+    text = f"datasets: {{e: {{plugin: empty}}, d: {{plugin: {dataset}}}}}\n"
+    text += f"analyses: {{a: {{plugin: {analysis}, data: e}}}}\n"
+    ended = run(tmp_path, text, lab=lab)
+    assert ended.returncode == 2
+    assert sentence in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
 
 
 FIT = f"""\
@@ -237,7 +292,7 @@ def test_a_signal_ends_a_run_with_one_sentence(
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == code, err
-    assert "retina-run: interrupted; run it again to go on from here" in err
+    assert "retina-run: interrupted; run it again to continue from here" in err
     assert "Traceback" not in err
     assert not list((tmp_path / "runs/pipeline").glob("*.partial"))
 

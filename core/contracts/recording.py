@@ -243,6 +243,11 @@ def validate(recording: xr.DataTree) -> None:
         Traceback (most recent call last):
         retinakit.contracts.errors.RecordingError: the recording has no split 'test'; ...
     """
+    if not isinstance(recording, xr.DataTree):
+        raise RecordingError(
+            f"a recording is an xarray.DataTree with the splits {', '.join(SPLITS)} (got a "
+            f"{type(recording).__name__}); make one with make_recording"
+        )
     responses = {}
     for name in SPLITS:
         if name not in recording.children:

@@ -13,7 +13,7 @@ import traceback
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -149,7 +149,8 @@ class Workbench:
 
     def _make_recording(self, task: Task) -> xr.DataTree:
         inputs = {role: self.recording(keys[0]) for role, keys in task.inputs.items()}
-        recording: xr.DataTree = self._plugin(task).load(**inputs)
+        with chdir("."):
+            recording: xr.DataTree = self._plugin(task).load(**inputs)
         validate(recording)
         return recording
 
@@ -169,10 +170,13 @@ class Workbench:
         checkpoint = self.store.checkpoint(task.key)
         amount = getattr(model.config, model.extends) if task.extended else 0
         try:
-            curves = model.fit(recording, checkpoint=checkpoint, progress=progress)
+            with chdir("."):
+                curves = model.fit(recording, checkpoint=checkpoint, progress=progress)
         except UserError:  # to go on would end the same
             self.store.forget(task.key)
             raise
+
+        _check_returned(curves, task, "fit")
 
         def write(path: Path) -> None:
             model.save(path, curves)
@@ -216,12 +220,9 @@ class Workbench:
                     self._member(key, step, coords)
                     for key, (step, coords) in zip(keys, task.members[role], strict=True)
                 ]
-        result: Any = analysis.run(**arguments)
-        if not isinstance(result, xr.Dataset):
-            raise UserError(
-                f"run of '{task.plugin}' returned a {type(result).__name__}; it must return an "
-                "xarray.Dataset"
-            )
+        with chdir("."):  # a plugin may change the folder, which others are not to notice
+            result: Any = analysis.run(**arguments)
+        _check_returned(result, task, "run")
         self._write(task, lambda path: write_netcdf(result, path), result.nbytes)
 
     def _member(self, key: str, step: str, coords: Coords) -> FittedModel:
@@ -288,6 +289,14 @@ def without_stimulus(recording: xr.DataTree) -> xr.DataTree:
     )
     kept.attrs = {**recording.attrs, "stimulus": "left out; made again from its source when needed"}
     return kept
+
+
+def _check_returned(returned: Any, task: Task, method: str) -> None:
+    if not isinstance(returned, xr.Dataset):
+        raise UserError(
+            f"{method} of '{task.plugin}' returned a {type(returned).__name__}; it must return an "
+            "xarray.Dataset"
+        )
 
 
 def _bytes(recording: xr.DataTree) -> int:

@@ -284,7 +284,10 @@ class _Builder:
         assert entry.spec is not None
         code = code_hash(entry.spec.target.partition(":")[0], entry.distribution)
         step = Step(kind, name, document, entry, cls, code)
-        wants = _parameters(cls, kind)
+        try:
+            wants = _parameters(cls, kind)
+        except (TypeError, ValueError) as error:  # it is no function
+            raise self._of_plugin(step, place, error) from error
         strange = wants - GIVEN[kind]
         if strange:
             raise self.source.error(
@@ -500,8 +503,8 @@ class _Builder:
         """The sentence for what a plugin raises before anything runs."""
         return self.source.error(
             (*place, "plugin"),
-            f"'{step.document.plugin}' does not take its options ({describe(error)}); change them, "
-            "or tell its author",
+            f"'{step.document.plugin}' cannot be used with these options ({describe(error)}); "
+            "change them, or tell its author",
         )
 
     def _task(self, step: Step, place: Location, point: "_Point", position: str) -> Task:
@@ -529,7 +532,7 @@ class _Builder:
             plugin = step.cls(config, seed=seed)
             resolved = config.model_dump_json()
             identified = json.loads(resolved)
-            paths = list(plugin.files()) if isinstance(plugin, Dataset) else []
+            paths = [Path(file) for file in plugin.files()] if isinstance(plugin, Dataset) else []
         except UserError as error:
             raise self.source.error(place, str(error)) from None
         except Exception as error:
