@@ -242,7 +242,7 @@ analyses:
     ("dataset", "analysis", "sentence"),
     [
         ("empty", "not_called", "'not_called' cannot be used with these options (TypeError"),
-        ("empty", "unmade", "(ValueError: no parts); change them, or tell its author"),
+        ("empty", "unmade", "(ValueError: no parts); change them, or report it to its author"),
         ("files", "base", "there is no file a; check the path"),
     ],
 )
@@ -435,7 +435,7 @@ def test_a_value_on_the_command_line_is_one_in_the_file(
         ("models.m.with.lags=[", "--set models.m.with.lags=[: the value:1:2: not valid YAML"),
         ("models.m.with.lags=2001-99-99", "2001-99-99 is a date; put it in quotes"),
         ("models.m.with.lags=!!int x", "the value:1:1: 'x' cannot be read as integer"),
-        ("models.m.with.lags=&a [*a]", "the alias *a stands within what it repeats"),
+        ("models.m.with.lags=&a [*a]", "the alias *a is inside the value that it repeats"),
         ("models.m.with.lags=" + "[" * 500, "nested more than 50 deep"),
         ("models.m.with.lags=" + "9" * 5000, "--set models.m.with.lags=...: the value:1:1: '99999"),
     ):
