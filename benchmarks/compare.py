@@ -1,6 +1,6 @@
-"""Prints what changed from the last but one run of the benchmarks to the last.
+"""Prints the differences between the last two runs of the benchmarks.
 
-python benchmarks/compare.py FOLDER, with the files that `make bench` writes into it.
+Usage: python benchmarks/compare.py FOLDER, where FOLDER has the files written by `make bench`.
 """
 
 import json
@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 NOISE = 0.1
-"Medians that differ by less count as the same."
+"Relative difference of medians below which they count as equal."
 
 
 def read(path):
@@ -21,15 +21,15 @@ def read(path):
 def main(folder):
     files = sorted(Path(folder).glob("*.json"))
     if len(files) < 2:
-        sys.exit(f"there is nothing to compare: {folder} holds {len(files)} run(s); `make bench`")
+        sys.exit(f"{folder} has {len(files)} runs and two are needed; run `make bench`")
     (before, old_machine), (after, machine) = read(files[-2]), read(files[-1])
     print(f"{files[-2].stem} → {files[-1].stem}")
     if machine != old_machine:
-        print(f"on another machine: {old_machine} → {machine}")
+        print(f"the machines differ: {old_machine} → {machine}")
     same = 0
     for name in sorted(before | after):
         if name not in after or name not in before:
-            print(f"{name:60} {'no longer there' if name in before else 'new'}")
+            print(f"{name:60} {'removed' if name in before else 'new'}")
             continue
         change = after[name] / before[name]
         if abs(change - 1) < NOISE:
@@ -37,7 +37,7 @@ def main(folder):
             continue
         how = f"{change:.2f}x slower" if change > 1 else f"{1 / change:.2f}x faster"
         print(f"{name:60} {before[name]:9.4g} s → {after[name]:9.4g} s  {how}")
-    print(f"{same} others within {NOISE:.0%}")
+    print(f"{same} others differ by less than {NOISE:.0%}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the report of the benchmarks says beside the times, and what its file holds."""
+"""Fixtures of the contests, and additions to the report and the result file of the benchmarks."""
 
 from importlib.metadata import PackageNotFoundError, version
 
@@ -20,7 +20,7 @@ VERDICTS = pytest.StashKey[list[str]]()
 
 @pytest.fixture
 def announced(request):
-    """Runs a contest, whose verdict is printed at the end."""
+    """Runs a contest and prints its verdict at the end of the session."""
 
     def run(contest, work=lambda contest: contest.run()):
         if contest.missing:
@@ -32,7 +32,7 @@ def announced(request):
 
 @pytest.fixture
 def contested(announced, benchmark):
-    """The same as a benchmark."""
+    """Runs a contest as a benchmark of pytest-benchmark."""
 
     def run(contest):
         announced(contest, lambda contest: contest.benchmark(benchmark))
@@ -42,7 +42,7 @@ def contested(announced, benchmark):
 
 def pytest_terminal_summary(terminalreporter, config):
     if verdicts := config.stash.get(VERDICTS, []):
-        terminalreporter.section("ours beside the peers, in one thread if not said otherwise")
+        terminalreporter.section("retinakit against peers, in one thread unless stated otherwise")
         for verdict in verdicts:
             terminalreporter.line(verdict)
 
@@ -56,6 +56,6 @@ def pytest_benchmark_update_machine_info(config, machine_info):
 
 
 def pytest_benchmark_update_json(config, benchmarks, output_json):
-    """Keeps the statistics of the times, and not each time."""
+    """Removes the single times from the result file, and keeps their statistics."""
     for benchmark in output_json["benchmarks"]:
         del benchmark["stats"]["data"]

@@ -1,4 +1,4 @@
-"""Contests: one piece of work, done by us and by a peer, timed in turn in one process."""
+"""Contests: the same work done by retinakit and by a peer, timed alternately in one process."""
 
 import ctypes
 from collections.abc import Callable
@@ -11,30 +11,31 @@ from typing import Any
 import numpy as np
 
 SECONDS = 15
-"After so long, neither side is run again."
+"Seconds of a contest after which no further repetition begins."
 
 Side = Callable[[], np.ndarray]
 
 _RESET = Path("/proc/self/clear_refs")
 
-NO_MEMORY = "" if _RESET.exists() else "this system does not tell the memory of a process"
-"Why memory cannot be measured here, or nothing."
+NO_MEMORY = "" if _RESET.exists() else "this system does not report the memory of a process"
+"The reason why memory cannot be measured on this system, or an empty string."
 
 
 @dataclass(frozen=True)
 class Contest:
-    """Our way and a peer's way to one result.
+    """Two ways to compute one result: ours and a peer's.
 
     Attributes:
         id: suite, case and peer.
-        group: the case, in words.
-        target: how many times faster ours is to be, or None if nothing was promised.
-        sides: makes the data; ours and the peer's way, as functions of nothing.
-        tolerance: of the difference of the results.
-        share: what part of the work the peer is given, where its time is proportional to it. It
-            has the first rows of the result then.
-        overhead: what makes work that ours has to do besides, and once in how many times.
-        missing: why it cannot be run here, or "".
+        group: a description of the case.
+        target: the target of the ratio of the peer's time to ours, or None.
+        sides: makes the data and returns our function and the peer's, without arguments.
+        tolerance: largest absolute difference of the results.
+        share: the fraction of the work that the peer does, if its time is proportional to the work.
+            Its result then has the first rows only.
+        overhead: pairs of a function that makes additional work of ours, and the number of
+            repetitions after which this work is done once.
+        missing: the reason why the contest cannot run here, or "".
     """
 
     id: str
@@ -47,7 +48,7 @@ class Contest:
     missing: str = ""
 
     def run(self) -> str:
-        """Compares the results, times both sides in turn, and says how it ended.
+        """Compares the results, times both sides alternately, and returns the verdict.
 
         Raises:
             AssertionError: if the results differ.
@@ -58,7 +59,7 @@ class Contest:
         besides = self.besides()
         mine, others = [], [seconds]
         while True:
-            for _ in range(3):  # or once, where ours takes about as long as the peer
+            for _ in range(3):  # once, if ours takes about as long as the peer
                 mine.append(timed(ours)[1])
                 if sum(mine) > sum(others) / 2:
                     break
@@ -67,7 +68,7 @@ class Contest:
             others.append(timed(theirs)[1])
 
     def benchmark(self, benchmark: Any) -> str:
-        """As `run`, with the peer's times in the report of pytest-benchmark."""
+        """The same as `run`, with the peer's times in the report of pytest-benchmark."""
         ours, theirs = self.sides()
         expected, seconds = timed(theirs)
         agree(ours(), expected, self.tolerance)
@@ -89,14 +90,14 @@ class Contest:
         return self.verdict(median(mine) + besides, theirs_took)
 
     def besides(self) -> float:
-        """Seconds of the overhead for each time."""
+        """Seconds of the overhead per repetition."""
         return sum(
             median(timed(work)[1] for _ in range(3)) / times
             for work, times in ((make(), times) for make, times in self.overhead)
         )
 
     def verdict(self, ours: float, theirs: float) -> str:
-        """A line from the seconds that both sides took."""
+        """A line of text from the seconds of both sides."""
         theirs /= self.share
         part = f", the peer's from {self.share:.1%} of the work" if self.share < 1 else ""
         times = f"{ours:.4g} s against {theirs:.4g} s{part}"
@@ -105,13 +106,13 @@ class Contest:
 
 @dataclass(frozen=True)
 class MemoryContest:
-    """What a piece of work takes of memory, done by us and by a peer.
+    """The memory that the same work takes in retinakit and in a peer.
 
     Attributes:
         id: suite, case and peer.
-        target: how many times less ours is to be, or None if nothing was promised.
-        sides: megabytes of ours and of the peer.
-        missing: why it cannot be run here, or "".
+        target: the target of the ratio of the peer's memory to ours, or None.
+        sides: returns our megabytes and the peer's.
+        missing: the reason why the contest cannot run here, or "".
     """
 
     id: str
@@ -120,17 +121,17 @@ class MemoryContest:
     missing: str = NO_MEMORY
 
     def run(self) -> str:
-        """Measures both and says how it ended."""
+        """Measures both sides and returns the verdict."""
         return self.verdict(*self.sides())
 
     def verdict(self, ours: float, theirs: float) -> str:
-        """A line from the megabytes of both sides."""
+        """A line of text from the megabytes of both sides."""
         sizes = f"{ours:.0f} MB against {theirs:.0f} MB"
         return line(self.id, theirs / ours, self.target, sizes)
 
 
 def line(name: str, ratio: float, target: float | None, numbers: str) -> str:
-    """The end of a contest: id, ratio, target, met or short."""
+    """A line of text with id, ratio, target, and whether the target is met."""
     goal = ""
     if target is not None:
         goal = f"target {target:3g}x  {'met' if ratio >= target else 'short'}"
@@ -138,7 +139,7 @@ def line(name: str, ratio: float, target: float | None, numbers: str) -> str:
 
 
 def peak_megabytes(work: Callable[[], Any]) -> float:
-    """How far the memory of the process grows during `work`, once that was done before."""
+    """The peak growth of the process's memory during the second run of `work`, in megabytes."""
     work()
     ctypes.CDLL(None).malloc_trim(0)
     _RESET.write_text("5")
@@ -159,5 +160,5 @@ def timed(side: Side) -> tuple[np.ndarray, float]:
 
 
 def agree(ours: np.ndarray, theirs: np.ndarray, tolerance: float) -> None:
-    """The peer may have done the first rows alone."""
+    """Compares the results, of which the peer's may have the first rows only."""
     np.testing.assert_allclose(ours[: len(theirs)], theirs, atol=tolerance)

@@ -1,9 +1,9 @@
-"""Prints a line for each goal: its id, our ratio to the peer, the target, and met or short.
+"""Prints a line for each goal: its id, the ratio of the peer to ours, the target, and the outcome.
 
-A goal is a contest with a target; each module of SUITES has its own as `contests()`, and those of
-memory as `memory_contests()`. Both sides run in turn in one process, after their results were
-compared, and the medians are taken. Start it with OMP_NUM_THREADS=1, as `make bench-goals` does;
-beginnings of ids choose among the goals.
+A goal is a contest with a target. The modules of SUITES return their contests from `contests()`,
+and those of memory from `memory_contests()`. Both sides run alternately in one process after their
+results were compared, and medians are reported. Run it with OMP_NUM_THREADS=1, as `make
+bench-goals` does. Arguments are prefixes of ids and select goals.
 """
 
 import sys

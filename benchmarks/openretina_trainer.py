@@ -1,8 +1,7 @@
-"""A network trained as `openretina train` does it, with what costs time left out.
+"""Trains a network as `openretina train` does, without its optional work.
 
-Lightning's Trainer on openretina's own module and data loader: its training step with the measures
-it takes, its loss, its cycler. There are no loggers, checkpoints or bars, no validation, and one
-long epoch.
+Lightning's Trainer runs openretina's module and data loader, with its training step, metrics, loss
+and cycler. There are no loggers, checkpoints, progress bars or validation, and one epoch.
 """
 
 import logging
@@ -21,7 +20,7 @@ logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
 
 class Network(Core):
-    """A whole network as a core: from a movie (1, channel, t, y, x) to rates (1, t, cell)."""
+    """A complete network as a core, from a movie (1, channel, t, y, x) to rates (1, t, cell)."""
 
     def __init__(self, network, penalty):
         super().__init__()
@@ -60,9 +59,9 @@ def train(network, penalty, learning_rate, stimulus, counts, starts, length):
         stimulus: (frame, y, x).
         counts: (frame, cell).
         starts: the first frame of each batch, in order.
-        length: frames of a batch, the history of the first prediction among them.
+        length: frames per batch, including the history of the first prediction.
     """
-    # With scenes of the length of a batch the sampler neither shifts nor shuffles the batches.
+    # If scenes are as long as a batch, the sampler neither shifts nor shuffles the batches.
     batches = get_movie_dataloader(
         stimulus[None],
         counts,

@@ -1,11 +1,12 @@
-"""Training Klindt et al.'s linear network: a step beside plain torch, and 5,000 neurons.
+"""Training the linear network of Klindt et al.: a step against plain torch, and 5,000 neurons.
 
 The step is that of Fig 3 with 100 neurons: one 17 x 17 kernel on one channel, batch normalisation,
-masks, and the optimizer. The peer's convolution is torch's own. Both do the same steps from the
-same weights, which must be the same in the end.
+masks, and the optimizer, in one thread. The peer uses torch's convolution. Both sides do the same
+steps from the same weights, and their final weights must be equal.
 
-The population is trained with exact zeros, beside the same network, data and number of steps with
-dense masks; the best validation losses must be the same. Both in two threads, and steps in one.
+The population of 5,000 neurons is trained with exact zeros and, for comparison, with dense masks,
+with the same network, data and number of steps in two threads. The best validation losses must be
+equal within the tolerance.
 """
 
 import os
@@ -60,7 +61,7 @@ def step_case():
 
 
 def steps(respond, penalty, module):
-    """Steps of a module whose kernel and masks are given."""
+    """Trains a module from given kernels and masks, and returns the final ones."""
     _, _, frames, target = step_case()
     module = deepcopy(module).train()
     parameters = [module.core.kernel[0], module.readout.mask]
@@ -107,8 +108,8 @@ def best_loss(exact_zeros, **options):
 
 
 def memory(exact_zeros: bool) -> float:
-    """Megabytes by which a process of its own grows in a fit, up to a refresh of the support."""
-    # Arrays from 1 MB on go back to the system once they are freed: what is counted is in use.
+    """Peak megabytes of a fit in a separate process, including one refresh of the support."""
+    # Freed arrays of 1 MB or more are returned to the system at once, so only memory in use counts.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**20), "OMP_NUM_THREADS": "1"}
     code = f"import population_cases; print(population_cases.peak({exact_zeros}))"
     command = [sys.executable, "-c", code]

@@ -1,11 +1,13 @@
-"""The factorized readout on sparse masks, beside products and sums in torch and in other libraries.
+"""The factorized readout on sparse masks, compared with torch and with other libraries.
 
-The entries of the masks lie anywhere, which is the harder case: masks in one piece, sorted, share
-more of the cache. The best torch form is the fastest of two einsums, a product, and that compiled,
-as found here. One thread, or two where the name of a contest says so.
+The nonzero entries of the masks are at random positions. This is the harder case, because masks of
+contiguous positions, in order, share more of the cache. The peer "torch" is the fastest of two
+einsums, a matrix product and the compiled product, as measured on this machine. Contests use one
+thread, unless their name gives another number.
 
-A sparse training step leaves the gradient off the support out. Now and then it is needed, to let
-entries in: what that and the choice of a new support cost is part of the time of a step.
+A sparse training step does not compute the gradient outside the support. It is needed from time to
+time to add entries to the support. The time of this gradient and of the choice of a new support is
+divided by the number of steps between them and added to the time of a step.
 """
 
 from collections.abc import Iterator
@@ -24,7 +26,7 @@ SHAPES = {"S1": (64, 32, 1024, 1000), "S2": (256, 4, 2304, 1000), "S3": (128, 64
 """Batch, channels, positions, neurons."""
 
 DENSITIES = {"1": 0.01, "5": 0.05, "20": 0.2, "100": 1.0}
-"""The part of the masks that is not 0, by its name in percent."""
+"""Fraction of the mask entries that are not 0, by its percentage."""
 
 TARGETS = {
     ("inference", "1"): 15,
@@ -38,14 +40,14 @@ TARGETS = {
 }
 
 REFRESH_EVERY = 200
-"""Steps from one choice of the support to the next, by `BATCHES` gradients of all entries."""
+"""Steps between choices of the support, each from `BATCHES` gradients of all entries."""
 
 BATCHES = ExactZeros.BATCHES
 TOLERANCE = 1e-5
 
 
 class Case:
-    """Features, masks and weights, such that the output is near 1, and a gradient of it."""
+    """Features, masks and weights for which the output is near 1, and a gradient of the output."""
 
     def __init__(self, shape: str, density: str) -> None:
         samples, channels, positions, neurons = SHAPES[shape]
@@ -64,10 +66,10 @@ class Case:
 
 
 class Form:
-    """A way to write the readout: its tensors in its own layout, and what it does with them."""
+    """An implementation of the readout, with tensors in its own layout."""
 
     end = staticmethod(lambda out: out)
-    "What follows the readout."
+    "The operation that follows the readout."
 
     def leaves(self, case: Case) -> list[torch.Tensor]:
         return [case.features, case.mask, case.weight]
@@ -76,7 +78,7 @@ class Form:
         raise NotImplementedError
 
     def canonical(self, gradients):
-        """The gradients in the layout of a Case."""
+        """Converts gradients to the layout of a Case."""
         return gradients
 
 
@@ -110,7 +112,7 @@ class Product(Form):
         return (under * weight).sum(1)
 
 
-# Compiled for each shape and mode, and again for another number of threads.
+# This is compiled for each shape and mode, and again for each number of threads.
 torch._dynamo.config.recompile_limit = 100
 
 
@@ -185,14 +187,14 @@ def infer(form: Form, leaves: list[torch.Tensor]) -> np.ndarray:
 
 
 def train(form: Form, leaves: list[torch.Tensor], gradient: torch.Tensor) -> np.ndarray:
-    """A step, without that of the optimizer. The gradients are compared beforehand."""
+    """A training step without the optimizer. The gradients are compared before the contest."""
     out = form.read(*leaves)
     torch.autograd.grad(out, leaves, gradient)
     return out.detach().numpy()
 
 
 def side(form: Form, case: Case, mode: str):
-    """The work as a function of nothing."""
+    """The work of one side, as a function without arguments."""
     leaves = [leaf.clone().requires_grad_(mode == "training") for leaf in form.leaves(case)]
     if mode == "inference":
         return partial(infer, form, leaves)
@@ -207,7 +209,7 @@ def gradients(form: Form, case: Case) -> list[torch.Tensor]:
 
 
 def agree_on_gradients(ours: Form, theirs: Form, case: Case) -> None:
-    """Relative to the largest. Off the support, the masks' are not compared."""
+    """Compares gradients relative to the largest one, and those of masks on the support only."""
     for mine, other in zip(gradients(ours, case), gradients(theirs, case), strict=True):
         largest = other.abs().max()
         torch.testing.assert_close(mine / largest, other / largest, rtol=0, atol=TOLERANCE)
@@ -218,7 +220,7 @@ case = cache(Case)
 
 @cache
 def best_torch(shape: str, mode: str, threads: int) -> str:
-    """The fastest torch form. The threads are set beforehand."""
+    """The name of the fastest implementation in torch. The caller sets the number of threads."""
 
     def seconds(name):
         run = side(PEERS[name](), case(shape, "1"), mode)
@@ -255,7 +257,7 @@ def whole_gradient(shape: str, density: str):
 
 
 def refresh(shape: str, density: str):
-    """The choice of a support, which is the same again."""
+    """The choice of a new support, which is equal to the old one here."""
     here = case(shape, density)
     mask = here.mask.clone()
     optimizer = ProximalAdam([{"params": [mask], "l1": 1.0}])
@@ -265,9 +267,9 @@ def refresh(shape: str, density: str):
 
 
 def missing(peer: str) -> str:
-    """Why it cannot be run here, or ""."""
+    """The reason why a peer cannot run here, or ""."""
     if compiled is None:
-        return "the compiled kernels are not there"
+        return "the compiled kernels are not installed"
     if peer not in TORCH and peer in PEERS:
         try:
             PEERS[peer]()
@@ -277,7 +279,7 @@ def missing(peer: str) -> str:
 
 
 def group(shape: str, density: str, mode: str) -> str:
-    """A case in words."""
+    """A description of the case."""
     samples, channels, positions, neurons = SHAPES[shape]
     return (
         f"readout, {mode}, {shape}: {samples} samples, {channels} channels, {positions} "
@@ -286,7 +288,7 @@ def group(shape: str, density: str, mode: str) -> str:
 
 
 def contests() -> Iterator[Contest]:
-    """In one thread, and some beside the best torch form in two."""
+    """All contests in one thread, and some against torch in two threads."""
     for shape in SHAPES:
         for mode in ("inference", "training"):
             for density in DENSITIES:
@@ -313,15 +315,15 @@ def contest(shape: str, density: str, mode: str, peer: str, threads: int = 1) ->
 
 
 WORKSPACE = 25
-"""Megabytes that the dense readout may take beyond its arguments."""
+"""Megabytes that the dense readout may use in addition to its arguments."""
 
 LESS = 4
-"""How many times less than a product a dense step of training is to take. What a product holds of
-S1 and S2 is hardly more than the gradients."""
+"""Target of the ratio of a product's memory to ours in a dense training step. For S1 and S2 the
+memory of a product is little more than that of the gradients."""
 
 
 def memory_contests() -> Iterator[MemoryContest]:
-    """Of dense masks, and of 1 %."""
+    """The contests of memory, for dense masks and masks with 1 % nonzero entries."""
     for shape in SHAPES:
         prefix = f"readout-{shape}"
         yield MemoryContest(f"{prefix}-100%-inference-memory", 1, partial(workspace, shape))
@@ -335,14 +337,14 @@ def memory_contests() -> Iterator[MemoryContest]:
 
 
 def workspace(shape: str) -> tuple[float, float]:
-    """Of the dense readout with its output, beside what it may take."""
+    """Megabytes of the dense readout with its output, and the megabytes that it may use."""
     torch.set_num_threads(1)
     here = case(shape, "100")
     return peak_megabytes(side(Ours(here, algorithm="dense"), here, "inference")), WORKSPACE
 
 
 def step_memory(shape: str, density: str) -> tuple[float, float]:
-    """Of a training step with its gradients, beside the same as a product."""
+    """Megabytes of a training step with its gradients, and those of a product."""
     torch.set_num_threads(1)
     here = case(shape, density)
     ours = Ours(here, algorithm="dense" if density == "100" else "sparse")

@@ -1,6 +1,7 @@
-"""Simulated subunit cells, and how one would write them with torch, NumPy and SciPy.
+"""Simulated subunit cells, and the same simulation in torch, NumPy and SciPy.
 
-RETINAKIT_BENCHMARK_FRAMES shortens the large movie (2.4 GB), of which the peer gets a part.
+The environment variable RETINAKIT_BENCHMARK_FRAMES shortens the large movie (2.4 GB). The peer
+simulates a part of this movie.
 """
 
 import os
@@ -26,13 +27,13 @@ LARGE = f"simulation, large: {LARGE_FRAMES // 1000}k frames of 90x90, 320 subuni
 
 
 def output(drive, cells):
-    """From the filtered subunits (frame, subunit) to the rate (frame, cell)."""
+    """The rate (frame, cell) from the filtered subunits (frame, subunit)."""
     summed = np.maximum(drive, 0).reshape(len(drive), cells, -1).sum(-1)
     return np.float32(GAIN) * np.maximum(summed - np.float32(THRESHOLD), 0)
 
 
 class Case:
-    """A population and its peers; `stimulus` is (frame, y, x) of +1 and -1 in int8."""
+    """A population and the peers' code; `stimulus` is (frame, y, x), int8 of +1 and -1."""
 
     def __init__(self, stimulus, spatial, cells):
         random = np.random.default_rng(1)
@@ -47,7 +48,7 @@ class Case:
         )
 
     def product_and_lfilter(self, stimulus):
-        """One product with the dense weights, in pieces, and scipy.signal.lfilter."""
+        """A matrix product with dense weights, in blocks of frames, and scipy.signal.lfilter."""
         weights = self.spatial.reshape(len(self.spatial), -1).T.copy()
         frames = len(stimulus.packed if isinstance(stimulus, Bits) else stimulus)
         drive = np.empty((frames, weights.shape[1]), np.float32)
@@ -61,7 +62,7 @@ class Case:
         return output(lfilter(self.temporal, np.ones(1, np.float32), drive, axis=0), self.count)
 
     def conv3d(self, stimulus):
-        """torch's convolution in space and time with the subunits' kernels."""
+        """torch's conv3d with the kernels of the subunits in space and time."""
         history = np.zeros((LAGS - 1, *stimulus.shape[1:]), np.float32)
         movie = torch.from_numpy(np.concatenate([history, stimulus]))[None, None]
         kernel = np.einsum("l,syx->slyx", self.temporal[::-1], self.spatial)
@@ -70,7 +71,7 @@ class Case:
         return output(drive[0, :, :, 0, 0].numpy().T, self.count)
 
     def sliding_window(self, stimulus):
-        """Subunit sums, and np.einsum over a window in time."""
+        """Sums of the subunits, and np.einsum over sliding windows in time."""
         weights = self.spatial.reshape(len(self.spatial), -1).T
         sums = stimulus.reshape(len(stimulus), -1).astype(np.float32) @ weights
         padded = np.concatenate([np.zeros((LAGS - 1, sums.shape[1]), np.float32), sums])
@@ -117,8 +118,8 @@ def rate(cells, stimulus, **options):
 
 
 def contests() -> Iterator[Contest]:
-    """Every one in one thread."""
-    missing = "" if compiled is not None else "the compiled kernels are not there"
+    """All contests, which run in one thread."""
+    missing = "" if compiled is not None else "the compiled kernels are not installed"
 
     def with_lfilter(form):
         stimulus = forms(small().stimulus)[form]

@@ -1,8 +1,8 @@
-"""The cases of spike-triggered statistics, and how peers do them.
+"""The cases of spike-triggered statistics, and the peers' methods.
 
-Every method takes a split of a recording and returns (cell, lag, pixel) averages over the frames
-with a full history, lag 0 first. Peers that are not installed are left out. RFEst runs the small
-case alone: it holds all windows at once as doubles, which are 16 GB for case a.
+Every method takes a split of a recording and returns averages (cell, lag, pixel) over the frames
+with a full history, lag 0 first. Peers that are not installed are skipped. RFEst runs only the
+small case, because it stores all windows in double precision, which takes 16 GB for case a.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,11 +22,11 @@ INTERVAL = 0.01
 
 
 def case(frames: int, side: int, cells: int, rate: float, kind: str = "bits") -> xr.Dataset:
-    """A split of noise.
+    """A split of random noise.
 
-    Its `kind` is bits (±1 int8 under counts), single (the same with at most one spike a bin, since
-    pyret weights counts by their square in the covariance), float, float single, or real (float
-    and rates).
+    The `kind` is "bits" (int8 of ±1, and counts), "single" (the same with at most one spike per
+    bin, because pyret weights counts by their square in the covariance), "float", "float single",
+    or "real" (float, and rates).
     """
     random = np.random.default_rng(0)
     shape = (frames, side, side)
@@ -34,7 +34,7 @@ def case(frames: int, side: int, cells: int, rate: float, kind: str = "bits") ->
         response = random.random((frames, cells), np.float32)
     else:
         response = random.poisson(rate, (frames, cells))
-    # Peers differ in what they do with spikes that lack a history, or are in the last frames.
+    # Peers treat spikes without a full history, and those in the last frames, differently.
     response[: LAGS + 1] = response[-2:] = 0
     if kind.endswith("single"):
         response = np.minimum(response, 1)
@@ -51,7 +51,7 @@ def ours(split, threads=1, algorithm="auto"):
 
 
 def ours_in_numba(split, threads=1):
-    """Ours without the compiled kernels."""
+    """Our method without the compiled kernels."""
     from retinakit.spikes.algorithms import bit_sums, bit_sums_numba
 
     kept, bit_sums.bit_sums = bit_sums.bit_sums, bit_sums_numba.bit_sums
@@ -70,7 +70,7 @@ def product_per_lag(split):
 
 
 def spike_times(counts):
-    """In the middle of their bins, as pyret takes them with the edges of the bins."""
+    """The edges of the bins, and spike times in the middle of their bins, as pyret needs them."""
     time = np.arange(len(counts) + 1) * INTERVAL
     return time, (np.repeat(np.arange(len(counts)), counts) + 0.5) * INTERVAL
 
@@ -78,7 +78,7 @@ def spike_times(counts):
 def pyret(split):
     tools = import_module("pyret.filtertools")
     stimulus = split["stimulus"].values.reshape(split.sizes["frame"], -1)
-    # One frame after the spike is asked for, which is the spike's own.
+    # pyret's first frame after the spike is the frame of the spike's own bin.
     return np.array(
         [
             tools.sta(time, stimulus, spikes, LAGS - 1, 1)[0][::-1]
@@ -99,7 +99,7 @@ def rfest(split):
     windows = import_module("rfest.utils").build_design_matrix
     stimulus = split["stimulus"].values.reshape(split.sizes["frame"], -1)
     design = windows(stimulus, LAGS)
-    # It divides by the number of spikes where all responses are whole numbers, as they are here.
+    # RFEst divides by the number of spikes if all responses are integers, as they are here.
     averages = [
         base.Base(design, counts, (LAGS, *split["stimulus"].shape[1:])).w_sta
         for counts in split["response"].values.T
@@ -107,7 +107,7 @@ def rfest(split):
     return np.array(averages).reshape(len(averages), LAGS, -1)[:, ::-1]
 
 
-def covariance(split, threads=1):  # which are those of NumPy's BLAS
+def covariance(split, threads=1):  # `threads` is not used: the threads are those of NumPy's BLAS
     return stc(split, LAGS)["stc"].values
 
 
@@ -116,7 +116,7 @@ def covariance_pyret(split):
     stimulus = split["stimulus"].values.reshape(split.sizes["frame"], -1)
     time, spikes = spike_times(split["response"].values[:, 0])
     second = tools.stc(time, stimulus, spikes, LAGS - 1, 1)
-    # It subtracts an average of other frames; and its lags run the other way.
+    # pyret subtracts an average over other frames, and its lags are in the opposite order.
     wrong = tools.sta(time, stimulus, spikes, LAGS)[0].ravel()
     right = tools.sta(time, stimulus, spikes, LAGS - 1, 1)[0].ravel()
     second += np.outer(wrong, wrong) - np.outer(right, right)
@@ -136,7 +136,7 @@ def covariance_product(split):
 
 
 def missing(method: Callable[..., np.ndarray]) -> str:
-    """Why a peer's method cannot be run, or ""."""
+    """The reason why a peer's method cannot run, or ""."""
     library = method.__name__.split("_")[-1]
     module = {"pyret": "pyret.filtertools", "stnmf": "stnmf.preprocessing", "rfest": "rfest"}
     try:
@@ -158,7 +158,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 CONTESTS: list[tuple[str, str, Callable, Callable, float | None]] = [
-    # id, case, our method, the peer's, how many times faster ours is to be
+    # id, case, our method, the peer's method, target of the ratio of their times
     ("sta-small-rfest", "small", ours, rfest, None),
     ("sta-a-pyret", "a", ours, pyret, 25),
     ("sta-b-pyret", "b", ours, pyret, 100),
@@ -177,7 +177,7 @@ CONTESTS: list[tuple[str, str, Callable, Callable, float | None]] = [
 
 TOLERANCE = 2e-5
 PEER_CELLS = {"c": 1}
-"""Fewer cells for a peer whose time is proportional to them."""
+"""Number of cells given to peers whose time is proportional to it."""
 
 
 @lru_cache(maxsize=1)
@@ -186,7 +186,7 @@ def data(name: str) -> xr.Dataset:
 
 
 def group(name: str) -> str:
-    """A case in words."""
+    """A description of the case."""
     of = {"kind": "bits"} | CASES[name]
     return (
         f"{'stc' if name.startswith('stc') else 'sta'}, case {name}: {of['kind']}, "
@@ -199,7 +199,7 @@ def for_peer(name: str) -> xr.Dataset:
 
 
 def contests() -> Iterator[Contest]:
-    """Each with ours in one thread."""
+    """All contests, with our method in one thread."""
     for name, on, mine, peer, target in CONTESTS:
 
         def sides(on=on, mine=mine, peer=peer):

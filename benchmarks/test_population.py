@@ -1,4 +1,4 @@
-"""Klindt et al.'s linear network: a step of it, and a population of 5,000 neurons."""
+"""The linear network of Klindt et al.: a training step, and a population of 5,000 neurons."""
 
 import pytest
 from population_cases import contests, memory_contests

@@ -1,7 +1,7 @@
-"""The factorized readout on sparse masks, beside products and sums in torch.
+"""The factorized readout on sparse masks, compared with torch and with other projects.
 
-The peers of other projects are found where they are installed. One thread, or two where the name of
-a contest says so.
+Other projects are included if they are installed. Contests use one thread, unless their name gives
+another number.
 """
 
 import pytest
@@ -52,7 +52,7 @@ def test_memory(announced, contest):
 
 @pytest.mark.skipif(bool(NO_MEMORY or missing("torch")), reason=NO_MEMORY or missing("torch"))
 def test_a_step_of_many_neurons_takes_less_memory():
-    """The others' features under masks are small."""
+    """The other features under the masks take little memory."""
     sparse, _ = step_memory("S3", "1")
     dense, product = step_memory("S3", "100")
     assert sparse < dense < product / 2

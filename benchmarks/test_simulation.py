@@ -1,7 +1,4 @@
-"""Simulated subunit cells, beside what one would write with torch, NumPy and SciPy.
-
-Everything on one thread.
-"""
+"""Simulated subunit cells, compared with code in torch, NumPy and SciPy, in one thread."""
 
 import numpy as np
 import pytest

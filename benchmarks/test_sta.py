@@ -1,6 +1,6 @@
-"""Spike-triggered statistics: ours in one thread and two, and other libraries on the same data.
+"""Spike-triggered statistics, in one and in two threads, compared with other libraries.
 
-The peers are those of `pip install retinakit[peers]`. Case c takes some 4 GB.
+`make bench` installs the other libraries. Case c takes about 4 GB.
 """
 
 import pytest

@@ -1,4 +1,4 @@
-"""The training loop beside a loop of plain torch."""
+"""The training loop, compared with a loop in plain torch and with openretina's trainer."""
 
 import pytest
 from training_cases import contests

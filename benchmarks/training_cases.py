@@ -1,11 +1,11 @@
-"""What the training loop costs: the same steps of the same network by a peer's loop.
+"""The time of the training loop, compared with the same steps in other training loops.
 
-Version I (single frames) and Version II (20 lags) of Yan et al. (2020) on the simulated cell, one
-thread. Both sides begin with the same weights and see the same batches, so their weights must be
-the same in the end. The peers are a loop of plain torch, and the trainer of openretina 1.1.1, which
-is given our network, our penalty and the order of our batches, and is spared validation, loggers
-and checkpoints. Ours makes ready and validates once: there are enough steps for that to count
-little.
+The networks are Version I (single frames) and Version II (20 lags) of Yan et al. (2020) for the
+simulated cell, in one thread. Both sides start with the same weights and use the same batches, so
+their final weights must be equal. The peers are a loop in plain torch, and the trainer of
+openretina 1.1.1 with our network, penalty and order of batches, and without validation, loggers and
+checkpoints. Our time includes the preparation of the data and one validation, which are short
+compared with the training steps.
 """
 
 from functools import cache, partial
@@ -49,7 +49,7 @@ def ours(version):
 
 
 def beginning(version):
-    """The options, the network as our fit begins it, its data, and the batches' first frames."""
+    """The model, its initial network, its data, and the first frame of each batch."""
     like, data = model(version), recording(version)
     split = data["train"].to_dataset()
     torch.manual_seed(0)
@@ -101,7 +101,7 @@ def openretina(version):
 
 
 def missing(peer):
-    """Why a peer cannot be run, or ""."""
+    """The reason why a peer cannot run, or ""."""
     try:
         import_module("openretina_trainer" if peer is openretina else "torch")
         return ""

@@ -15,13 +15,13 @@ from retinakit.contracts.errors import UserError
 
 app = App(
     name="retina-run",
-    help="Runs a pipeline: from a stimulus and spikes to models, scores, figures and a report.",
+    help="Runs a pipeline of datasets, models and analyses, and writes figures and a report.",
     help_format="plaintext",
-    suppress_keyboard_interrupt=False,  # main says how a run ended
+    suppress_keyboard_interrupt=False,  # main reports the interruption and sets the exit code
 )
 
 NoPlugins = Annotated[
-    bool, Parameter(name="--no-plugins", negative="", help="Use only what retinakit brings.")
+    bool, Parameter(name="--no-plugins", negative="", help="Use the built-in plugins only.")
 ]
 Pipeline = Annotated[Path, Parameter(help="The pipeline file (YAML).")]
 Profile = Annotated[str | None, Parameter(help="A profile of the pipeline file, such as quick.")]
@@ -34,20 +34,23 @@ def run(
     /,
     *,
     profile: Profile = None,
-    out: Annotated[Path, Parameter(help="Folder of the runs.")] = Path("runs"),
+    out: Annotated[Path, Parameter(help="Folder in which run folders are written.")] = Path("runs"),
     store: Annotated[
         Path | None,
         Parameter(help="Folder of stored results; by default $RETINAKIT_STORE, or OUT/store."),
     ] = None,
-    workers: Annotated[int, Parameter(help="Processes to run independent steps in.")] = 1,
+    workers: Annotated[
+        int, Parameter(help="Number of processes that run independent steps in parallel.")
+    ] = 1,
     scheduler: Annotated[
-        str | None, Parameter(help="Address of a dask cluster that sees the same store.")
+        str | None,
+        Parameter(help="Address of a dask scheduler whose workers can access the store."),
     ] = None,
     threads: Annotated[
         int | None,
         Parameter(
-            help="Threads of the arithmetic in each step; by default OMP_NUM_THREADS, or a quarter "
-            "of the processors. Results depend on it in their last bits."
+            help="Number of threads of each step; by default OMP_NUM_THREADS, or a quarter of the "
+            "processors. Results for different numbers differ by rounding errors."
         ),
     ] = None,
     set_: Annotated[
@@ -55,23 +58,28 @@ def run(
         Parameter(
             name="--set",
             negative="",
-            help="Another value in the pipeline, such as models.cnn.with.filters=8.",
+            help="Sets a value of the pipeline, such as models.cnn.with.filters=8.",
         ),
     ] = None,
     dry_run: Annotated[
-        bool, Flag, Parameter(help="Only show the steps and what is stored.")
+        bool,
+        Flag,
+        Parameter(help="List the steps and whether their results are stored, and run nothing."),
     ] = False,
     force: Annotated[
         list[str] | None,
-        Parameter(negative="", help="A step to compute again, with all that follows from it."),
+        Parameter(
+            negative="",
+            help="Name of a step to compute again, with all steps that depend on it.",
+        ),
     ] = None,
     no_plugins: NoPlugins = False,
 ) -> int:
     """Runs a pipeline and writes its report."""
     if workers < 1:
-        raise UserError(f"--workers is a number of processes, at least 1 (got {workers})")
+        raise UserError(f"--workers must be 1 or more (got {workers})")
     if threads is not None and threads < 1:
-        raise UserError(f"--threads is a number of threads, at least 1 (got {threads})")
+        raise UserError(f"--threads must be 1 or more (got {threads})")
     graph, registry, searches = _build(pipeline, profile, no_plugins, set_ or [])
     from retinakit.pipeline.store import Store
 
@@ -104,7 +112,8 @@ def run(
         raise UserError(ended.mistake)
     if ended.lost:
         print(
-            f"{ended.lost} of {len(graph.tasks)} tasks have no result; the report says why",
+            f"{ended.lost} of {len(graph.tasks)} tasks have no result; the report gives the "
+            "reasons",
             file=sys.stderr,
         )
     for problem in ended.problems:
@@ -114,7 +123,10 @@ def run(
 
 @app.command
 def check(pipeline: Pipeline, /, *, profile: Profile = None, no_plugins: NoPlugins = False) -> int:
-    """Only checks a pipeline: plugins, options, references, files. Every profile, or one."""
+    """Checks the plugins, options, references and files of a pipeline, and runs nothing.
+
+    Without --profile, the pipeline and all its profiles are checked.
+    """
     from retinakit.pipeline.document import read_pipeline
 
     for name in [profile] if profile else [None, *read_pipeline(pipeline)[1].profiles]:
@@ -130,11 +142,13 @@ def check(pipeline: Pipeline, /, *, profile: Profile = None, no_plugins: NoPlugi
 @app.command
 def plugins(
     *,
-    as_json: Annotated[bool, Parameter(name="--json", negative="", help="As JSON.")] = False,
-    check: Annotated[bool, Flag, Parameter(help="Import every plugin too.")] = False,
+    as_json: Annotated[bool, Parameter(name="--json", negative="", help="Print JSON.")] = False,
+    check: Annotated[
+        bool, Flag, Parameter(help="Also import every plugin, to find those that fail.")
+    ] = False,
     no_plugins: NoPlugins = False,
 ) -> int:
-    """Lists the plugins that are installed, with where they come from and how they are."""
+    """Lists the installed plugins with their distribution, version and status."""
     from retinakit.registry.find import Registry, load_entry
 
     rows = []
@@ -175,7 +189,7 @@ def plugins(
 
 @app.command
 def schema(*, no_plugins: NoPlugins = False) -> int:
-    """Prints the JSON Schema of a pipeline with the installed plugins, for editors."""
+    """Prints the JSON Schema of pipelines with the installed plugins, for use in editors."""
     from retinakit.pipeline.schema import pipeline_schema
     from retinakit.registry.find import Registry
 
@@ -190,13 +204,15 @@ def report(
     *,
     no_plugins: NoPlugins = False,
 ) -> int:
-    """Draws the report of a run again from what is on disk."""
+    """Draws the report of a run again from the files in its folder."""
     from retinakit.pipeline.store import writing_to
     from retinakit.registry.find import Registry
     from retinakit.report.page import write_report
 
     if not (run / "provenance.json").is_file():
-        raise UserError(f"{run}: not the folder of a run (there is no provenance.json in it)")
+        raise UserError(
+            f"{run}: this is not the folder of a run, because it has no provenance.json"
+        )
     with writing_to(run):
         written = write_report(run, Registry(builtin_only=no_plugins))
     print(f"report: {written.path}")
@@ -209,28 +225,28 @@ def report(
 def store(
     folder: Annotated[
         Path | None,
-        Parameter(help="The store; by default $RETINAKIT_STORE, or runs/store."),
+        Parameter(help="Folder of the store; by default $RETINAKIT_STORE, or runs/store."),
     ] = None,
     /,
     *,
     clear_unused: Annotated[
         float | None,
-        Parameter(help="Remove what no run of the last so many days used."),
+        Parameter(help="Delete the results that no run has used in this number of days."),
     ] = None,
 ) -> int:
-    """Lists what is stored by pipeline and step, with its size and age; or clears what is old."""
+    """Lists stored results by pipeline and step with size and age, or deletes unused ones."""
     from retinakit.pipeline.store import Store
     from retinakit.pipeline.stored import listing
 
     where = folder or Path(os.environ.get("RETINAKIT_STORE") or "runs/store")
     if not where.is_dir():
-        raise UserError(f"{where}: there is no store; name its folder")
+        raise UserError(f"{where}: there is no store in this place; give the folder of the store")
     opened = Store(where, create=False)
     if clear_unused is not None:
         if not clear_unused >= 0:
-            raise UserError(f"--clear-unused is a number of days, 0 or more (got {clear_unused})")
+            raise UserError(f"--clear-unused must be 0 or more days (got {clear_unused})")
         number, freed = opened.clear(clear_unused)
-        print(f"{number} results removed, {freed / 1e6:.1f} MB freed")
+        print(f"{number} results deleted, {freed / 1e6:.1f} MB freed")
         return 0
     from rich.console import Console
 
@@ -241,7 +257,7 @@ def store(
 
 @app.command
 def doctor() -> int:
-    """Says what this installation can do: versions, kernels, devices, plugins, data."""
+    """Shows the versions, kernels, devices, plugins and data of this installation."""
     from retinakit.doctor import examine
 
     for name, finding in examine():
@@ -252,7 +268,7 @@ def doctor() -> int:
 def _build(
     path: Path, profile: str | None, no_plugins: bool, changes: list[str] | None = None
 ) -> tuple[Any, Any, Any]:
-    """The graph, the registry, and the searches that the graph has the first points of, if any."""
+    """The graph, the registry, and the searches whose first trials are in the graph, or None."""
     from retinakit.pipeline.document import read_pipeline
     from retinakit.pipeline.graph import build
     from retinakit.registry.find import Registry
@@ -284,7 +300,7 @@ def _show_graph(graph: Any, searches: Any, where: Path) -> int:
 
 
 def _forget(graph: Any, opened: Any, names: list[str]) -> None:
-    """Removes the results of steps, and of all that follows from them."""
+    """Removes the stored results of steps, and of all steps that depend on them."""
     from retinakit.contracts.errors import nearest
 
     steps = [step.name for step in graph.steps]
@@ -296,20 +312,23 @@ def _forget(graph: Any, opened: Any, names: list[str]) -> None:
 
 
 class Stopped(KeyboardInterrupt):
-    """The process was asked to end by a signal."""
+    """SIGINT or SIGTERM was received. The argument is the exit code."""
 
 
 def _stop(number: int, frame: Any) -> None:
     """Ends a run; a second Ctrl-C ends it without waiting for its workers."""
     then = signal.default_int_handler if number == signal.SIGINT else signal.SIG_IGN
     signal.signal(number, then)
-    sys.unraisablehook = lambda unraisable: None  # what is left of a run need not end in order
+    sys.unraisablehook = lambda unraisable: None  # destructors may fail in an interrupted run
     raise Stopped(128 + number)
 
 
 def main() -> None:
-    """Entry point: exit code 0 if all went well, 1 if a step failed, 2 for a mistake."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may hold what is no text
+    """Entry point. Exits 0 on success, 1 if a step failed, and 2 for a mistake of the user.
+
+    A run that is interrupted by a signal exits with 128 + the number of the signal.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # file names may not be valid text
         sys.stdout.reconfigure(errors="backslashreplace")
     before = {}
     if threading.current_thread() is threading.main_thread():
@@ -323,9 +342,9 @@ def main() -> None:
         print(f"retina-run: {' '.join(str(error).split())}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt as error:
-        print("retina-run: interrupted; run it again to go on from here", file=sys.stderr)
+        print("retina-run: interrupted; run it again to continue from here", file=sys.stderr)
         code = error.args[0] if isinstance(error, Stopped) else 130
-    except BrokenPipeError:  # who reads the output, such as `head`, has gone
+    except BrokenPipeError:  # the reader of the output, such as `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     finally:

@@ -1,4 +1,4 @@
-"""What this installation can do."""
+"""Versions, kernels, devices, plugins and data of this installation."""
 
 import os
 import platform
@@ -11,7 +11,7 @@ from retinakit.registry.find import Registry
 
 
 def examine() -> Iterator[tuple[str, str]]:
-    """Findings as (what, how it is)."""
+    """Yields pairs of a name and a finding, such as ("gpu", "none that torch can use")."""
     yield "python", platform.python_version()
     for name in (*LIBRARIES, "distributed", "optuna", "retinawhitenoise"):
         try:
@@ -28,8 +28,9 @@ def examine() -> Iterator[tuple[str, str]]:
     for entry in broken:
         yield "", f"{entry.full_name}: {entry.status} ({entry.reason})"
     data = os.environ.get("RETINAKIT_DATA")
-    found = "found" if data and Path(data).is_dir() else "there is no such folder"
-    yield "RETINAKIT_DATA", f"{data} ({found})" if data else "not set (only liu2017 needs it)"
+    found = "found" if data and Path(data).is_dir() else "this folder does not exist"
+    unset = "not set (only liu2017 and antolik2016 use it)"
+    yield "RETINAKIT_DATA", f"{data} ({found})" if data else unset
 
 
 def _kernels() -> str:
@@ -37,11 +38,11 @@ def _kernels() -> str:
 
     if compiled is None:
         return (
-            "not built: the slower Numba versions are used; install a C++ compiler and reinstall "
-            "retinakit to have them"
+            "not compiled, so slower Numba kernels are used; to compile them, install a C++ "
+            "compiler and reinstall retinakit"
         )
     if not compiled.cuda:
-        return "C++; without CUDA (no nvcc was found when they were built)"
+        return "C++, without CUDA (nvcc was not found when they were compiled)"
     toolkit = compiled.cuda_toolkit_version()
     return (
         f"C++ and CUDA {toolkit // 1000}.{toolkit % 1000 // 10}; "
@@ -54,7 +55,8 @@ def _readout() -> str:
     from retinakit.layers.readout_kernels import PER_ENTRY
 
     by = "torch" if compiled is None else "kernels"
-    return f"sparse if less than {1 / PER_ENTRY[by]:.0%} of large masks is nonzero, by {by}"
+    library = "torch" if compiled is None else "the C++ kernels"
+    return f"sparse, by {library}, if less than {1 / PER_ENTRY[by]:.0%} of a large mask is nonzero"
 
 
 def _gpu() -> str:

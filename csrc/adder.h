@@ -1,11 +1,11 @@
-// Counting bits by carry-save adders (Harley & Seal): each vector holds one bit of many numbers.
+// Bit counting by carry-save adders (Harley & Seal): each vector holds one bit of many numbers.
 #pragma once
 
 #include "simd.h"
 
 namespace retinakit {
 
-// low + a + b = low + 2 high, bit by bit.
+// Computes low + a + b = low + 2 high for each bit.
 template <class V>
 RETINAKIT_INLINE void add(V& high, V& low, const V a, const V b) {
   const V either = low ^ a;
@@ -13,8 +13,8 @@ RETINAKIT_INLINE void add(V& high, V& low, const V a, const V b) {
   low = either ^ b;
 }
 
-// Adds 2^Levels vectors, which get(i, vector) yields from i = first on, to numbers of which
-// planes[k] holds bit k < Levels; `carry` is bit Levels.
+// Adds 2^Levels vectors to bit-sliced numbers. get(i, vector) reads vector i, from `first` on;
+// planes[k] holds bit k < Levels of the numbers, and `carry` returns bit Levels.
 template <int Levels, class V, class Get>
 RETINAKIT_INLINE void add_all(V& carry, V* planes, int first, const Get& get) {
   if constexpr (Levels == 0) {

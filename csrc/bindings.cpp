@@ -1,5 +1,5 @@
-// The Python module retinakit._kernels. Functions take NumPy arrays, or the addresses of tensors;
-// none knows torch.
+// The Python module retinakit._kernels. Functions take NumPy arrays or the addresses of tensors and
+// do not depend on torch.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -32,7 +32,7 @@ void check(bool fine, const char* message) {
   if (!fine) throw std::invalid_argument(message);
 }
 
-// Each cell's frames increase, and every one has its history among `available` frames.
+// Checks that the frames of each cell increase and have their history in the `available` frames.
 void check_frames(const Array<int64_t>& starts, const Array<int64_t>& frames, int64_t cells,
                   int64_t available, int64_t first_lag, int64_t lags) {
   check(starts.ndim() == 1 && starts.size() == cells + 1 && frames.ndim() == 1 &&
@@ -52,7 +52,7 @@ void check_frames(const Array<int64_t>& starts, const Array<int64_t>& frames, in
   }
 }
 
-// A count for each frame, none negative, and not so many in a cell that 31 bits cannot hold them.
+// Checks that there is a nonnegative count for each frame, and that the sum of a cell fits 31 bits.
 void check_counts(const Array<int64_t>& starts, const Array<int64_t>& counts, int64_t frames,
                   int64_t cells) {
   check(counts.ndim() == 1 && counts.size() == frames, "frames and counts must be of one length");
@@ -150,7 +150,7 @@ void define_sparse(py::module_& m) {
         py::arg("threads"), "Adds the sum of weight * stimulus before the frames of each cell.");
 }
 
-// The rows of a sparse matrix whose indices are below `columns`.
+// The rows of a sparse matrix, after checking that its indices are below `columns`.
 retinakit::SparseRows sparse_rows(const Array<int64_t>& start, const Array<int32_t>& index,
                                   const Array<float>& weight, int64_t columns) {
   const int64_t rows = start.size() - 1, entries = index.size();
@@ -178,7 +178,7 @@ void simulate(const Array<T>& stimulus, int64_t first, int64_t start, int64_t st
     throw std::invalid_argument("an array has the wrong number of dimensions");
   }
   const int64_t pitch = stimulus.shape(1), lags = temporal.shape(1);
-  const int64_t per_group = sizeof(T) == 1 && T(-1) > 0 ? 1 : 8;  // values: a byte of bits, or 8
+  const int64_t per_group = sizeof(T) == 1 && T(-1) > 0 ? 1 : 8;  // values per byte of bits, or 8
   if (lags < 1 || first < 0 || start % 4 || start > stop || stop > rate.shape(0) ||
       first > std::max<int64_t>(0, start - lags + 1) || stop - first > stimulus.shape(0) ||
       !std::all_of(groups.data(), groups.data() + groups.size(),
@@ -224,8 +224,8 @@ void define_simulate(py::module_& m) {
         "Rates and spike counts of subunit cells, in the frames from start to stop.");
 }
 
-// The readout works on torch's memory: addresses of contiguous tensors, whose types and shapes
-// retinakit.layers.readout_kernels has checked.
+// The readout works on the memory of torch: on addresses of contiguous tensors, whose types and
+// shapes are checked in retinakit.layers.readout_kernels.
 template <class T>
 T* at(uintptr_t address) {
   return reinterpret_cast<T*>(address);

@@ -1,4 +1,4 @@
-// Positional popcount: numbers are kept bit-sliced, plane k holding bit k of the counts of all
+// Positional popcount: counts are bit-sliced, that is, plane k holds bit k of the counts of all
 // checks, and carry-save adders add 16 or 64 frames at a time.
 #include "bits.h"
 
@@ -16,10 +16,10 @@ namespace retinakit {
 
 namespace {
 
-constexpr int64_t kBlockFrames = 4096;  // of one tile: 256 KB, which the L2 cache holds
+constexpr int64_t kBlockFrames = 4096;  // of one tile: 256 KB, which fit the L2 cache
 constexpr int64_t kGroupTiles = 8;      // read together: long runs of memory are read faster
 constexpr int kMaxPlanes = 31;
-constexpr int kSparePlanes = 6;         // so many are counted in whatever the number of spikes
+constexpr int kSparePlanes = 6;         // planes that are used for any number of spikes
 constexpr int64_t kLineBytes = 8 * kTileWords;
 
 // Adds x * 2^level to bit-sliced numbers.
@@ -32,7 +32,7 @@ RETINAKIT_INLINE void ripple(V* planes, int level, int top, V x) {
   }
 }
 
-// Adds the bits of some lines, a multiple of 16 of them, to the bit-sliced `total`.
+// Adds the bits of a multiple of 16 lines to the bit-sliced `total`.
 template <class V>
 RETINAKIT_INLINE void count(const char* lines, const int64_t* offsets, int64_t number, V* total,
                             int planes) {
@@ -54,7 +54,7 @@ RETINAKIT_INLINE void count(const char* lines, const int64_t* offsets, int64_t n
   std::copy(low, low + 4, total);
 }
 
-// The bits of each byte as eight bytes that are 0 or 1, the lowest bit first.
+// The bits of each byte as eight bytes of 0 or 1, the lowest bit first.
 struct Spread {
   uint64_t of[256];
   constexpr Spread() : of() {
@@ -65,8 +65,8 @@ struct Spread {
 };
 constexpr Spread kSpread;
 
-// sums += scale * (the bit-sliced numbers) + offset, for the first `width` checks of a line. Eight
-// planes at a time give a byte of each number.
+// sums += scale * (the bit-sliced numbers) + offset, for the first `width` checks of a line. Each
+// eight planes give one byte of each number.
 template <class T>
 RETINAKIT_INLINE void unslice(const uint64_t* planes, int number, int64_t width, T scale, T offset,
                               T* sums) {
@@ -101,8 +101,8 @@ struct Task {
   int planes;
 };
 
-// Where the lines of some responses begin, in bytes: lists of a multiple of 16 lines, filled up
-// with `empty`. Responses of the list k count 2^k times.
+// The offsets, in bytes, of the lines of some responses. They are in lists whose lengths are
+// multiples of 16, padded with `empty`. The responses in list k count 2^k times.
 class Lists {
  public:
   void fill(const Responses& r, int64_t from, int64_t to, int64_t shift, int64_t empty) {
@@ -113,11 +113,11 @@ class Lists {
       largest = std::max(largest, counts[i]);
     }
     for (auto& list : lists_) list.clear();
-    if (total <= 2 * (to - from)) {  // it is less work to count a frame as often as it says
+    if (total <= 2 * (to - from)) {  // few spikes per frame: each frame is listed `count` times
       for (int64_t i = from; i < to; ++i) {
         for (int64_t k = 0; k < counts[i]; ++k) push(0, frames[i] + shift);
       }
-    } else {  // a count is the sum of its binary digits
+    } else {  // many spikes per frame: by the binary digits of the counts
       for (int power = 0; largest >> power; ++power) {
         for (int64_t i = from; i < to; ++i) {
           if (counts[i] >> power & 1) push(power, frames[i] + shift);
@@ -139,15 +139,15 @@ class Lists {
   std::vector<std::vector<int64_t>> lists_;
 };
 
-// Counts the bits of neighbouring tiles, each with totals (cell, lag, part of a line, plane).
-// False if there is a third value.
+// Counts the bits of neighbouring tiles, with totals (cell, lag, part of a line, plane) for each.
+// Returns false if the stimulus has a third value.
 template <class V, class T>
 RETINAKIT_INLINE bool group_totals(const Task<T>& t, int64_t first_tile, int64_t tiles,
                                    std::vector<uint64_t>* totals) {
   constexpr int kParts = kLineBytes / sizeof(V);
   const Responses& r = t.responses;
   const int planes = t.planes + kSparePlanes;
-  // Of each tile the lines of a block with its history, and empty ones for what fills up a list.
+  // For each tile, the lines of a block with its history, and empty lines for the padding of lists.
   const int64_t history = t.first_lag + t.lags - 1, used = history + kBlockFrames;
   const int64_t empty = used + t.lags - 1, rows = empty + 1;
   std::vector<uint64_t> memory((tiles * rows + 1) * kTileWords);
@@ -179,7 +179,7 @@ RETINAKIT_INLINE bool group_totals(const Task<T>& t, int64_t first_tile, int64_t
       if (from == to) continue;
       lists.fill(r, from, to, history - begin - t.first_lag, empty);
       spikes[c] = std::accumulate(r.counts + from, r.counts + to, spikes[c]);
-      const int top = bits_of(spikes[c]);  // no carry goes further yet
+      const int top = bits_of(spikes[c]);  // higher planes are still 0
       for (int power = 0; power < lists.number(); ++power) {
         const auto& list = lists[power];
         for (int64_t tile = 0; tile < (list.empty() ? 0 : tiles); ++tile) {
@@ -198,7 +198,7 @@ RETINAKIT_INLINE bool group_totals(const Task<T>& t, int64_t first_tile, int64_t
   return true;
 }
 
-// Adds sign * (low + (high - low) * bit), summed, from the totals of a tile.
+// Adds sign * sum of (low + (high - low) * bit), from the totals of a tile.
 template <class V, class T, class Sum>
 RETINAKIT_INLINE void add_totals(const Task<T>& t, int64_t tile,
                                  const std::vector<uint64_t>& totals, Sum sign, Sum* sums) {
@@ -268,7 +268,7 @@ bool bit_sums(const T* stimulus, int64_t frames, int64_t checks, T low, T high,
   }
 #endif
   const int64_t tiles = (checks + kTileChecks - 1) / kTileChecks;
-  std::vector<int64_t> added(tiles);  // how many tiles from this one on
+  std::vector<int64_t> added(tiles);  // number of tiles added, by first tile
   std::atomic<bool> fine{true};
   using Totals = std::vector<std::vector<uint64_t>>;
   const auto add_group = [&](int64_t tile, int64_t number, Sum sign, Totals& totals) {
@@ -288,7 +288,7 @@ bool bit_sums(const T* stimulus, int64_t frames, int64_t checks, T low, T high,
     }
   });
   if (fine) return true;
-  // A third value is rare: what was added before it was seen is counted again and taken away.
+  // A third value is rare. The sums added before it was found are computed again and subtracted.
   Totals totals(kGroupTiles);
   for (int64_t tile = 0; tile < tiles; ++tile) {
     if (added[tile]) add_group(tile, added[tile], -1, totals);

@@ -1,4 +1,4 @@
-// A sparse matrix whose entries are read from the L1 cache, if it has enough of them.
+// A sparse matrix whose entries are ordered for access from the L1 cache.
 #pragma once
 
 #include <algorithm>
@@ -10,9 +10,9 @@
 
 namespace retinakit {
 
-// Rows of a matrix in blocks.
+// The rows of a matrix in blocks.
 struct Blocks {
-  static constexpr int64_t kMost = 64;  // rows of a block
+  static constexpr int64_t kMost = 64;  // rows per block
 
   int64_t rows, size;
 
@@ -23,15 +23,15 @@ struct Blocks {
   int64_t end(int64_t block) const { return std::min(begin(block) + size, rows); }
 };
 
-// The entries of a matrix by blocks of rows. Those of a row come in chunks, and the chunks of a
-// block in the order of their first columns: what they read, in turn, lies close together, and so
-// does what they add to. A last chunk is filled up with its last entry, of weight 0.
+// The entries of a matrix by blocks of rows. The entries of a row are divided into chunks, and the
+// chunks of a block are ordered by their first columns, so that consecutive chunks access memory
+// that is close together. The last chunk of a row is padded with its last entry and weight 0.
 class Chunks {
  public:
-  static constexpr int kEntries = 8;  // of a chunk
+  static constexpr int kEntries = 8;  // per chunk
 
   struct Chunk {
-    int32_t row;  // of the block
+    int32_t row;  // within the block
     int32_t index[kEntries];
     float weight[kEntries];
   };
@@ -57,7 +57,7 @@ class Chunks {
   int64_t end(int64_t block) const { return start_[block + 1]; }
   const Chunk& operator[](int64_t chunk) const { return chunks_[chunk]; }
 
-  // From numbers (chunk, kEntries), those of the matrix's entries in their own order.
+  // Reorders numbers (chunk, kEntries) into the order of the matrix's entries.
   void by_entry(const float* numbers, float* result, int threads) const {
     parallel(blocks_.number(), threads, [=](int64_t from, int64_t to) {
       for (int64_t block = from; block < to; ++block) {
@@ -72,7 +72,7 @@ class Chunks {
   }
 
  private:
-  // Fills the chunks of a block. `next` has room for a number of each column, and one.
+  // Fills the chunks of a block. `next` has room for columns + 1 numbers.
   void sort(int64_t block, std::vector<int64_t>& next) {
     const auto each = [&](auto&& work) {
       for (int64_t row = blocks_.begin(block); row < blocks_.end(block); ++row) {
@@ -101,7 +101,7 @@ class Chunks {
   Blocks blocks_;
   std::vector<int64_t> start_;  // (block + 1,)
   std::vector<Chunk> chunks_;
-  std::vector<int64_t> first_;  // entry of each chunk
+  std::vector<int64_t> first_;  // first entry of each chunk
 };
 
 }  // namespace retinakit

@@ -1,5 +1,5 @@
-// A Gram matrix by popcount: a feature is a row of bits, one for each spike, and the product of two
-// features is the number of bits that both have.
+// A Gram matrix by popcount: a feature is a row of bits, one per spike, and the product of two
+// features is the number of bits that are set in both.
 #include "gram.h"
 
 #include <algorithm>
@@ -17,10 +17,10 @@ namespace retinakit {
 namespace {
 
 constexpr int64_t kBlockSpikes = 16384;  // 2 KB of a row
-constexpr int64_t kSide = 64;            // as many rows stay in the L2 cache,
-constexpr int64_t kNearRows = 8;         // and as many in the L1 cache
+constexpr int64_t kSide = 64;            // rows that fit the L2 cache
+constexpr int64_t kNearRows = 8;         // rows that fit the L1 cache
 
-// Rows of these begin on cache lines and have a whole number of vectors.
+// Rows begin on cache lines and have a whole number of vectors.
 struct alignas(64) Line {
   uint64_t word[kTileWords];
 };
@@ -30,7 +30,7 @@ struct Rows {
   int64_t number, words;
 };
 
-// Transposes 64 x 64 bits by swapping ever smaller squares across the diagonal.
+// Transposes 64 x 64 bits by swapping squares of decreasing size across the diagonal.
 void transpose(uint64_t* word) {
   uint64_t right = 0x00000000ffffffffu;
   for (int size = 32; size; size >>= 1, right ^= right << size) {
@@ -44,7 +44,7 @@ void transpose(uint64_t* word) {
   }
 }
 
-// Writes one word of every row: 64 spikes or fewer, of which bit i is frames[i]. The stimulus is
+// Writes one word of every row, for up to 64 spikes; bit i is that of frames[i]. The stimulus is
 // packed in lines (tile, frame).
 void fill_word(const Line* lines, int64_t frames_in_stimulus, int64_t checks,
                const int64_t* frames, int64_t spikes, int64_t first_lag, int64_t lags,
@@ -73,7 +73,7 @@ RETINAKIT_INLINE int64_t popcount(const V& bits) {
   return sum;
 }
 
-// How many bits are set in both rows.
+// The number of bits that are set in both rows.
 template <class V>
 RETINAKIT_INLINE int64_t common_bits(const uint64_t* a, const uint64_t* b, int64_t words) {
   const V *x = reinterpret_cast<const V*>(a), *y = reinterpret_cast<const V*>(b);
@@ -95,7 +95,7 @@ RETINAKIT_INLINE int64_t common_bits(const uint64_t* a, const uint64_t* b, int64
   return sum;
 }
 
-// Adds to the sums of rows top .. top + kSide with rows left .. left + kSide.
+// Adds the products of rows top .. top + kSide and rows left .. left + kSide to the sums.
 template <class V>
 RETINAKIT_INLINE void square_gram(const Rows& rows, int64_t top, int64_t left, double scale,
                                 double* sums) {
@@ -161,7 +161,7 @@ bool bit_gram(const T* stimulus, int64_t frames_in_stimulus, int64_t checks, T l
                   std::clamp<int64_t>(spikes - 64 * word, 0, 64), first_lag, lags, rows, word);
       }
     });
-    // The squares on and above the diagonal are (top, left), with left from 0 and top up to left.
+    // The squares on and above the diagonal are (top, left) with 0 <= top <= left.
     parallel(squares * (squares + 1) / 2, threads, [&](int64_t from, int64_t to) {
       int64_t left = 0, top = from;
       while (top > left) top -= ++left;

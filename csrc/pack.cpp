@@ -11,7 +11,7 @@ namespace retinakit {
 
 namespace {
 
-// 64 bytes that are 0 or 255 as one word; the multiplication gathers the top bits of 8 bytes.
+// Packs 64 bytes of 0 or 255 into one word; the multiplication gathers the top bits of 8 bytes.
 RETINAKIT_INLINE uint64_t word_of(const uint8_t* bytes) {
   uint64_t word = 0;
   for (int i = 0; i < 8; ++i) {
@@ -33,7 +33,7 @@ RETINAKIT_INLINE bool pack_word(const T* values, int64_t count, T low, T high, u
   return known;
 }
 
-// Where the word of the checks from `check` on lies.
+// The word that holds the checks from `check` on.
 RETINAKIT_INLINE uint64_t* word_at(uint64_t* lines, int64_t stride, int64_t frame, int64_t check) {
   return lines + check / kTileChecks * stride + frame * kTileWords + check % kTileChecks / 64;
 }
@@ -94,7 +94,7 @@ bool pack_bytes_avx2(const int8_t* values, int64_t frames, int64_t pitch, int64_
 template <class T>
 bool pack_tiles(const T* values, int64_t frames, int64_t pitch, int64_t checks, T low, T high,
                 uint64_t* lines, int64_t stride) {
-  // The words that no check reaches.
+  // The words beyond the last check.
   const int64_t words = (checks + 63) / 64, left = -words & (kTileWords - 1);
   for (int64_t frame = 0; left && frame < frames; ++frame) {
     std::fill_n(word_at(lines, stride, frame, 64 * words), left, 0);

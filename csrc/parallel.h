@@ -1,4 +1,4 @@
-// Work split over a few threads, each taking one range of the items.
+// Splits work over a few threads, each with one range of the items.
 #pragma once
 
 #include <algorithm>
@@ -17,15 +17,15 @@ namespace retinakit {
 inline const pid_t first_process = getpid();
 #endif
 
-// The OpenMP threads that torch works with, if they can be found. Threads of our own would share
-// the cores with those, which go on spinning for a while after each of torch's steps.
+// Uses the OpenMP threads of torch, if its runtime is found. The threads of torch keep spinning for
+// a while after each operation, and additional threads would compete with them for the cores.
 class SharedThreads {
  public:
   SharedThreads() {
 #ifdef __linux__
-    // In a forked process, OpenMP would wait for threads that only the parent has.
+    // In a forked process, OpenMP would wait for threads that exist only in the parent.
     if (getpid() != first_process) return;
-    find(start_, "GOMP_parallel");  // GNU's, which the runtimes of LLVM and Intel have too
+    find(start_, "GOMP_parallel");  // also exported by the runtimes of LLVM and Intel
     find(own_number_, "omp_get_thread_num");
     find(number_, "omp_get_num_threads");
 #endif
@@ -43,7 +43,7 @@ class SharedThreads {
     } call{*this, ranges, work};
     const auto member = [](void* data) {
       const Call& call = *static_cast<const Call*>(data);
-      // They may be fewer than was asked for.
+      // There may be fewer threads than requested.
       const int number = call.threads.number_();
       for (int64_t i = call.threads.own_number_(); i < call.ranges; i += number) call.work(i);
     };

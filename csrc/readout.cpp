@@ -10,46 +10,46 @@
 #include "simd.h"
 #include "take.h"
 
-// GCC has this since version 12, Clang for ever.
+// GCC has this since version 12, and Clang in all versions.
 #define SHUFFLE __builtin_shufflevector
 
 namespace retinakit {
 
 namespace {
 
-constexpr int64_t kLanes = 8;    // consecutive samples of the batch: a group
-constexpr int64_t kColumns = 8;  // of a tile. A column is a channel of a group
-constexpr int64_t kBlock = 64;   // positions that are transposed while they are in the L1 cache
-constexpr int64_t kMany = 25;    // a matrix is read in chunks if one in so many is not 0
-constexpr int64_t kAhead = 128;  // positions between one that is packed and one that is fetched
-constexpr int64_t kSlabBytes = 4 << 20;  // of tiles, if several threads work on the same ones
+constexpr int64_t kLanes = 8;    // consecutive samples of the batch, a group
+constexpr int64_t kColumns = 8;  // per tile; a column is one channel of one group
+constexpr int64_t kBlock = 64;   // positions that are transposed together in the L1 cache
+constexpr int64_t kMany = 25;    // a matrix is read in chunks if one in kMany entries is not 0
+constexpr int64_t kAhead = 128;  // positions that are prefetched ahead of packing
+constexpr int64_t kSlabBytes = 4 << 20;  // of tiles, if several threads share them
 
 using Lanes = Vector<float, kLanes * sizeof(float)>;
 
-constexpr int64_t kTileBytes = 400 << 10;  // of whole tiles at most, for the L2 cache
+constexpr int64_t kTileBytes = 400 << 10;  // largest size of a tile, for the L2 cache
 
-// What a tile has of one position, or of one slot: (column, lane).
+// The values of a tile at one position, or of one slot: (column, lane).
 template <int Columns>
 struct alignas(64) Some {
   float value[Columns * kLanes];
 };
 using Row = Some<kColumns>;
 
-// Not set to anything.
+// Memory that is not initialised.
 template <class T>
 std::unique_ptr<T[]> allocate(int64_t size) {
   return std::unique_ptr<T[]>(new T[size]);
 }
 
-// How each slot is read from the features, in the order in which the entries are gone through.
+// The masks and weights of the slots, in the order in which the entries are processed.
 struct Slots {
   int64_t number;
-  SparseRows masks;      // of slots by positions, or the other way round
+  SparseRows masks;      // (slot, position) or (position, slot)
   const float* weights;  // (slot, channel)
   const int64_t* neurons;
 };
 
-// The slots of the readers, whose values and weights are copied.
+// Copies the values and weights of the neurons in the order of the slots.
 class PackedSlots {
  public:
   PackedSlots(const Readers& readers, int64_t channels, int threads)
@@ -112,7 +112,7 @@ RETINAKIT_INLINE void transpose(Lanes (&row)[8]) {
   }
 }
 
-// The sum of each of eight vectors.
+// The sums of eight vectors.
 RETINAKIT_INLINE void sums(const Lanes (&of)[8], Lanes& result) {
   Lanes two[4], four[2];
 #pragma GCC unroll 4
@@ -129,14 +129,14 @@ RETINAKIT_INLINE void sums(const Lanes (&of)[8], Lanes& result) {
            SHUFFLE(four[0], four[1], 4, 5, 6, 7, 12, 13, 14, 15);
 }
 
-// Column number `column` of all.
+// The column of index `column` among all columns.
 struct Column {
   int64_t group, channel;
 
   Column(int64_t column, const FeatureShape& shape)
       : group(column / shape.channels), channel(column % shape.channels) {}
 
-  // Whether the next one is of the next group.
+  // Whether the next column belongs to the next group.
   RETINAKIT_INLINE bool next(const FeatureShape& shape) {
     if (++channel < shape.channels) return false;
     channel = 0;
@@ -145,8 +145,8 @@ struct Column {
   }
 };
 
-// The features of `width` columns from `first` on: positions from `begin` to `end` of the rows.
-// Samples after the last and columns after the width are 0.
+// Packs the features of `width` columns from `first` on, for positions from `begin` to `end`.
+// Samples beyond the batch and columns beyond the width are 0.
 template <int Columns>
 RETINAKIT_INLINE void pack(const float* features, const FeatureShape& shape, const float* zeros,
                            int64_t first, int64_t width, int64_t begin, int64_t end,
@@ -180,7 +180,7 @@ RETINAKIT_INLINE void pack(const float* features, const FeatureShape& shape, con
   }
 }
 
-// The opposite, from rows that begin with position `begin`.
+// The inverse of packing, from rows that begin at position `begin`.
 RETINAKIT_INLINE void unpack(const Row* rows, const FeatureShape& shape, int64_t first,
                              int64_t width, int64_t begin, int64_t end, float* features) {
   Column column(first, shape);
@@ -205,18 +205,18 @@ RETINAKIT_INLINE void unpack(const Row* rows, const FeatureShape& shape, int64_t
   }
 }
 
-// What the gradients of a slot need in a tile.
+// The rows that the gradients of a slot need in a tile.
 struct Part {
   Row outer;  // the gradient of the output times the weights
   Row under;  // the sum of the rows under the mask
 };
 
-// Adds to `products` the scalar products of `Number` rows, 8 at most, with part.outer, and to
-// part.under these rows times the weights.
+// Adds the scalar products of `Number` <= 8 rows with part.outer to `products`, and the rows times
+// the weights to part.under.
 template <int Number>
 RETINAKIT_INLINE void add_entries(const Row* rows, const int32_t* index, const float* weight,
                                   Part& part, float* products) {
-  constexpr int kSome = std::min(Number, 4);  // have room in the registers
+  constexpr int kSome = std::min(Number, 4);  // rows that fit the registers
   Lanes product[8] = {};
 #pragma GCC unroll 2
   for (int some = 0; some < Number; some += kSome) {
@@ -244,7 +244,7 @@ RETINAKIT_INLINE void add_entries(const Row* rows, const int32_t* index, const f
   for (int i = 0; i < Number; ++i) products[i] += total[i];
 }
 
-// Writes the outputs (slot, lane) of a group, and sets them to 0 for another one.
+// Writes the outputs (slot, lane) of a group, and resets them to 0.
 RETINAKIT_INLINE void write_outputs(float* outputs, const FeatureShape& shape, const Slots& slots,
                                     int64_t group, float* out) {
   const int64_t number = slots.number;
@@ -257,14 +257,14 @@ RETINAKIT_INLINE void write_outputs(float* outputs, const FeatureShape& shape, c
   }
 }
 
-// Chunks of a matrix of so many columns, if at least one in `many` is not 0.
+// The chunks of a matrix, if at least one in `many` entries is not 0.
 std::optional<Chunks> chunks_of(const SparseRows& matrix, int64_t columns, int64_t many,
                                 const Blocks& blocks, int threads) {
   if (matrix.start[matrix.rows] * many < matrix.rows * columns) return std::nullopt;
   return std::optional<Chunks>(std::in_place, matrix, columns, blocks, threads);
 }
 
-// Of each of a block of the matrix's rows, the sum of `rows` at its entries, times their weights.
+// For each matrix row of a block, the sum over its entries of weight times the row in `rows`.
 template <int Columns>
 RETINAKIT_INLINE void sum_block(const Some<Columns>* rows, const SparseRows& matrix,
                                 const Blocks& blocks, const Chunks* chunks, int64_t block,
@@ -303,7 +303,7 @@ RETINAKIT_INLINE void sum_block(const Some<Columns>* rows, const SparseRows& mat
   }
 }
 
-// The output of the groups from `from` to `to`.
+// Computes the output of the groups from `from` to `to`.
 template <int Columns>
 RETINAKIT_INLINE void group_outputs(const float* features, const FeatureShape& shape,
                                     const Slots& slots, const Chunks* chunks, int64_t from,
@@ -313,7 +313,7 @@ RETINAKIT_INLINE void group_outputs(const float* features, const FeatureShape& s
   const auto rows = allocate<Some<Columns>>(shape.positions);
   const Blocks blocks(number);
   Some<Columns> sums[Blocks::kMost];
-  // Of as many groups as a tile may have columns of, in turn: (group, slot, lane).
+  // A ring of outputs (group, slot, lane), for the groups that one tile can have.
   const int64_t held = (Columns - 2) / shape.channels + 2;
   const auto outputs = std::make_unique<float[]>(held * number * kLanes);
   const auto outputs_of = [&](int64_t group) {
@@ -356,11 +356,11 @@ RETINAKIT_INLINE void group_outputs(const float* features, const FeatureShape& s
   }
 }
 
-// The columns of a tile: where the gradient of the output (group, slot, lane) has that of the first
-// slot, and the channel.
+// The columns of a tile: the offset of the first slot in the gradient of the output (group, slot,
+// lane), and the channel.
 struct Tile {
   int64_t width, gradient[kColumns], channel[kColumns];
-  bool one_group;  // and channels in a row
+  bool one_group;  // and consecutive channels
 
   Tile(int64_t first, int64_t width, const FeatureShape& shape, int64_t slots) : width(width) {
     Column column(first, shape);
@@ -372,7 +372,7 @@ struct Tile {
   }
 };
 
-// The gradient of the output of a slot in each column, times the weights.
+// The gradient of the output of a slot times its weights, for each column.
 RETINAKIT_INLINE void outer_product(const Tile& tile, const float* gradient, const float* weights,
                                     Row& outer) {
   if (tile.width == kColumns) {
@@ -390,8 +390,8 @@ RETINAKIT_INLINE void outer_product(const Tile& tile, const float* gradient, con
   }
 }
 
-// Adds to the gradient of the weights of a slot what a tile makes of it, whose sum under the mask
-// is given.
+// Adds the contribution of a tile to the gradient of the weights of a slot, from the sum of the
+// features under the mask.
 RETINAKIT_INLINE void add_weight_gradient(const Tile& tile, const Row& under,
                                           const float* gradient, float* of_weights) {
   Lanes product[kColumns], total;
@@ -408,8 +408,8 @@ RETINAKIT_INLINE void add_weight_gradient(const Tile& tile, const Row& under,
   }
 }
 
-// Adds to the gradients of the slots of some blocks what one tile makes of them. In chunks, that of
-// the masks is (chunk, entry).
+// Adds the contribution of one tile to the gradients of the slots of some blocks. With chunks, the
+// gradient of the masks is (chunk, entry).
 RETINAKIT_INLINE void add_slot_gradients(const Row* rows, const FeatureShape& shape,
                                          const Slots& slots, const Blocks& blocks,
                                          const Chunks* chunks, const float* gradient,
@@ -463,7 +463,7 @@ RETINAKIT_INLINE void add_slot_gradients(const Row* rows, const FeatureShape& sh
   }
 }
 
-// The gradient of the features of one tile. `outer` has room for every slot.
+// Computes the gradient of the features of one tile. `outer` has room for every slot.
 RETINAKIT_INLINE void tile_feature_gradient(const FeatureShape& shape, const Slots& slots,
                                             const Chunks* chunks, const float* gradient,
                                             int64_t first, int64_t width, Row* outer,
@@ -489,7 +489,7 @@ void run_256(Arguments... arguments) {
 }
 #endif
 
-// Calls one of the functions above, compiled for the vectors that the processor has.
+// Calls the version of a function above that is compiled for the vectors of this processor.
 template <auto Work, class... Arguments>
 void run(Arguments... arguments) {
 #ifdef RETINAKIT_X86
@@ -528,7 +528,7 @@ void readout(const float* features, const FeatureShape& shape, const Readers& re
   const auto chunks = chunks_of(slots.masks, shape.positions, fits ? kMany : kMany / 2,
                                 Blocks(slots.number), threads);
   const Chunks* used = chunks ? &*chunks : nullptr;
-  // Half as many columns take more steps, and less than those take outside the L2 cache.
+  // Half as many columns need more steps, but columns outside the L2 cache take longer.
   const bool whole = used || fits;
   parallel(groups_of(shape), threads, [&](int64_t from, int64_t to) {
     if (whole) {
@@ -548,7 +548,7 @@ void readout_slot_gradients(const float* features, const FeatureShape& shape,
   const int64_t entries = of_values ? slots.masks.start[number] : 0;
   const auto value_gradient = std::make_unique<float[]>(entries);
   const auto weight_gradient = std::make_unique<float[]>(number * shape.channels);
-  // At least one for each thread.
+  // At least one per thread.
   const Blocks blocks(number, std::clamp<int64_t>(number / threads, 1, Blocks::kMost));
   const auto chunks = chunks_of(slots.masks, shape.positions, kMany, blocks, threads);
   const Chunks* used = chunks ? &*chunks : nullptr;
@@ -558,7 +558,7 @@ void readout_slot_gradients(const float* features, const FeatureShape& shape,
   float* of_masks = !of_values ? nullptr : in_chunks ? of_chunks.get() : value_gradient.get();
   const auto packed_gradient = pack_gradient(gradient, shape, slots, threads);
   const auto zeros = std::make_unique<float[]>(shape.positions);
-  // A lone thread finds the tile that it packed in its L2 cache.
+  // With one thread, the packed tile is still in the L2 cache.
   const int64_t tile_bytes = std::max<int64_t>(1, shape.positions * sizeof(Row));
   const int64_t tiles = threads > 1 ? std::max<int64_t>(1, kSlabBytes / tile_bytes) : 1;
   const auto rows = allocate<Row>(std::min(tiles, columns) * shape.positions);

@@ -17,7 +17,7 @@ void check(cudaError_t error) {
 
 unsigned blocks(int64_t items, int of) { return static_cast<unsigned>((items + of - 1) / of); }
 
-// Starts a kernel, unless there is nothing to do.
+// Launches a kernel, unless the grid is empty.
 template <class... Parameters, class... Arguments>
 void start(const Launch& launch, dim3 grid, dim3 threads, void (*kernel)(Parameters...),
            Arguments... arguments) {
@@ -30,7 +30,7 @@ void start(const Launch& launch, dim3 grid, dim3 threads, void (*kernel)(Paramet
   check(cudaLaunchKernelEx(&config, kernel, arguments...));
 }
 
-// Calls work(number), the number being of the type of the features.
+// Calls work(number) with a number of the type of the features.
 template <class Work>
 void with_type(const Launch& launch, const Work& work) {
   launch.bfloat16 ? work(Bfloat16{}) : work(float{});

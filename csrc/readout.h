@@ -1,7 +1,8 @@
 // The factorized readout with sparse masks (Klindt et al. 2017, eqs. 2 to 4) and its gradients:
 //   out[b,n] = sum over k and p of weights[k,n] * features[b,k,p] * masks[p,n].
-// Neurons are gone through in an order of neighbouring masks: "slot" is a place in this order, and
-// `neurons` tells which neuron it is. All sums have one order, whatever the number of threads.
+// Neurons are processed in an order in which neighbouring masks follow each other. A "slot" is a
+// place in this order, and `neurons` has its neuron. The order of each sum does not depend on the
+// number of threads.
 #pragma once
 
 #include <cstdint>
@@ -14,8 +15,8 @@ struct FeatureShape {
   int64_t batch, channels, positions;
 };
 
-// How the neurons read the features. The weight of entry i of the masks is values[order[i]], or
-// values[i] where there is no order; feature weights are (channel, neuron).
+// The masks and weights of the neurons. The value of entry i of the masks is values[order[i]], or
+// values[i] if there is no order; feature weights are (channel, neuron).
 struct Readers {
   int64_t number;
   const int64_t* neurons;  // of each slot
@@ -27,17 +28,17 @@ struct Readers {
   const int64_t* order;
 };
 
-// Fills out (batch, neuron); the masks are (slot, position).
+// Computes out (batch, neuron). The masks are (slot, position).
 void readout(const float* features, const FeatureShape& shape, const Readers& readers,
              float* out, int threads);
 
-// From the gradient of the output (batch, neuron), fills that of the feature weights and, unless it
-// is null, that of the values, which have an order here.
+// Computes the gradient of the feature weights from that of the output (batch, neuron), and, unless
+// it is null, the gradient of the values. The values must have an order.
 void readout_slot_gradients(const float* features, const FeatureShape& shape,
                             const Readers& readers, const float* gradient, float* of_values,
                             float* of_weights, int threads);
 
-// Likewise the gradient of the features; the masks are (position, slot) here.
+// Computes the gradient of the features. The masks are (position, slot) here.
 void readout_feature_gradient(const FeatureShape& shape, const Readers& readers,
                               const float* gradient, float* of_features, int threads);
 

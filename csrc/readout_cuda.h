@@ -1,31 +1,31 @@
-// The factorized readout with sparse masks on a GPU (see readout.h), for callers that know no CUDA.
+// The factorized readout with sparse masks on a GPU (see readout.h), with a plain C++ interface.
 // Only in builds with nvcc.
 //
-// Features are (position, channel, batch) here. Sums have one order: nothing is added atomically.
+// Features are (position, channel, batch) here. Sums are deterministic, without atomic additions.
 #pragma once
 
 #include <cstdint>
 
 namespace retinakit::device {
 
-constexpr int kSlots = 16;  // of a block, which share the features under any of their masks
+constexpr int kSlots = 16;  // per block; they share the features under any of their masks
 
 struct Shape {
   int batch, channels, positions, neurons;
 };
 
-// Masks by slot, and the positions that any mask of a block of slots has.
+// The masks by slot, and the positions of all masks of each block of slots.
 struct Masks {
   const int64_t* start;        // (slot + 1,), the entries of each slot
   const float* value;          // (entry,)
-  const int32_t* place;        // (entry,), where among the positions of its block
+  const int32_t* place;        // (entry,), index among the positions of its block
   const int64_t* block_start;  // (block + 1,), the positions of each block
-  const int32_t* position;     // of all blocks
+  const int32_t* position;     // the positions of all blocks
   const float* weight;         // (slot, channel)
   const int64_t* neuron;       // (slot,)
 };
 
-// The same by position.
+// The masks by position.
 struct MasksByPosition {
   const int64_t* start;  // (position + 1,)
   const int32_t* slot;   // (entry,)
@@ -33,24 +33,24 @@ struct MasksByPosition {
   const float* weight;   // (slot, channel)
 };
 
-// Where to run, and of what type the features and their gradient are: float or bfloat16.
+// The device, the stream, and the type of the features and their gradient: float or bfloat16.
 struct Launch {
   int device;
   uintptr_t stream;
   bool bfloat16;
 };
 
-// out (batch, neuron).
+// Computes out (batch, neuron).
 void launch_read(const Launch& launch, const void* features, const Shape& shape,
                  const Masks& masks, float* out);
-// weight_gradient (slot, channel) from the gradient (slot, batch).
+// Computes weight_gradient (slot, channel) from the gradient (slot, batch).
 void launch_weight_gradient(const Launch& launch, const void* features, const Shape& shape,
                             const Masks& masks, const float* gradient, float* weight_gradient);
-// mask_gradient (entry,), by position, from the gradient (batch, slot).
+// Computes mask_gradient (entry,), by position, from the gradient (batch, slot).
 void launch_mask_gradient(const Launch& launch, const void* features, const Shape& shape,
                           const MasksByPosition& masks, const float* gradient,
                           float* mask_gradient);
-// feature_gradient (position, channel, batch) from the gradient (slot, batch).
+// Computes feature_gradient (position, channel, batch) from the gradient (slot, batch).
 void launch_feature_gradient(const Launch& launch, const Shape& shape,
                              const MasksByPosition& masks, const float* gradient,
                              void* feature_gradient);

@@ -1,6 +1,6 @@
-// The kernels of readout_cuda.h. They are plain enough that a CPU can run them thread by thread, as
-// the tests do. The threads of a warp are consecutive samples and read consecutive numbers, or
-// consecutive slots.
+// The kernels of readout_cuda.h. They use few CUDA features, so that the tests can run them thread
+// by thread on a CPU. The threads of a warp are consecutive samples, which read consecutive
+// numbers, or consecutive slots.
 #pragma once
 
 #include <cstdint>
@@ -11,12 +11,12 @@
 namespace retinakit::device {
 
 constexpr int kWarp = 32;
-constexpr int kChannels = 8;    // that a thread sums at a time
-constexpr int kPositions = 16;  // of which a block holds the features at a time
-constexpr int kParts = 8;       // of the channels, each with threads of its own
+constexpr int kChannels = 8;    // channels that a thread sums at a time
+constexpr int kPositions = 16;  // positions whose features a block holds at a time
+constexpr int kParts = 8;       // parts of the channels, each with its own threads
 constexpr int kPart = 4;        // channels of a part at a time
 
-// The upper half of a float.
+// bfloat16: the upper half of a float.
 struct Bfloat16 {
   uint16_t bits;
 };
@@ -30,7 +30,7 @@ __device__ inline float number(Bfloat16 value) {
 }
 
 __device__ inline void set(float& to, float value) { to = value; }
-// Rounds to the nearest, and of two to the even one.
+// Rounds to the nearest, ties to even.
 __device__ inline void set(Bfloat16& to, float value) {
   uint32_t bits;
   memcpy(&bits, &value, sizeof bits);
@@ -42,8 +42,8 @@ struct Tile {
   float value[kPositions][kChannels][kWarp];
 };
 
-// The features under the mask of this thread's slot: its sample, and channels from `channel` on.
-// All threads of the block take part.
+// Sums the features under the mask of this thread's slot, for its sample and the channels from
+// `channel` on. All threads of the block must call it.
 template <class T>
 __device__ void under_mask(const T* features, const Shape& shape, const Masks& masks, int channel,
                            int sample, Tile& tile, float (&sum)[kChannels]) {
@@ -55,7 +55,7 @@ __device__ void under_mask(const T* features, const Shape& shape, const Masks& m
   const int64_t positions = masks.block_start[blockIdx.x + 1] - first;
   for (int k = 0; k < kChannels; ++k) sum[k] = 0;
   for (int64_t begin = 0; begin < positions; begin += kPositions) {
-    __syncthreads();  // the tile before has been read
+    __syncthreads();  // all threads have read the previous tile
     for (int i = threadIdx.y; i < kPositions * kChannels; i += kSlots) {
       const int place = i / kChannels, k = i % kChannels;
       float value = 0;
@@ -74,7 +74,8 @@ __device__ void under_mask(const T* features, const Shape& shape, const Masks& m
   }
 }
 
-// out (batch, neuron). A block has kSlots slots of 32 samples; blocks: (slots, samples).
+// Computes out (batch, neuron). A block has kSlots slots x 32 samples; the grid is (slots,
+// samples).
 template <class T>
 __global__ void __launch_bounds__(kWarp* kSlots)
     read(const T* features, Shape shape, Masks masks, float* out) {
@@ -96,8 +97,8 @@ __global__ void __launch_bounds__(kWarp* kSlots)
   }
 }
 
-// weight_gradient (slot, channel) from the gradient (slot, batch). Threads as above; blocks:
-// (slots, groups of kChannels channels).
+// Computes weight_gradient (slot, channel) from the gradient (slot, batch). Threads are as above;
+// the grid is (slots, groups of kChannels channels).
 template <class T>
 __global__ void __launch_bounds__(kWarp* kSlots)
     weight_gradient(const T* features, Shape shape, Masks masks, const float* gradient,
@@ -127,13 +128,13 @@ __global__ void __launch_bounds__(kWarp* kSlots)
   }
 }
 
-// mask_gradient (entry,) from the gradient (batch, slot). A block has a position: 32 entries at a
-// time, each by kParts threads with channels of their own.
+// Computes mask_gradient (entry,) from the gradient (batch, slot). A block has one position and
+// processes 32 entries at a time, each by kParts threads with different channels.
 template <class T>
 __global__ void __launch_bounds__(kWarp* kParts)
     mask_gradient(const T* features, Shape shape, MasksByPosition masks, const float* gradient,
                   float* mask_gradient) {
-  // (sample, channel), with some more, so that samples are in different banks.
+  // (sample, channel), padded so that samples are in different banks.
   __shared__ float tile[kWarp][kParts * kPart + 4];
   __shared__ float sums[kParts][kWarp];
   const int64_t position = blockIdx.x;
@@ -145,7 +146,7 @@ __global__ void __launch_bounds__(kWarp* kParts)
     for (int channel = 0; channel < shape.channels; channel += kParts * kPart) {
       float sum[kPart] = {};
       for (int begin = 0; begin < shape.batch; begin += kWarp) {
-        __syncthreads();  // the tile before has been read
+        __syncthreads();  // all threads have read the previous tile
         for (int k = threadIdx.y; k < kParts * kPart; k += kParts) {
           const int sample = begin + threadIdx.x;
           const int64_t row = position * shape.channels + channel + k;
@@ -164,7 +165,7 @@ __global__ void __launch_bounds__(kWarp* kParts)
         if (at < shape.channels) total += masks.weight[slot * shape.channels + at] * sum[k];
       }
     }
-    // Those of the entries before have been read: barriers of the loops above are in between.
+    // The previous entries have been read, because of the barriers in the loops above.
     sums[threadIdx.y][threadIdx.x] = total;
     __syncthreads();
     if (threadIdx.y == 0 && entry < end) {
@@ -175,8 +176,8 @@ __global__ void __launch_bounds__(kWarp* kParts)
   }
 }
 
-// feature_gradient (position, channel, batch) from the gradient (slot, batch). A block has a
-// position and 32 samples, by kParts threads each; blocks: (positions, samples).
+// Computes feature_gradient (position, channel, batch) from the gradient (slot, batch). A block has
+// one position and 32 samples with kParts threads each; the grid is (positions, samples).
 template <class T>
 __global__ void __launch_bounds__(kWarp* kParts)
     feature_gradient(Shape shape, MasksByPosition masks, const float* gradient,

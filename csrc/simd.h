@@ -1,5 +1,6 @@
-// One source for several instruction sets: code is a template over the vector, always inlined into
-// functions compiled for one set each, and the processor at hand decides which of them is called.
+// One source for several instruction sets: code is a template over the vector type and is inlined
+// into functions that are compiled for one instruction set each. The processor decides at run time
+// which of them is called.
 #pragma once
 
 #include <algorithm>
@@ -20,8 +21,8 @@ struct VectorOf {
 template <class T, int Bytes>
 using Vector = typename VectorOf<T, Bytes>::type;
 
-// 512, 256 or 128: the widest vectors that this processor has, or fewer bits where the environment
-// variable RETINAKIT_VECTOR_BITS says so, as tests do.
+// The bits of the widest vectors of this processor: 512, 256 or 128. The environment variable
+// RETINAKIT_VECTOR_BITS can lower it, which the tests use.
 inline int vector_bits() {
   static const int bits = [] {
     int widest = 128;

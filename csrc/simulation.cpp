@@ -7,14 +7,14 @@
 #include <emmintrin.h>
 #endif
 
-// The Numba twin rounds after every product, and its spikes are to be the same.
+// No fused multiply-add: the Numba version rounds after every product and must give equal spikes.
 #if defined(__clang__)
 #pragma clang fp contract(off)
 #elif defined(__GNUC__)
 #pragma GCC optimize("fp-contract=off")
 #endif
 
-// Helpers are inlined into the functions that are compiled for several processors.
+// Helpers are inlined into functions that are compiled for several instruction sets.
 #if defined(__GNUC__)
 #define INLINE inline __attribute__((always_inline))
 #else
@@ -32,24 +32,25 @@ namespace {
 
 constexpr int64_t kGroup = 8;  // pixels that are transposed together
 constexpr int64_t kChunk = 32;  // frames that are summed in registers
-// Bytes of a block's pixels: they stay in the L2 cache.
+// Bytes of the pixels of a block, which fit the L2 cache.
 constexpr int64_t kTile = 1 << 19;
-// Frames of a block. Rows of a power of 2 would share lines of the L1 cache.
+// Frames per block. Rows whose length is a power of 2 would map to the same L1 cache lines.
 constexpr int64_t kLongest = 2016;
 
 // --- The stimulus of a block, from (frame, pixel) to (pixel, frame) ---
 
-// Frames that fill a register of 16 bytes.
+// Number of frames that fill a register of 16 bytes.
 template <typename T>
 constexpr int64_t kFrames = 16 / sizeof(T);
 
-// kFrames frames of 8 pixels.
+// Transposes kFrames frames of 8 pixels.
 INLINE void transpose(const int8_t* from, int64_t pitch, int8_t* to, int64_t stride) {
 #if defined(__SSE2__)
   __m128i a[16], b[8];
   for (int i = 0; i < 16; ++i)
     a[i] = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from + i * pitch));
-  // Each step interleaves frames i and i + half: after four, a register holds a pixel's frames.
+  // Each step interleaves frames i and i + half. After four steps, a register has the frames of
+  // one pixel.
   for (int i = 0; i < 8; ++i) b[i] = _mm_unpacklo_epi8(a[i], a[i + 8]);
   for (int i = 0; i < 4; ++i) {
     a[2 * i] = _mm_unpacklo_epi8(b[i], b[i + 4]);
@@ -96,7 +97,7 @@ INLINE void transpose(const float* from, int64_t pitch, float* to, int64_t strid
 template <typename T>
 INLINE void fill(const Movie<T>& movie, const SubunitCells& cells, int64_t frame, int64_t frames,
                  T* tile, int64_t stride) {
-  // Few frames at a time, so that the memory is read in few streams.
+  // Few frames at a time, so that memory is read in few streams.
   for (int64_t t = 0; t < frames; t += kFrames<T>) {
     const T* from = movie.values + (frame + t - movie.first) * movie.pitch;
     for (int64_t g = 0; g < cells.group_count; ++g) {
@@ -142,8 +143,8 @@ INLINE void load(const int8_t* from, Vector& to) {
   to = __builtin_convertvector(integers, Vector);
 }
 
-// sum[t] = Σ_k weight[k] · row(k)[t], for a multiple of kChunk frames. Space, time and subunits are
-// all summed here, each term in its turn.
+// sum[t] = Σ_k weight[k] · row(k)[t], for a multiple of kChunk frames. The sums over space, time
+// and subunits are all computed here, in the order of k.
 template <typename Row>
 INLINE void weighted_sum(int64_t terms, const float* weight, Row row, int64_t frames, float* sum) {
   for (int64_t t = 0; t < frames; t += kChunk) {
@@ -168,7 +169,7 @@ INLINE void weighted_sum(int64_t terms, const float* weight, Row row, int64_t fr
 
 INLINE float positive(float x) { return x > 0 ? x : 0; }
 
-// e^x to 2e-7 (Cephes): 2^n e^r with |r| <= ln(2) / 2. Clipped where float32 ends.
+// e^x with relative error 2e-7 (Cephes): 2^n e^r with |r| <= ln(2) / 2, clipped to float32's range.
 INLINE float exponential(float x) {
   x = x > -87.0f ? x : -87.0f;
   x = x < 88.0f ? x : 88.0f;
@@ -188,7 +189,7 @@ INLINE float exponential(float x) {
   return y * power;
 }
 
-// log(1 + e^x) = max(x, 0) + log(1 + e^-|x|), the logarithm as 2 artanh(e / (2 + e)).
+// log(1 + e^x) = max(x, 0) + log(1 + e), with e = e^-|x| and log(1 + e) = 2 artanh(e / (2 + e)).
 INLINE float softplus(float x) {
   const float e = exponential(x > 0 ? -x : x);
   const float z = e / (2.0f + e);
@@ -222,8 +223,8 @@ INLINE void apply(Nonlinearity nonlinearity, int64_t frames, float* x) {
 
 // --- Spikes ---
 
-// Philox 4x32-10 (Salmon et al. 2011): four random words of a counter and a key. The counter is
-// (frame / 4, cell, repeat, 0), so a draw depends on nothing that was drawn before.
+// Philox 4x32-10 (Salmon et al. 2011): four random words from a counter and a key. The counter is
+// (frame / 4, cell, repeat, 0), so a draw does not depend on earlier draws.
 INLINE void philox(uint64_t seed, uint32_t first, uint32_t cell, uint32_t repeat, int64_t frames,
                    uint32_t* words) {
   for (int64_t i = 0; i < frames / 4; ++i) {
@@ -272,7 +273,7 @@ INLINE void draw(Spikes spikes, const float* rate, const uint32_t* words, int64_
   }
 }
 
-// --- All of it, block by block ---
+// --- The simulation, block by block ---
 
 int64_t rounded_up(int64_t frames) { return (frames + kChunk - 1) / kChunk * kChunk; }
 
@@ -299,7 +300,7 @@ INLINE void run(const SubunitCells& cells, const Movie<T>& movie, int64_t start,
   std::vector<uint32_t> words(block);
   std::vector<uint8_t> drawn(block);
 
-  // The history comes first: frames whose sums are needed, but not their rates.
+  // The first frames are history: their sums are needed, but not their rates.
   int64_t frame = std::max<int64_t>(movie.first, start - history);
   while (frame < stop) {
     const bool past = frame < start;

@@ -12,11 +12,11 @@ namespace retinakit {
 
 namespace {
 
-constexpr int64_t kLineBytes = 64;      // of one frame at a time: a cache line
+constexpr int64_t kLineBytes = 64;      // bytes of a frame processed together: a cache line
 constexpr int64_t kGroupLines = 8;      // read together: long runs of memory are read faster
-constexpr int64_t kBlockFrames = 4096;  // of such lines: 256 KB, which the L2 cache holds
-constexpr int64_t kPartFrames = 256;    // 16 KB, which the L1 cache holds
-constexpr int64_t kPartBytes = 256 * 1024;  // of partial sums, that the L2 cache holds beside
+constexpr int64_t kBlockFrames = 4096;  // lines of 256 KB together, which fit the L2 cache
+constexpr int64_t kPartFrames = 256;    // 16 KB, which fit the L1 cache
+constexpr int64_t kPartBytes = 256 * 1024;  // partial sums, which also fit the L2 cache
 constexpr int64_t kLargestTerms = 128;  // 128 * 255 fits 16 bits: no overflow before a flush
 
 template <class Stimulus, class Weight>
@@ -28,11 +28,11 @@ struct Task {
   int64_t cells, first_lag, lags;
 };
 
-// The type in which a block is summed, and the lags whose sums stay in registers together.
+// The type of the sums of a block, and the number of lags whose sums are in registers together.
 template <class Stimulus>
 using Partial = std::conditional_t<sizeof(Stimulus) == 1, int16_t, Stimulus>;
 
-// Adds weight * line for `Lags` consecutive lags, the sums being held in registers.
+// Adds weight * line for `Lags` consecutive lags, with the sums in registers.
 template <int Bytes, int Lags, class Stimulus, class Weight>
 RETINAKIT_INLINE void lag_sums(const Stimulus* lines, const int64_t* frames, const Weight* weights,
                                int64_t number, Partial<Stimulus>* sums) {
@@ -47,7 +47,7 @@ RETINAKIT_INLINE void lag_sums(const Stimulus* lines, const int64_t* frames, con
   for (int i = 0; i < Lags * parts; ++i) sum[i / parts][i % parts] = kept[i];
   for (int64_t i = 0; i < number; ++i) {
     const Stimulus* at = lines + frames[i] * line;
-    asm("" : "+r"(at));  // one register, from which all lags lie at constant distances
+    asm("" : "+r"(at));  // one register; all lags are at constant offsets from it
     const P weight = static_cast<P>(weights[i]);
     const VP weights_here = weight - VP{};
 #pragma GCC unroll 16
@@ -78,7 +78,7 @@ RETINAKIT_INLINE void all_lag_sums(const Stimulus* lines, const int64_t* frames,
   }
 }
 
-// The sums of one line: (cell, lag, pixel of the line), moved to the whole sums now and then.
+// The sums of one line, (cell, lag, pixel of the line), which are flushed to the total sums.
 template <class Stimulus, class Weight, class Sum>
 class LineSums {
  public:
@@ -88,13 +88,13 @@ class LineSums {
   LineSums(const Task<Stimulus, Weight>& task, Sum* sums)
       : task_(task), sums_(sums), partial_(task.cells * task.lags * kLine), terms_(task.cells) {}
 
-  // The line's first pixel.
+  // The first pixel of the line.
   void start(int64_t first) {
     first_ = first;
     width_ = std::min(kLine, task_.pixels - first);
   }
 
-  // Adds the responses i of a cell, whose frames are counted from `lines` on.
+  // Adds responses i of a cell, whose frames are counted from `lines` on.
   template <int Bytes, int Lags>
   RETINAKIT_INLINE void add(int64_t cell, const Stimulus* lines, int64_t from, int64_t to) {
     const auto& t = task_;
@@ -112,7 +112,7 @@ class LineSums {
       i = last;
       if (i == to) break;
       flush(cell);
-      if (t.weights[i] > kLargestTerms) {  // one count that is too large for 16 bits
+      if (t.weights[i] > kLargestTerms) {  // a single count too large for 16-bit sums
         for (int64_t lag = 0; lag < t.lags; ++lag) {
           const Stimulus* frame = lines + (t.frames[i] - lag) * kLine;
           Sum* out = sums_ + (cell * t.lags + lag) * t.pixels + first_;
@@ -141,15 +141,15 @@ class LineSums {
   int64_t first_ = 0, width_ = 0;
 };
 
-// The sums of neighbouring lines. Blocks of frames of all these lines are copied, and each line is
-// then gone through in parts that stay in the L1 cache while all cells add what they need of it.
+// Computes the sums of neighbouring lines. Blocks of frames of these lines are copied. Each line is
+// then processed in parts that stay in the L1 cache while the responses of all cells are added.
 template <int Bytes, int Lags, class Stimulus, class Weight, class Sum>
 RETINAKIT_INLINE void group_sums(const Task<Stimulus, Weight>& t, int64_t first, int64_t lines,
                                  Sum* sums) {
   constexpr int64_t line = kLineBytes / sizeof(Stimulus);
   const int64_t history = t.first_lag + t.lags - 1, rows = history + kBlockFrames;
   std::vector<Stimulus> memory((lines * rows + 1) * line);
-  // Lines that straddle two cache lines would cost twice.
+  // Lines are aligned, because a line across two cache lines takes twice as long.
   const auto address = reinterpret_cast<uintptr_t>(memory.data());
   Stimulus* block = memory.data() + (-address & (kLineBytes - 1)) / sizeof(Stimulus);
   LineSums<Stimulus, Weight, Sum> line_sums(t, sums);

@@ -1,14 +1,14 @@
-// Spike-triggered sums of a stimulus of numbers, reading only the frames before responses.
+// Spike-triggered sums of a stimulus of any values, from the frames before responses.
 #pragma once
 
 #include <cstdint>
 
 namespace retinakit {
 
-// Adds weights[i] * stimulus[frames[i] - first_lag - lag] to sums (cell, lag, pixel), for the i of
-// each cell, starts[c] .. starts[c + 1] - 1, whose frames increase. Eight-bit stimuli take whole
-// weights and are summed exactly; floating-point ones are summed in their own precision within a
-// block of frames, and in double precision across blocks.
+// Adds weights[i] * stimulus[frames[i] - first_lag - lag] to sums (cell, lag, pixel), for i from
+// starts[c] to starts[c + 1] - 1 of each cell c, whose frames must increase. Eight-bit stimuli need
+// integer weights and are summed exactly. Floating-point stimuli are summed in their own precision
+// within a block of frames, and in double precision across blocks.
 template <class Stimulus, class Weight, class Sum>
 void sparse_sums(const Stimulus* stimulus, int64_t frames_in_stimulus, int64_t pixels,
                  const int64_t* starts, const int64_t* frames, const Weight* weights,

@@ -1,11 +1,11 @@
-// A sparse matrix by rows.
+// A sparse matrix in compressed rows.
 #pragma once
 
 #include <cstdint>
 
 namespace retinakit {
 
-// Row r holds weight[i] at column index[i], for i from start[r] to start[r + 1] - 1.
+// Row r has weight[i] at column index[i], for i from start[r] to start[r + 1] - 1.
 struct SparseRows {
   int64_t rows;
   const int64_t* start;

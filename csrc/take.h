@@ -1,4 +1,4 @@
-// Entries of an array that lie anywhere in it.
+// Gathers entries of an array.
 #pragma once
 
 #include <algorithm>
@@ -8,7 +8,7 @@
 
 namespace retinakit {
 
-// result[i] = values[index[i]]. What comes `kAhead` entries later is fetched already.
+// result[i] = values[index[i]]. The entry `kAhead` places later is prefetched.
 inline void take(const float* values, const int64_t* index, int64_t number, float* result,
                  int threads) {
   constexpr int64_t kAhead = 32;

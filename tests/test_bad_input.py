@@ -612,7 +612,7 @@ analyses:
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (["--workers", "0"], "--workers is a number of processes, at least 1 (got 0)"),
+        (["--workers", "0"], "--workers must be 1 or more (got 0)"),
         (["--workers", "two"], 'Invalid value for --workers: unable to convert "two" into int.'),
         (["--wrokers", "2"], "Unknown option: --wrokers. Did you mean --workers?"),
         (["--force", "l"], "--force l: there is no such step; did you mean 'ln'?"),
@@ -635,7 +635,7 @@ def test_a_report_of_what_is_no_run_is_refused(command: Callable[..., Any], tmp_
     ended = command("report", "empty")
     assert (ended.code, ended.err) == (
         2,
-        "retina-run: empty: not the folder of a run (there is no provenance.json in it)\n",
+        "retina-run: empty: this is not the folder of a run, because it has no provenance.json\n",
     )
     assert list((tmp_path / "empty").iterdir()) == []
 

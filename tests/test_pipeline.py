@@ -226,7 +226,7 @@ analyses:
     assert list(result(run, "rate").children) == ["good"]
     page = (run / "report.html").read_text()
     assert "ValueError: the tube is broken" in page
-    assert "2 of 5 tasks have no result; the report says why" in bench.err
+    assert "2 of 5 tasks have no result; the report gives the reasons" in bench.err
 
 
 def test_a_point_of_a_sweep_that_raises_leaves_the_others(bench: Lab) -> None:
@@ -835,8 +835,8 @@ def test_without_the_compiled_kernels_the_doctor_says_so_and_results_are_the_sam
 
     with_them, without = run(STA), run(BLOCKED + STA)
     built = importlib.util.find_spec("retinakit._kernels") is not None
-    assert with_them[0].startswith("C++" if built else "not built: the slower Numba versions")
-    assert without[0].startswith("not built: the slower Numba versions")
+    assert with_them[0].startswith("C++" if built else "not compiled, so slower Numba kernels")
+    assert without[0].startswith("not compiled, so slower Numba kernels")
     assert without[1] == with_them[1]
 
 

@@ -328,7 +328,7 @@ def test_failures_stand_at_the_top_with_what_they_took_along(run: Path) -> None:
 
 def test_a_run_without_failures_says_so(run: Path) -> None:
     page = draw(run)
-    assert "All well" in page and 'id="failures"' not in page
+    assert "All steps succeeded" in page and 'id="failures"' not in page
 
 
 def test_every_cell_is_listed(run: Path) -> None:

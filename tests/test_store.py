@@ -292,7 +292,7 @@ def test_a_signal_ends_a_run_with_one_sentence(
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == code, err
-    assert "retina-run: interrupted; run it again to go on from here" in err
+    assert "retina-run: interrupted; run it again to continue from here" in err
     assert "Traceback" not in err
     assert not list((tmp_path / "runs/pipeline").glob("*.partial"))
 

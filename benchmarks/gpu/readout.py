@@ -1,7 +1,7 @@
-"""The sparse readout on a GPU: checked against double precision, then timed beside torch.
+"""Checks the sparse readout on a GPU against double precision, and compares its times with torch.
 
-python benchmarks/gpu/readout.py RESULT.json [--device cpu] [--tiny]; `run.sh` builds the kernels
-first. With `--device cpu --tiny` it goes through the same steps anywhere, in seconds.
+Usage: python benchmarks/gpu/readout.py RESULT.json [--device cpu] [--tiny]. `run.sh` builds the
+kernels first. With `--device cpu --tiny` it runs the same steps on any machine within seconds.
 """
 
 import argparse
@@ -22,14 +22,14 @@ SHAPES = {"S1": (64, 32, 1024, 1000), "S2": (256, 4, 2304, 1000), "S3": (128, 64
 ODD_SHAPES = {"odd": (33, 9, 70, 37), "one": (1, 1, 1, 1), "long": (5, 130, 3, 100)}
 DENSITIES = (0.01, 0.05, 0.2)
 PRECISIONS = {"fp32": "highest", "tf32": "high", "bf16": "highest"}
-"""And what torch may do with products in single precision."""
+"""The precisions that are timed, with torch's setting for products in single precision."""
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2**-8}
 ROUNDS = 30
 
 
 def inputs(shape, density, dtype, device, seed, local=False):
-    """Features, mask, weight, and a gradient. `local` masks are in one piece, as trained ones."""
+    """Features, mask, weight and a gradient. `local` masks are contiguous, like trained ones."""
     samples, channels, positions, neurons = shape
     random = torch.Generator(device).manual_seed(seed)
 
@@ -48,7 +48,7 @@ def inputs(shape, density, dtype, device, seed, local=False):
 
 
 def product(features, mask, weight):
-    """The readout in torch, in the features' type."""
+    """The readout in torch, in the type of the features."""
     samples, channels, positions = features.shape
     mask, weight = mask.to(features.dtype), weight.to(features.dtype)
     under = (features.view(-1, positions) @ mask).view(samples, channels, -1)
@@ -70,7 +70,7 @@ def step(read, tensors, gradient):
 
 
 def check(shape, density, dtype, device, seed):
-    """Differences from double precision, in the largest number of each result.
+    """Largest differences from double precision, relative to the largest value of each result.
 
     Raises:
         AssertionError: if one is too large, or if a second run gives anything else.
@@ -94,7 +94,7 @@ def check(shape, density, dtype, device, seed):
 
 
 def seconds(runs, device, rounds):
-    """Median seconds of each of the named runs, in turn."""
+    """Median seconds of each named function; they run alternately."""
     took = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
@@ -117,13 +117,13 @@ def once(run, device):
 
 
 def compare(shape, density, precision, device, seed, *, local, training, rounds, compiling):
-    """Median seconds of ours and of torch's forms, or why one could not be run."""
+    """Median seconds of our readout and of those in torch, or the reason why one failed."""
     torch.set_float32_matmul_precision(PRECISIONS[precision])
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     *tensors, gradient = inputs(shape, density, dtype, device, seed, local)
     forms = {"sparse": sparse(Support.of(tensors[1])), "product": product}
     if compiling:
-        # On a GPU this records CUDA graphs, without which small readouts wait for launches.
+        # On a GPU this uses CUDA graphs, because small readouts are limited by kernel launches.
         mode = "default" if device == "cpu" else "reduce-overhead"
         for name in tuple(forms):
             torch._dynamo.reset()
@@ -142,7 +142,7 @@ def compare(shape, density, precision, device, seed, *, local, training, rounds,
             for _ in range(3):
                 run()
             runs[name] = run
-        except Exception as error:  # what fails to compile leaves the others to be timed
+        except Exception as error:  # if one fails to compile, the others are still timed
             failures[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
     return seconds(runs, device, rounds) | failures
 
@@ -151,13 +151,13 @@ def main(arguments):
     parser = argparse.ArgumentParser()
     parser.add_argument("result", type=Path)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--tiny", action="store_true", help="small shapes, nothing compiled")
+    parser.add_argument("--tiny", action="store_true", help="use small shapes and do not compile")
     options = parser.parse_args(arguments)
     device = options.device
     shapes = {"odd": ODD_SHAPES["odd"]} if options.tiny else SHAPES
     serving = compiled_sparse if device == "cpu" else cuda_sparse
     if not serving.serves(torch.empty(0, device=device)):
-        sys.exit(f"there are no compiled kernels for {device}")
+        sys.exit(f"the compiled kernels for {device} are not installed")
 
     seed = torch.seed() % 2**31
     half = [] if device == "cpu" else [torch.bfloat16]

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The sparse readout on a GPU: builds the kernels, checks them against double precision, times them
-# beside torch, and writes one file into benchmarks/results. Needs nvcc, a C++ compiler, and torch,
-# NumPy, setuptools and pybind11 in the Python that PYTHON names.
+# Builds the kernels of the sparse readout on a GPU, checks them against double precision, compares
+# their times with torch, and writes a file into benchmarks/results. This needs nvcc, a C++ compiler,
+# and a Python (set in PYTHON) with torch, NumPy, setuptools and pybind11.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 

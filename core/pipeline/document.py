@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from retinakit.contracts.config import Config
 from retinakit.contracts.errors import UserError, nearest
@@ -75,11 +75,18 @@ class SearchDocument(Config):
     by: str = Field(
         "validation_loss",
         description="The variable of the model's training curves whose smallest value is "
-        "to be as small as possible.",
+        "to be as small as possible. It is a measure on the validation frames.",
     )
     batch: int = Field(
         8, ge=1, description="Points that are proposed together, and can be fitted in parallel."
     )
+
+    @field_validator("by")
+    @classmethod
+    def _on_validation(cls, by: str) -> str:
+        if by.startswith(("train", "test")):
+            raise ValueError("a search chooses on the validation frames; take validation_loss")
+        return by
 
 
 class ModelDocument(StepDocument):

@@ -381,9 +381,6 @@ def _run_remotely(
     """Runs a task in a worker process, which keeps its recordings at hand for the next."""
     from distributed import get_worker
 
-    # A run that is ended takes its workers with it; what their objects complain of then is noise.
-    sys.unraisablehook = _no_complaint
-
     outcome = _missing_input(tasks[key], inputs)
     if outcome is not None:
         return outcome
@@ -462,6 +459,8 @@ def run_on_dask(
                     watcher.progressed(news["key"], news["done"], news["total"], news["message"])
 
             client.subscribe_topic("retinakit", watch)
+            if cluster is not None:
+                client.run(_end_quietly)
             futures: dict[str, Any] = {}
             for task in graph.in_order():
                 if task.key in outcomes:
@@ -518,6 +517,11 @@ def _ignored(number: signal.Signals) -> Iterator[None]:
         yield
     finally:
         signal.signal(number, before)
+
+
+def _end_quietly() -> None:
+    """A run that is ended ends its workers; what their objects complain of then is noise."""
+    sys.unraisablehook = _no_complaint
 
 
 def _no_complaint(unraisable: object) -> None:

@@ -1,4 +1,4 @@
-"""The report of a run, and what its figures share.
+"""The report of a run, and functions that the figures of analyses share.
 
 The public names, listed in `__init__.pyi`, are imported when they are first used.
 """

@@ -1,4 +1,4 @@
-"""The report of a run: one self-contained HTML page, drawn from the run's folder alone."""
+"""The report of a run: one self-contained HTML page, made from the files in the run's folder."""
 
 import json
 import math
@@ -42,10 +42,10 @@ NUMBERS = (int, float, np.integer, np.floating)
 READ_AT_ONCE = 2**16
 LEGEND_LINES = 8
 LISTED = 10
-"""Recordings of a sweep that the page describes."""
+"""Largest number of recordings of a sweep that the page describes."""
 OPENED = 5
-"""Files of a step whose arrays the page lists."""
-# Okabe and Ito's colours, which colour-blind readers can tell apart, without the pale yellow.
+"""Largest number of files of a step whose arrays the page lists."""
+# The colour-blind safe palette of Okabe and Ito, without the pale yellow.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
 INK, FAINT = "#33332f", "#77776f"
 STYLE: dict[Any, Any] = {
@@ -61,11 +61,11 @@ SANS_SERIF = ("Helvetica Neue", "Arial", "Liberation Sans")
 
 
 class Report(NamedTuple):
-    """A page that was written.
+    """A written report.
 
     Attributes:
-        path: of the page.
-        troubles: sentences on what could not be drawn, each with the step.
+        path: path of the HTML page.
+        troubles: a sentence for each part that could not be drawn, with the name of its step.
     """
 
     path: Path
@@ -73,7 +73,7 @@ class Report(NamedTuple):
 
 
 def write_report(folder: Path, registry: Registry) -> Report:
-    """Draws `report.html` in the folder of a run.
+    """Writes `report.html` in the folder of a run.
 
     If a result cannot be drawn, the page says so in its place, with the reason.
 
@@ -103,13 +103,13 @@ def write_report(folder: Path, registry: Registry) -> Report:
         page, troubles = _render(folder, run, registry)
     except (LookupError, TypeError, AttributeError, ValueError) as error:
         raise UserError(
-            f"{source} does not describe a run ({describe(error)}); it may be damaged: run the "
-            "pipeline again"
+            f"{source} does not describe a run ({describe(error)}); it may be damaged, so "
+            "run the pipeline again"
         ) from error
     path = folder / "report.html"
     unfinished = folder / f".report-{uuid.uuid4().hex}.html"
     try:
-        # Names of files and messages of errors may hold what is no text.
+        # File names and error messages may contain bytes that are not valid text.
         unfinished.write_text(page, encoding="utf-8", errors="backslashreplace")
         unfinished.replace(path)
     finally:
@@ -119,7 +119,7 @@ def write_report(folder: Path, registry: Registry) -> Report:
 
 def _render(folder: Path, run: Mapping[str, Any], registry: Registry) -> tuple[str, list[str]]:
     steps = run["steps"]
-    # Whatever style the caller has set stays out of the page, and is there again afterwards.
+    # The caller's matplotlib style does not affect the page and is restored afterwards.
     with style.context(["default", STYLE, {"font.family": _fonts()}]):
         sections = [_section(folder, step, registry) for step in steps]
     by_kind: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS}
@@ -160,7 +160,7 @@ def _render(folder: Path, run: Mapping[str, Any], registry: Registry) -> tuple[s
 
 @dataclass(frozen=True)
 class Trouble:
-    """Something that went wrong: a sentence, and the traceback unless the sentence says it all."""
+    """An error: a sentence, and for an unexpected error its traceback."""
 
     sentence: str
     traceback: str = ""
@@ -178,11 +178,11 @@ def _attempt(function: Callable[..., T], *args: Any) -> tuple[T | None, Trouble 
         return None, Trouble(describe(error), traceback.format_exc())
 
 
-# What the page says of each step
+# The section of each step
 
 
 def _section(folder: Path, step: Step, registry: Registry) -> dict[str, Any]:
-    """The section on a step: what it has in common with all, and what its kind has to show."""
+    """The section of a step: the parts common to all steps, and those of its kind."""
     plugin, unknown = _attempt(registry.load, step["kind"], step["plugin"])
     draw = {"dataset": _dataset, "model": _model, "analysis": _analysis}[step["kind"]]
     content, trouble = _attempt(draw, folder, step, plugin)
@@ -214,7 +214,7 @@ def _status(step: Step) -> str:
 
 
 def _options(step: Step, plugin: Any) -> list[dict[str, Any]]:
-    """Every option with its value, what it means, and whether the pipeline's file says it."""
+    """Every option with its value, its description, and whether the pipeline file sets it."""
     if not step["tasks"]:
         return []
     fields = plugin.Config.model_fields if plugin else {}
@@ -240,7 +240,7 @@ def _plain(value: Any) -> str:
 
 
 def _analysis(folder: Path, step: Step, plugin_class: Any) -> dict[str, Any]:
-    """The figure, its caption and the table of a result; each may fail alone."""
+    """The figure, its caption and the table of a result; an error in one does not affect others."""
     if not step["files"] or plugin_class is None:
         return {}
     result = read_netcdf(folder / next(iter(step["files"])), load=True)
@@ -274,7 +274,7 @@ def _model(folder: Path, step: Step, plugin_class: Any) -> dict[str, Any]:
 
 
 def _by_task(folder: Path, step: Step) -> list[tuple[Path | None, Mapping[str, Any]]]:
-    """Every task of a step with the file that holds its own result, or None if it has none."""
+    """Every task of a step with the file of its result, or None if it has no result."""
     return [
         (folder / task["result"] if task["result"] in step["files"] else None, task)
         for task in step["tasks"]
@@ -301,12 +301,12 @@ def _fit(path: Path | None, task: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plot_curves(curves: xr.Dataset) -> Figure:
-    """Training and validation loss over steps, a line for each point of the sweep and start."""
+    """Training and validation loss over steps, one line for each point of the sweep and start."""
     loss = curves["validation_loss"]
     dims = [str(dim) for dim in loss.dims if dim != "check" and loss.sizes[dim] > 1]
     points = curves.isel({dim: 0 for dim in curves.dims if dim not in ("check", *dims)})
     lines = points.stack(line=dims) if dims else points.expand_dims("line")
-    # Many lines are coloured by the first swept option alone.
+    # If there are many lines, the colour shows the first swept option only.
     named = dims if lines.sizes["line"] <= LEGEND_LINES else dims[:1]
     labels = [
         ", ".join(f"{dim} = {lines[dim].values[i]}" for dim in named)
@@ -333,7 +333,7 @@ def _plot_curves(curves: xr.Dataset) -> Figure:
 
 
 def _dataset(folder: Path, step: Step, plugin_class: Any) -> dict[str, Any]:
-    """A table of the splits of the first recordings, and what is known of the truth."""
+    """A table of the splits of the first recordings, and the variables of the ground truth."""
     rows: list[dict[str, Any]] = []
     truth = ""
     made = [(path, task) for path, task in _by_task(folder, step) if path is not None]
@@ -346,12 +346,12 @@ def _dataset(folder: Path, step: Step, plugin_class: Any) -> dict[str, Any]:
         ]
         if "truth" in tree.children:
             truth = ", ".join(map(str, tree["truth"].data_vars))
-    more = f"The first {LISTED} of {len(made)} recordings." if len(made) > LISTED else ""
+    more = f"The first {LISTED} of {len(made)} recordings are listed." if len(made) > LISTED else ""
     return {"table": tabulate(pd.DataFrame(rows)), "caption": more, "truth": truth}
 
 
 def _split(name: str, split: xr.Dataset) -> dict[str, Any]:
-    """A row on a split. The movie is not read, and the response a block at a time."""
+    """A table row of a split. The stimulus is not read, and the response is read in blocks."""
     response, interval = split["response"], float(split.attrs["frame_interval"])
     blocks = (
         response.isel(frame=slice(start, start + READ_AT_ONCE)).values
@@ -383,11 +383,11 @@ def _field(split: xr.Dataset) -> str:
     return f"{sizes} checks"
 
 
-# What the page says of the run
+# The overview of the run
 
 
 def _failures(steps: Sequence[Step]) -> list[dict[str, Any]]:
-    """What went wrong, with tasks of a step that failed alike together, and the skipped last."""
+    """The failures and then the skipped tasks; tasks of a step with one message are one entry."""
     alike: dict[tuple[str, ...], dict[str, Any]] = {}
     for step in steps:
         lost = [task for task in step["tasks"] if task["status"] not in DONE]
@@ -402,7 +402,7 @@ def _failures(steps: Sequence[Step]) -> list[dict[str, Any]]:
 
 
 def _graph(steps: Sequence[Step]) -> dict[str, Any]:
-    """Where to draw each step and each reference: a column for each kind, and more for chains."""
+    """Positions of steps and references; one column per kind, or several for chains of a kind."""
     width, height, gap_x, gap_y, top = 176, 46, 72, 14, 30
     columns: dict[tuple[int, int], list[Step]] = {}
     place: dict[str, tuple[int, int]] = {}
@@ -414,7 +414,7 @@ def _graph(steps: Sequence[Step]) -> dict[str, Any]:
     tallest = max(map(len, columns.values()), default=0)
     nodes: dict[str, dict[str, Any]] = {}
     for column, key in enumerate(sorted(columns)):
-        # Steps stand beside what they refer to, so that fewer lines cross.
+        # Steps are ordered by the position of their references, so that fewer lines cross.
         members = sorted(
             columns[key],
             key=lambda step: np.mean([nodes[name]["y"] for name in _references(step)] or [0]),
@@ -444,7 +444,7 @@ def _graph(steps: Sequence[Step]) -> dict[str, Any]:
 
 
 def _curve(points: Sequence[tuple[float, float]]) -> str:
-    """An SVG path through points that is horizontal in each."""
+    """An SVG path through points that is horizontal at each point."""
     path = f"M{points[0][0]:g} {points[0][1]:g}"
     for (x1, y1), (x2, y2) in pairwise(points):
         middle = (x1 + x2) / 2
@@ -456,7 +456,7 @@ def _curve(points: Sequence[tuple[float, float]]) -> str:
 
 
 def _file(folder: Path, step: Step, path: str, *, opened: bool) -> dict[str, Any]:
-    """What a file holds: its arrays by group, if it is opened to look."""
+    """The contents of a file: its arrays by group, or none if it is not opened."""
     arrays, trouble = _attempt(_arrays, folder / path) if opened else (None, None)
     return {"path": path, "what": step["files"][path], "kind": step["kind"],
             "opened": opened, "groups": arrays or {}, "trouble": trouble}  # fmt: skip
@@ -476,7 +476,7 @@ def _arrays(path: Path) -> dict[str, dict[str, str]]:
 
 
 def _example(files: Sequence[Mapping[str, Any]]) -> dict[str, str] | None:
-    """A file, an analysis if possible, and the array of most dimensions in its first group."""
+    """A file, of an analysis if there is one, and the array of its first group with most dims."""
     for file in sorted(files, key=lambda file: file["kind"] != "analysis"):
         for group, arrays in file["groups"].items():
             name = max(arrays, key=lambda name: arrays[name].count(","))
@@ -489,7 +489,7 @@ def _example(files: Sequence[Mapping[str, Any]]) -> dict[str, str] | None:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG in base64, and the size to show it at."""
+    """A PNG image in base64, and its displayed size in pixels."""
 
     data: str
     width: int
@@ -497,9 +497,13 @@ class Picture:
 
 
 def picture(figure: Figure) -> Picture:
-    """A figure as a sharp PNG."""
+    """A figure as a PNG at twice the displayed resolution.
+
+    Raises:
+        TypeError: if it is not a matplotlib Figure.
+    """
     if not isinstance(figure, Figure):
-        raise TypeError(f"plot gave a {type(figure).__name__}, not a matplotlib Figure")
+        raise TypeError(f"plot returned a {type(figure).__name__}, not a matplotlib Figure")
     buffer = BytesIO()
     try:
         figure.savefig(
@@ -527,7 +531,7 @@ def _fonts() -> list[str]:
 
 @dataclass(frozen=True)
 class Table:
-    """A table as text; `numeric` says which columns hold numbers."""
+    """A table as text; `numeric` marks the columns of numbers."""
 
     header: list[str]
     numeric: list[bool]

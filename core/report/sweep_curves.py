@@ -1,4 +1,4 @@
-"""Curves over a sweep: a number against one swept option, mean and spread over another."""
+"""Curves of a score against a swept option, with mean and spread over other dimensions."""
 
 from collections.abc import Sequence
 from itertools import product
@@ -16,41 +16,40 @@ if TYPE_CHECKING:
 
 MARKERS = "os^v"
 LEVELS = ("--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
-"""Line styles of levels; the next one is used after all colours were used."""
+"""Line styles of horizontal lines. The next one is used when all colours have been used."""
 
 WIDE = 8
-"""The axis is logarithmic if the largest swept value is this many times the smallest."""
+"""The axis is logarithmic if the ratio of the largest to the smallest value is at least this."""
 
 MANY = 16
-"""The most values that each get a tick."""
+"""Largest number of values for which each value has a tick."""
 
 ROOM = 20
-"""Characters of tick labels that fit side by side; longer labels are turned."""
+"""Characters of all tick labels together up to which they are horizontal; else they are turned."""
 
 ABSENT: Final = {"number": 0, "swept": False}
-"""Fill values for curves over different values, or of different models, that are joined."""
+"""Fill values where a joined curve has no point at a value of the swept option."""
 
 
 def curves(
     result: xr.DataTree, name: str, over: str, spread: Sequence[str] = ("seed",)
 ) -> xr.Dataset:
-    """Curves of a variable of a combined result: one for each model and each point of its other
-    sweeps.
+    """Curves of a variable, one for each model and each point of its other sweeps.
 
     Args:
-        result: as the pipeline combines it.
+        result: a combined result of the pipeline.
         name: the variable; models that do not have it are left out.
-        over: the swept option along the axis.
-        spread: dimensions that are repetitions of the same.
+        over: the swept option on the horizontal axis.
+        spread: dimensions over which mean and standard deviation are taken.
 
     Returns:
-        `mean`, `deviation` (ddof 1, NaN for fewer than two) and `number (curve, OVER)` of what is
-        not NaN; `curve` is a label such as "cnn, layers 2". A model that was not swept over the
-        option has the same values throughout, and `swept (curve)` is false.
+        `mean`, `deviation` (the standard deviation with n - 1, NaN for n < 2) and `number (curve,
+        OVER)`, the n values that are not NaN, where the dimension OVER is named after the option.
+        `curve` is a label such as "cnn, layers 2". A model that was not swept over the option has
+        the same value at all points, and `swept (curve)` is false.
 
     Raises:
-        UserError: if no model has the variable, or none of those that have it was swept over the
-            option.
+        UserError: if no model has the variable, or no model that has it was swept over the option.
 
     Example:
         >>> import xarray as xr
@@ -106,19 +105,20 @@ def curves(
 def chosen(
     result: xr.DataTree, options: Sequence[str], by: str, *, largest: bool = False
 ) -> xr.DataTree:
-    """A combined result at the best values of swept options, at each point of the other sweeps.
+    """Selects the best values of swept options, at each point of the other sweeps.
 
     Args:
-        result: as the pipeline combines it.
-        options: swept options; a model that was not swept over one has nothing to choose there.
-        by: the variable whose mean over `cell` chooses; use one that is measured on validation.
-        largest: whether the largest is the best, rather than the smallest.
+        result: a combined result of the pipeline.
+        options: swept options; those that a model was not swept over are ignored for it.
+        by: the variable whose mean over `cell` is compared; it should be one that is measured on
+            the validation frames.
+        largest: whether the largest value is the best; else the smallest.
 
     Returns:
-        The same without the dimensions of these options; `best_OPTION` is what was chosen.
+        The result without the dimensions of these options. `best_OPTION` is the selected value.
 
     Raises:
-        UserError: if a model that was swept over one of them lacks the variable, or no model was.
+        UserError: if no model was swept over the options, or one that was has no such variable.
 
     Example:
         >>> import xarray as xr
@@ -166,10 +166,10 @@ def _chosen(
 
 
 def rows(model: str, numbers: xr.Dataset) -> "pd.DataFrame":
-    """Numbers of a model as rows of a table, one for each point of its sweep.
+    """The numbers of a model as rows of a table, one for each point of its sweep.
 
     Args:
-        model: its name, for the column `model`.
+        model: the name of the model, for the column `model`.
         numbers: variables over the dimensions of a sweep, or single numbers.
 
     Example:
@@ -189,13 +189,15 @@ def rows(model: str, numbers: xr.Dataset) -> "pd.DataFrame":
 
 
 def draw(axis: Any, drawn: xr.Dataset, over: str, **style: Any) -> None:
-    """Draws what `curves` gave: means with bars of one standard deviation, or levels.
+    """Draws the result of `curves`: means with error bars of one standard deviation.
+
+    A model that was not swept over the option is drawn as a horizontal line.
 
     Args:
         axis: a matplotlib Axes.
-        drawn: the curves, which take the colours of the axis in turn, and then another marker.
-        over: the swept option along the axis.
-        style: of the curves, such as ls=":"; levels keep their own.
+        drawn: the result of `curves`.
+        over: the swept option on the horizontal axis.
+        style: line properties of the curves, such as ls=":"; horizontal lines do not use them.
 
     Example:
         >>> import xarray as xr
@@ -225,9 +227,9 @@ def draw(axis: Any, drawn: xr.Dataset, over: str, **style: Any) -> None:
 
 
 def marks(index: int) -> tuple[str, Any]:
-    """The marker of a curve, and the line of a level, that go with the colour "C{index}".
+    """The marker of a curve and the line style of a horizontal line, for the colour "C{index}".
 
-    The next ones once the colours of an axis have been used up.
+    They change when the colour cycle begins again.
 
     Example:
         >>> marks(0)
@@ -240,13 +242,14 @@ def marks(index: int) -> tuple[str, Any]:
 
 
 def number_axis(axis: Any, name: str, values: NDArray[Any], scale: str | None = None) -> None:
-    """Makes the x axis of a figure that of a swept option.
+    """Sets label, scale and ticks of a horizontal axis for a swept option.
 
     Args:
-        axis: of matplotlib.
-        name: of the option.
-        values: its values in ascending order. Whole numbers, if there are not many, are the ticks.
-        scale: "linear" or "log"; without one, log where the largest is `WIDE` times the smallest.
+        axis: a matplotlib Axes.
+        name: the name of the option.
+        values: its values in ascending order. Up to `MANY` integers each have a tick.
+        scale: "linear" or "log"; by default "log" if the values are positive and the largest is at
+            least `WIDE` times the smallest.
 
     Example:
         >>> import numpy as np
