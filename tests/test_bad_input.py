@@ -561,6 +561,17 @@ def test_a_response_that_nothing_can_be_fitted_to_is_refused(
 # What the options make impossible.
 
 
+def test_parts_that_leave_a_split_empty_are_refused(
+    mistake: Callable[..., str], tmp_path: Path
+) -> None:
+    write_arrays(tmp_path / "mine.h5")
+    assert mistake(FILE.replace("mine.h5}", "mine.h5, segment_frames: 100, test: 0.2}")) == (
+        f"p.yaml:2:3: datasets.mine: {tmp_path}/mine.h5: validation (0.1) and test (0.2) of 400 "
+        "frames in 4 segments leave none for validation; change these parts, or take shorter "
+        "segments"
+    )
+
+
 def test_a_filter_in_time_of_several_cells_asks_which(mistake: Callable[..., str]) -> None:
     text = f"""
 datasets:

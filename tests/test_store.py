@@ -357,7 +357,7 @@ with _limited_threads(2):
     assert ended.stdout == "2\n", ended.stderr
 
 
-@pytest.mark.parametrize("damage", ["[]", "3", "folder", "{"])
+@pytest.mark.parametrize("damage", ["[]", "3", "folder", "{", "[" * 10**5, "pipe"])
 def test_a_damaged_description_of_a_result_is_no_result(tmp_path: Path, damage: str) -> None:
     store = Store(tmp_path)
     write(store, "aa11")
@@ -365,8 +365,25 @@ def test_a_damaged_description_of_a_result_is_no_result(tmp_path: Path, damage: 
     if damage == "folder":
         meta.unlink()
         meta.mkdir()
+    elif damage == "pipe":  # which nobody writes to
+        meta.unlink()
+        os.mkfifo(meta)
     else:
         meta.write_text(damage)
+    assert not store.has("aa11")
+    write(store, "aa11")
+    assert store.has("aa11")
+
+
+@pytest.mark.parametrize("damage", ["file", "link"])
+def test_what_stands_in_the_place_of_a_result_gives_way(tmp_path: Path, damage: str) -> None:
+    store = Store(tmp_path)
+    write(store, "aa11")
+    shutil.rmtree(store.folder("aa11"))
+    if damage == "file":
+        store.folder("aa11").touch()
+    else:
+        store.folder("aa11").symlink_to(tmp_path / "nowhere")
     assert not store.has("aa11")
     write(store, "aa11")
     assert store.has("aa11")

@@ -86,14 +86,14 @@ class Store:
     def has(self, key: str) -> bool:
         """Whether a result is stored and verifies; a damaged one is removed with a warning."""
         folder = self.folder(key)
-        if not folder.exists():
+        if not os.path.lexists(folder):
             return False
         if self.verifies(key):
             with suppress(OSError):  # the time of the last use; a store may be read-only
                 os.utime(folder / META)
             return True
         logger.warning("the stored result %s does not verify; it is computed again", folder)
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
         return False
 
     def forget(self, key: str, extended: str = "") -> None:
@@ -104,7 +104,7 @@ class Store:
         """
         if extended:
             shutil.rmtree(self.root / "finished" / extended, ignore_errors=True)
-        shutil.rmtree(self.folder(key), ignore_errors=True)
+        _remove(self.folder(key))
         shutil.rmtree(self.checkpoint(key).parent, ignore_errors=True)
 
     def lock(self, name: str) -> FileLock:
@@ -286,10 +286,19 @@ class Entry:
 def _read_meta(path: Path) -> dict[str, Any] | None:
     """A file of metadata, or None if it is damaged or not there."""
     try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        meta = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except (OSError, ValueError, RecursionError):
         return None
     return meta if isinstance(meta, dict) else None
+
+
+def _remove(path: Path) -> None:
+    """Removes a folder, or what stands in its place."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    with suppress(OSError):
+        path.unlink()
 
 
 def reserve(folder: Path, size: int = 0) -> None:

@@ -57,7 +57,8 @@ class Raster(Analysis):
             response = response.expand_dims("repeat")
         random = np.random.default_rng(self.seed)
         trials = min(c.trials, max(response.sizes["repeat"], 2))
-        drawn = random.poisson(predicted.values, (trials, *predicted.shape))
+        rate = np.maximum(predicted.values, 0)  # of a linear model, it may be negative
+        drawn = random.poisson(rate, (trials, *predicted.shape))
         result = xr.Dataset(
             {
                 "data": response.isel(repeat=slice(0, trials)).rename(repeat="trial"),

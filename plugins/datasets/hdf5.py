@@ -171,6 +171,13 @@ class HDF5(Dataset):
             if c.test_segment_frames is not None:
                 onset = (frame % length) / c.frame_rate - c.test_onset
                 splits["test"].coords["from_onset"] = ("frame", onset, {"units": "s"})
+        for name in ("train", "validation", "test"):
+            if name not in splits:
+                raise UserError(
+                    f"{c.path}: validation ({c.validation:g}) and test ({c.test:g}) of "
+                    f"{len(segment)} frames in {len(np.unique(segment))} segments leave none for "
+                    f"{name}; change these parts, or take shorter segments"
+                )
         return make_recording(splits, {"title": c.path.stem, "source": c.path.name})
 
     def _pair(
