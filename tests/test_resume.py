@@ -215,7 +215,8 @@ def test_a_longer_fit_that_cannot_go_on_says_why(
         done = command("p.yaml")
         assert done.code == 0, done.err
     message = ended(tmp_path / Path(done.out.split()[1]).parent)["cnn"]["message"]
-    assert message.startswith("started from scratch, not from the fit of 20 steps: with decay 'cosine'")
+    start = "started from scratch, not from the fit of 20 steps: with decay 'cosine'"
+    assert message.startswith(start)
 
 
 # Several processes.
