@@ -12,6 +12,10 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import xarray as xr
+
+from retinakit.contracts import UserError
+from retinakit_plugins.models.cnn import CNN
 
 CELL = "plugin: subunit_rgc, with: {frames: 400, validation_frames: 150, test_frames: 150"
 SMALL = f"""
@@ -791,3 +795,29 @@ def test_a_run_that_leaves_nothing_to_show_is_the_mistakes_exit_code(
     (sentence,) = (line for line in ended.err.splitlines() if line.startswith("retina-run: "))
     assert "datasets.mine" in sentence and "NaN" in sentence
     assert "report.html" in ended.out
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ("segment: trial, segment_frames: 50", "segment and segment_frames both say"),
+        ("test_segment_frames: 50", "test_segment_frames needs test_stimulus"),
+        ("test_onset: 0.5", "test_onset needs test_stimulus"),
+    ],
+)
+def test_options_of_hdf5_that_would_be_ignored_are_refused(
+    options: str, sentence: str, command: Callable[..., Any], tmp_path: Path
+) -> None:
+    (tmp_path / "p.yaml").write_text(
+        f"datasets: {{mine: {{plugin: hdf5, with: {{path: mine.h5, {options}}}}}}}\n"
+    )
+    ended = command("check", "p.yaml")
+    assert ended.code == 2
+    assert sentence in ended.err
+
+
+def test_a_field_too_small_for_several_layers_with_stride_is_refused() -> None:
+    options = {"kernel": 3, "stride": 2, "layers": 2, "deeper_kernel": 3, "deeper_padding": "valid"}
+    field = xr.Dataset(coords={"lag": range(2), "y": range(6), "x": range(9), "cell": [0]})
+    with pytest.raises(UserError, match="7 x 7 checks or more and it has 6 x 9"):
+        CNN(options | {"lags": 2}).build(field)

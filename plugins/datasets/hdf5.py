@@ -3,12 +3,12 @@
 import logging
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 from xarray.core import indexing
 
 from retinakit.contracts import (
@@ -101,6 +101,19 @@ class HDF5Config(Config):
         description="Frames per dask chunk. Spike-triggered averages are then distributed over "
         "dask's workers (--workers, --scheduler). Use several times the file's own chunk length.",
     )
+
+    @model_validator(mode="after")
+    def _used(self) -> Self:
+        """Refuses options that would be ignored."""
+        if self.segment is not None and self.segment_frames is not None:
+            raise ValueError("segment and segment_frames both say where trials begin; keep one")
+        if self.test_stimulus is None and self.test_response is None:
+            for name in ("test_segment_frames", "test_onset"):
+                if getattr(self, name):
+                    raise ValueError(f"{name} needs test_stimulus and test_response; add them")
+        if self.test_onset and self.test_segment_frames is None:
+            raise ValueError("test_onset needs test_segment_frames, the length of a trial; add it")
+        return self
 
 
 class HDF5(Dataset):
