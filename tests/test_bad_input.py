@@ -370,6 +370,10 @@ def test_steps_that_refer_in_a_circle_are_refused(
             "p.yaml:7:26: models.ln.sweep.rank.2: the value 1 is already in the list",
         ),
         (
+            "sweep: {rank: [1, 1.0]}",
+            "p.yaml:7:23: models.ln.sweep.rank.1: the value 1.0 is already in the list",
+        ),
+        (
             "sweep: {seed: [0, x]}",
             "p.yaml:7:23: models.ln.sweep.seed.1: it must be an integer from 0 to 2^32 - 1 "
             '(got "x")',

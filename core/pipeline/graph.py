@@ -174,6 +174,10 @@ def build(source: Source, document: PipelineDocument, registry: Registry) -> Gra
             "it is also the name of a folder: it must not be empty, contain '/' or begin with '.' "
             f"(got {document.name!r})",
         )
+    if document.name == "store":
+        raise source.error(
+            ("name",), "'store' is the folder of stored results; give the pipeline another name"
+        )
     if len(document.name.encode()) > LONGEST_NAME:
         raise source.error(("name",), f"the name is longer than {LONGEST_NAME} bytes")
     if not documents:
@@ -336,10 +340,12 @@ class _Builder:
                 raise self.source.error(where, "the list of values is empty")
             seen = set()
             for index, value in enumerate(values):
-                text = json.dumps(value, default=str)
+                whole = isinstance(value, float) and value.is_integer()
+                text = json.dumps(int(value) if whole else value, default=str)
                 if text in seen:
                     raise self.source.error(
-                        (*where, index), f"the value {text} is already in the list"
+                        (*where, index),
+                        f"the value {json.dumps(value, default=str)} is already in the list",
                     )
                 seen.add(text)
                 self._check_seed(option, value, (*where, index))
