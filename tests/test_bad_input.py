@@ -259,7 +259,7 @@ def test_a_name_that_leads_out_of_the_folder_of_runs_is_refused(
     refusal: Callable[..., str], name: str
 ) -> None:
     sentence = refusal(f"name: {name}\n{SMALL}")
-    assert sentence.startswith("p.yaml:1:1: name: it names a folder, so it is not empty")
+    assert sentence.startswith("p.yaml:1:1: name: it is also the name of a folder: it must")
 
 
 def test_a_name_that_no_file_can_have_is_refused(refusal: Callable[..., str]) -> None:
@@ -410,7 +410,7 @@ def test_a_sweep_that_cannot_be_made_is_refused(
         (
             "datasets.cell.with.frames.train: 200",
             "p.yaml:5:11: profiles.quick.datasets.cell.with.frames.train: "
-            "'datasets.cell.with.frames' is no mapping; set it as a whole",
+            "'datasets.cell.with.frames' is not a mapping; set it as a whole",
         ),
         (
             "models.ln.plugin: ln",
@@ -611,7 +611,7 @@ models:
 analyses:
   score: {{plugin: score, models: [ln], data: two}}
 """
-    assert "no point of this dataset's sweep goes with" in refusal(text)
+    assert "the sweeps of this dataset and of the models have no point" in refusal(text)
 
 
 # The command line.
