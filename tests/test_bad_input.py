@@ -12,6 +12,10 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import xarray as xr
+
+from retinakit.contracts import UserError
+from retinakit_plugins.models.cnn import CNN
 
 CELL = "plugin: subunit_rgc, with: {frames: 400, validation_frames: 150, test_frames: 150"
 SMALL = f"""
@@ -110,7 +114,7 @@ def refusal(tmp_path: Path, command: Callable[..., Any]) -> Callable[..., str]:
             "p.yaml:1:10: not valid YAML: Python int too large to convert to C int",
         ),
         ("seed: !!int x\n", "p.yaml:1:7: 'x' cannot be read as integer"),
-        ("seed: !lab 3\n", "p.yaml:1:7: the tag !lab has no meaning here; leave it out"),
+        ("seed: !lab 3\n", "p.yaml:1:7: the tag !lab is not known here; leave it out"),
         (
             "datasets: {cell: &c {<<: *c}}\n",
             "p.yaml:1:22: << merges a mapping into itself",
@@ -119,7 +123,7 @@ def refusal(tmp_path: Path, command: Callable[..., Any]) -> Callable[..., str]:
         ("datasets: *none\n", "p.yaml:1:11: not valid YAML: found undefined alias 'none'"),
         (
             "models: &m {ln: *m}\n",
-            "p.yaml:1:9: the alias *m stands within what it repeats",
+            "p.yaml:1:9: the alias *m is inside the value that it repeats",
         ),
         ("seed: " + 60 * "[" + "\n", "p.yaml:1:56: not valid YAML: nested more than 50 deep"),
     ],
@@ -139,7 +143,7 @@ def test_aliases_that_stand_for_billions_of_values_are_refused_at_once(
     sentence = refusal("\n".join(rows))
     assert sentence.startswith("p.yaml:")
     assert sentence.endswith(
-        "the aliases of this file repeat more than 20,000 values; write out what is meant"
+        "the aliases of this file repeat more than 20,000 values; write the values out"
     )
 
 
@@ -255,7 +259,7 @@ def test_a_name_that_leads_out_of_the_folder_of_runs_is_refused(
     refusal: Callable[..., str], name: str
 ) -> None:
     sentence = refusal(f"name: {name}\n{SMALL}")
-    assert sentence.startswith("p.yaml:1:1: name: it names a folder, so it is not empty")
+    assert sentence.startswith("p.yaml:1:1: name: it is also the name of a folder: it must")
 
 
 def test_a_name_that_no_file_can_have_is_refused(refusal: Callable[..., str]) -> None:
@@ -366,6 +370,10 @@ def test_steps_that_refer_in_a_circle_are_refused(
             "p.yaml:7:26: models.ln.sweep.rank.2: the value 1 is already in the list",
         ),
         (
+            "sweep: {rank: [1, 1.0]}",
+            "p.yaml:7:23: models.ln.sweep.rank.1: the value 1.0 is already in the list",
+        ),
+        (
             "sweep: {seed: [0, x]}",
             "p.yaml:7:23: models.ln.sweep.seed.1: it must be an integer from 0 to 2^32 - 1 "
             '(got "x")',
@@ -402,7 +410,7 @@ def test_a_sweep_that_cannot_be_made_is_refused(
         (
             "datasets.cell.with.frames.train: 200",
             "p.yaml:5:11: profiles.quick.datasets.cell.with.frames.train: "
-            "'datasets.cell.with.frames' is no mapping; set it as a whole",
+            "'datasets.cell.with.frames' is not a mapping; set it as a whole",
         ),
         (
             "models.ln.plugin: ln",
@@ -561,6 +569,17 @@ def test_a_response_that_nothing_can_be_fitted_to_is_refused(
 # What the options make impossible.
 
 
+def test_parts_that_leave_a_split_empty_are_refused(
+    mistake: Callable[..., str], tmp_path: Path
+) -> None:
+    write_arrays(tmp_path / "mine.h5")
+    assert mistake(FILE.replace("mine.h5}", "mine.h5, segment_frames: 100, test: 0.2}")) == (
+        f"p.yaml:2:3: datasets.mine: {tmp_path}/mine.h5: validation (0.1) and test (0.2) of 400 "
+        "frames in 4 segments leave none for validation; change these parts, or take shorter "
+        "segments"
+    )
+
+
 def test_a_filter_in_time_of_several_cells_asks_which(mistake: Callable[..., str]) -> None:
     text = f"""
 datasets:
@@ -592,7 +611,7 @@ models:
 analyses:
   score: {{plugin: score, models: [ln], data: two}}
 """
-    assert "no point of this dataset's sweep goes with" in refusal(text)
+    assert "the sweeps of this dataset and of the models have no point" in refusal(text)
 
 
 # The command line.
@@ -780,3 +799,29 @@ def test_a_run_that_leaves_nothing_to_show_is_the_mistakes_exit_code(
     (sentence,) = (line for line in ended.err.splitlines() if line.startswith("retina-run: "))
     assert "datasets.mine" in sentence and "NaN" in sentence
     assert "report.html" in ended.out
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ("segment: trial, segment_frames: 50", "segment and segment_frames both say"),
+        ("test_segment_frames: 50", "test_segment_frames needs test_stimulus"),
+        ("test_onset: 0.5", "test_onset needs test_stimulus"),
+    ],
+)
+def test_options_of_hdf5_that_would_be_ignored_are_refused(
+    options: str, sentence: str, command: Callable[..., Any], tmp_path: Path
+) -> None:
+    (tmp_path / "p.yaml").write_text(
+        f"datasets: {{mine: {{plugin: hdf5, with: {{path: mine.h5, {options}}}}}}}\n"
+    )
+    ended = command("check", "p.yaml")
+    assert ended.code == 2
+    assert sentence in ended.err
+
+
+def test_a_field_too_small_for_several_layers_with_stride_is_refused() -> None:
+    options = {"kernel": 3, "stride": 2, "layers": 2, "deeper_kernel": 3, "deeper_padding": "valid"}
+    field = xr.Dataset(coords={"lag": range(2), "y": range(6), "x": range(9), "cell": [0]})
+    with pytest.raises(UserError, match="7 x 7 checks or more and it has 6 x 9"):
+        CNN(options | {"lags": 2}).build(field)

@@ -8,6 +8,7 @@ from retinakit.contracts import UserError
 from retinakit.scores import fraction_of_explained_variance
 from retinakit.spikes import locations, response_field
 from retinakit.testing import small_recording
+from retinakit_plugins.analyses.raster import Raster
 from retinakit_plugins.analyses.score import Score
 from retinakit_plugins.datasets.linear_population import LinearPopulation
 from retinakit_plugins.models.regression import OLS, Lasso, Ridge
@@ -123,3 +124,16 @@ def test_locations_are_found_in_blocks_of_cells(population, monkeypatch):
     whole = locations(train)
     monkeypatch.setattr("retinakit.spikes.location.CELLS_AT_ONCE", 7)
     np.testing.assert_array_equal(locations(train), whole)
+
+
+def test_a_negative_rate_draws_no_spikes():
+    recording = small_recording(frames=400)
+
+    class Negative(OLS):
+        def respond(self, split):
+            return super().respond(split) - 100
+
+    model = Negative({"lags": 2})
+    model.fit(recording)
+    result = Raster().run(model, recording)
+    assert (result["rate_model"] < 0).all() and (result["model"] == 0).all()

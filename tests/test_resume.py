@@ -139,7 +139,7 @@ def test_a_killed_fit_goes_on_from_its_checkpoint_to_the_same_weights(
     assert f"resumes from step {step} of 600" in caplog.text
     run = tmp_path / Path(done.out.split()[1]).parent
     assert ended(run)["cell"]["status"] == "stored"
-    assert ended(run)["cnn"]["message"] == "went on from a checkpoint"
+    assert ended(run)["cnn"]["message"] == "continued from a checkpoint"
     assert not any((tmp_path / "runs/store/unfinished").iterdir())
 
     whole = finished(start(text, "--out", "whole"), tmp_path)
@@ -192,7 +192,7 @@ def test_a_longer_fit_goes_on_from_a_finished_one_to_the_same_weights(
         done = command("p.yaml", "--out", out)
         assert done.code == 0, done.err
         runs[out] = tmp_path / Path(done.out.split()[1]).parent
-    assert ended(runs["runs"])["cnn"]["message"] == "went on from the fit of 40 steps"
+    assert ended(runs["runs"])["cnn"]["message"] == "continued from the fit of 40 steps"
     assert "message" not in ended(runs["anew"])["cnn"]
     assert same_fits(*runs.values())
     # A fit that is forced begins anew, and a shorter one does not go on from a longer one, which
@@ -215,7 +215,8 @@ def test_a_longer_fit_that_cannot_go_on_says_why(
         done = command("p.yaml")
         assert done.code == 0, done.err
     message = ended(tmp_path / Path(done.out.split()[1]).parent)["cnn"]["message"]
-    assert message.startswith("began anew, not from the fit of 20 steps: with decay 'cosine'")
+    start = "started from scratch, not from the fit of 20 steps: with decay 'cosine'"
+    assert message.startswith(start)
 
 
 # Several processes.

@@ -223,7 +223,7 @@ def test_a_loss_that_the_curves_lack_ends_the_search_and_leaves_its_first_points
         ("[2, 4, 8]", "[]", "search.over.n: the list of values is empty"),
         ("[2, 4, 8]", "[2, four]", "search.over.n.1: it must be an integer (got 'four')"),
         ("[2, 4, 8]", "{low: 1.5, high: 3}", "search.over.n.low: it must be an integer (got 1.5)"),
-        ("n: [2, 4, 8]", "kind: {low: 1, high: 3}", "over.kind: the option is no number"),
+        ("n: [2, 4, 8]", "kind: {low: 1, high: 3}", "over.kind: the option is not a number"),
         (OVER, "", "search.over: there is no option to search over"),
         ("trials: 24", "trials: 0", "search.trials: it must be at least 1 (got 0)"),
         ("    data", "    with: {x: 0.5}\n    data", "the option is also given under 'with'"),

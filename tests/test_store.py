@@ -242,7 +242,7 @@ analyses:
     ("dataset", "analysis", "sentence"),
     [
         ("empty", "not_called", "'not_called' cannot be used with these options (TypeError"),
-        ("empty", "unmade", "(ValueError: no parts); change them, or tell its author"),
+        ("empty", "unmade", "(ValueError: no parts); change them, or report it to its author"),
         ("files", "base", "there is no file a; check the path"),
     ],
 )
@@ -357,7 +357,7 @@ with _limited_threads(2):
     assert ended.stdout == "2\n", ended.stderr
 
 
-@pytest.mark.parametrize("damage", ["[]", "3", "folder", "{"])
+@pytest.mark.parametrize("damage", ["[]", "3", "folder", "{", "[" * 10**5, "pipe"])
 def test_a_damaged_description_of_a_result_is_no_result(tmp_path: Path, damage: str) -> None:
     store = Store(tmp_path)
     write(store, "aa11")
@@ -365,8 +365,25 @@ def test_a_damaged_description_of_a_result_is_no_result(tmp_path: Path, damage: 
     if damage == "folder":
         meta.unlink()
         meta.mkdir()
+    elif damage == "pipe":  # which nobody writes to
+        meta.unlink()
+        os.mkfifo(meta)
     else:
         meta.write_text(damage)
+    assert not store.has("aa11")
+    write(store, "aa11")
+    assert store.has("aa11")
+
+
+@pytest.mark.parametrize("damage", ["file", "link"])
+def test_what_stands_in_the_place_of_a_result_gives_way(tmp_path: Path, damage: str) -> None:
+    store = Store(tmp_path)
+    write(store, "aa11")
+    shutil.rmtree(store.folder("aa11"))
+    if damage == "file":
+        store.folder("aa11").touch()
+    else:
+        store.folder("aa11").symlink_to(tmp_path / "nowhere")
     assert not store.has("aa11")
     write(store, "aa11")
     assert store.has("aa11")
@@ -435,7 +452,7 @@ def test_a_value_on_the_command_line_is_one_in_the_file(
         ("models.m.with.lags=[", "--set models.m.with.lags=[: the value:1:2: not valid YAML"),
         ("models.m.with.lags=2001-99-99", "2001-99-99 is a date; put it in quotes"),
         ("models.m.with.lags=!!int x", "the value:1:1: 'x' cannot be read as integer"),
-        ("models.m.with.lags=&a [*a]", "the alias *a stands within what it repeats"),
+        ("models.m.with.lags=&a [*a]", "the alias *a is inside the value that it repeats"),
         ("models.m.with.lags=" + "[" * 500, "nested more than 50 deep"),
         ("models.m.with.lags=" + "9" * 5000, "--set models.m.with.lags=...: the value:1:1: '99999"),
     ):

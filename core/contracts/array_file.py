@@ -110,7 +110,8 @@ class StoredArray(BackendArray):
         values: NDArray[Any] | None = None,
     ):
         self.path, self.name, self.shape, self.chunks = path, name, shape, chunks
-        self.dtype = dtype.newbyteorder("=")
+        wide = dtype.kind == "f" and dtype.itemsize > 8  # no other machine or compiler has these
+        self.dtype = np.dtype(float) if wide else dtype.newbyteorder("=")
         self.axes = tuple(range(len(shape)))
         self.files: tuple[Path, ...] = (path,)
         self.compressed = False

@@ -92,7 +92,7 @@ def _along(points: list[tuple[dict[str, Any], xr.Dataset]], dims: list[str]) -> 
 
 
 def _at(part: xr.Dataset, dim: str, label: Any) -> xr.Dataset:
-    """A result with a swept option as a dimension of one entry."""
+    """A result with a swept option as a dimension of size 1."""
     if dim not in part.dims:
         if dim in part.coords or dim in part.data_vars:
             part = part.drop_vars(dim)

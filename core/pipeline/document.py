@@ -1,4 +1,4 @@
-"""Reads a pipeline file, and says of every mistake in it where it stands."""
+"""Reads a pipeline file, and reports mistakes with their line and column."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -12,18 +12,18 @@ from retinakit.contracts.errors import UserError, nearest
 from retinakit.pipeline.yaml_positions import Location, Positions, parse_yaml, read_yaml
 
 MOST_TRIALS = 10_000
-"""Of a search: what optuna proposes takes longer with every trial."""
+"""Most trials of a search: each proposal of optuna takes longer than the one before."""
 
 LONGEST_NAME = 100
-"""Bytes of the name of a pipeline or a step, which become names of files with more behind them."""
+"""Most bytes in the name of a pipeline or a step, which is a part of file names."""
 
 
 LONGEST_CHANGE = 100
-"""Characters of a --set that errors repeat in full."""
+"""Characters up to which an error message repeats a --set in full."""
 
 
 class StepDocument(Config):
-    """What every step has."""
+    """The fields of every step."""
 
     plugin: str = Field("", description="Name of the plugin, or distribution:name.")
     with_: dict[str, Any] = Field({}, alias="with", description="Options of the plugin.")
@@ -50,11 +50,11 @@ class DatasetDocument(StepDocument):
 
 
 class Range(Config):
-    """The values of an option from one to another."""
+    """A range of values of an option."""
 
     low: float = Field(..., description="The smallest value.")
     high: float = Field(..., description="The largest value.")
-    log: bool = Field(False, description="Propose values evenly in their logarithm.")
+    log: bool = Field(False, description="Whether values are drawn evenly on a logarithmic scale.")
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -68,24 +68,26 @@ class Range(Config):
 class SearchDocument(Config):
     """A search for good options with optuna."""
 
-    trials: int = Field(40, ge=1, le=MOST_TRIALS, description="How many points to propose.")
+    trials: int = Field(40, ge=1, le=MOST_TRIALS, description="Number of points to propose.")
     over: dict[str, Range | list[Any]] = Field(
         {}, description="Options (or seed) to vary: a range of numbers, or a list of values."
     )
     by: str = Field(
         "validation_loss",
-        description="The variable of the model's training curves whose smallest value is "
-        "to be as small as possible. It is a measure on the validation frames.",
+        description="The variable of the training curves to minimise, measured on the validation "
+        "frames. Its smallest value over the fit counts.",
     )
     batch: int = Field(
-        8, ge=1, description="Points that are proposed together, and can be fitted in parallel."
+        8,
+        ge=1,
+        description="Number of points that are proposed at a time, and can be fitted in parallel.",
     )
 
     @field_validator("by")
     @classmethod
     def _on_validation(cls, by: str) -> str:
         if by.startswith(("train", "test")):
-            raise ValueError("a search chooses on the validation frames; take validation_loss")
+            raise ValueError("a search selects by the validation frames; use validation_loss")
         return by
 
 
@@ -98,8 +100,8 @@ class ModelDocument(StepDocument):
     )
     search: SearchDocument | None = Field(
         None,
-        description="Options to find good values of, by the validation loss. The points that were "
-        "tried become the dimension `point`, as those of a sweep over a list of points.",
+        description="Selects options by the validation loss. The points that were tried become the "
+        "dimension `point` of the results, as with a sweep over a list of points.",
     )
 
 
@@ -108,7 +110,7 @@ class AnalysisDocument(StepDocument):
 
     data: str | list[str] | None = Field(None, description="The dataset or datasets to analyse.")
     models: list[str] = Field([], description="The models to analyse.")
-    results: list[str] = Field([], description="The analyses whose results are wanted.")
+    results: list[str] = Field([], description="The analyses whose results are used.")
 
 
 class PipelineDocument(Config):
@@ -121,7 +123,9 @@ class PipelineDocument(Config):
     )
     datasets: dict[str, DatasetDocument] = Field({}, description="Steps that make recordings.")
     models: dict[str, ModelDocument] = Field({}, description="Steps that fit models.")
-    analyses: dict[str, AnalysisDocument] = Field({}, description="Steps that analyse.")
+    analyses: dict[str, AnalysisDocument] = Field(
+        {}, description="Steps that analyse recordings, models or results."
+    )
     profiles: dict[str, dict[str, Any]] = Field(
         {},
         description="Variants by name, each with new values by their path, such as "
@@ -139,8 +143,8 @@ class Source:
         self.path = path
         self.content = content
         self._positions = positions
-        self._moved: dict[Location, Location] = {}  # where what a profile sets stands
-        self._given: dict[Location, str] = {}  # what the command line sets
+        self._moved: dict[Location, Location] = {}  # positions of values that a profile sets
+        self._given: dict[Location, str] = {}  # values that the command line sets
 
     @classmethod
     def read(cls, path: Path) -> "Source":
@@ -155,7 +159,7 @@ class Source:
         return cls(path, content, positions)
 
     def at(self, location: Location) -> Any:
-        """What stands at a location, or None."""
+        """The value at a location, or None."""
         node: Any = self.content
         for part in location:
             if not _holds(node, part):
@@ -203,7 +207,7 @@ class Source:
             child = node.get(part, {})
             if not isinstance(child, dict):
                 whole = ".".join(location[: depth + 1])
-                raise error(f"'{whole}' is no mapping; set it as a whole")
+                raise error(f"'{whole}' is not a mapping; set it as a whole")
             node[part] = dict(child)  # another profile may have set the same one
             node = node[part]
         node[last] = value
@@ -222,7 +226,7 @@ class Source:
         return f"{self.path}:{line + 1}:{column + 1}"
 
     def error(self, location: Location, message: str) -> UserError:
-        """The sentence `file:line:column: path: what is wrong`."""
+        """An error that begins with `file:line:column: path:`."""
         path = ".".join(map(str, location))
         return UserError(f"{self.position(location)}: {path + ': ' if path else ''}{message}")
 
@@ -235,7 +239,7 @@ def _holds(node: Any, part: str | int) -> bool:
 
 
 def _nowhere(depth: int, part: str, known: Mapping[str, Any]) -> str:
-    """What is wrong with the section or the step that a profile's path begins with."""
+    """The error for the section or the step at the beginning of a profile's path."""
     if depth == 1:
         return f"there is no step '{part}'; {nearest(part, known)}"
     if part in SECTIONS.values():
@@ -285,7 +289,7 @@ EXPECTED = {
     "model": "a mapping",
     "string": "text",
 }
-"""What a value should have been, by the first word of pydantic's name for the error."""
+"""The expected kind of value, by the first word of pydantic's name of the error."""
 
 
 def validation_error(
@@ -295,11 +299,12 @@ def validation_error(
     schema: type[Config],
     swept: Mapping[str, int | str] | None = None,
 ) -> UserError:
-    """One sentence for the first thing that a pydantic validation found.
+    """One sentence for the first error that a pydantic validation found.
 
     Args:
-        prefix: where in the document that stands which was validated.
-        swept: of swept options, which of their values was validated, or which end of their range.
+        prefix: location in the document of the part that was validated.
+        swept: for a swept option, the index of the value that was validated, or the end of its
+            range.
     """
 
     def place(location: Location) -> Location:
@@ -308,7 +313,7 @@ def validation_error(
 
     found = [(place(e["loc"]), e) for e in error.errors()]
     start, _ = found[0]
-    # Of the branches of a union, the one that went deepest into the value is the one meant.
+    # Of the branches of a union, the one that got furthest into the value is reported.
     inside, first = max((f for f in found if f[0][: len(start)] == start), key=lambda f: len(f[0]))
     location = (*prefix, *inside)
     kind, limits = first["type"], first.get("ctx", {})
@@ -338,7 +343,7 @@ def _is_name(error: Any) -> bool:
 
 
 def _in_document(source: Source, prefix: Location, location: Location) -> Location:
-    """A location of pydantic's without what is in no document, the branches of unions."""
+    """A location of pydantic's without the names of union branches, which no document has."""
     node: Any = source.at(prefix)
     found: list[str | int] = []
     for part in location:

@@ -48,7 +48,7 @@ class Outcome:
     `status`: "done", "stored" (it was there already), "failed" (the plugin raised), "invalid" (a
     mistake of the user's that was met in the run), "skipped" (an input is missing), or "stopped"
     (the store cannot be written to, which ends the run). `message` explains the last four, and says
-    what a fit that is done went on from, if not from the start.
+    what a finished fit continued from, if anything.
     """
 
     key: str
@@ -65,7 +65,7 @@ class Outcome:
 
 
 class Watcher(Protocol):
-    """Is told what happens in a run."""
+    """Receives the events of a run."""
 
     def started(self, task: Task) -> None: ...
     def progressed(self, key: str, done: float, total: float, message: str) -> None: ...
@@ -90,7 +90,7 @@ class Workbench:
         self._uncollected = 0
 
     def run(self, task: Task, progress: Progress = silent) -> Outcome:
-        """Makes the result of a task, unless the store has it. Raises KeyboardInterrupt alone."""
+        """Makes the result of a task, unless the store has it. Raises only KeyboardInterrupt."""
         begun = time.monotonic()
 
         def ended(status: str, message: str = "", trace: str = "") -> Outcome:
@@ -118,7 +118,7 @@ class Workbench:
             return ended("failed", describe(error), traceback.format_exc())
 
     def recording(self, key: str) -> xr.DataTree:
-        """The recording of a dataset task: at hand, from the store, or made again if volatile."""
+        """The recording of a dataset task: cached, from the store, or made again if volatile."""
         if key not in self._at_hand:
             task = self.tasks[key]
             self._keep(
@@ -137,7 +137,7 @@ class Workbench:
             self._uncollected = 0
 
     def model(self, key: str, recording: str = "") -> Model:
-        """The fitted model of a model task, of one of its recordings if it has several."""
+        """The fitted model of a model task, for one of its recordings if it has several."""
         model: Model = self._plugin_class(self.tasks[key]).load(self.store.path(key))
         return model.of(recording) if recording else model
 
@@ -188,9 +188,9 @@ class Workbench:
         self._write(task, write)
 
     def _goes_on(self, task: Task) -> str:
-        """Says what a fit goes on from, if there is anything, and makes it ready."""
+        """Prepares the state from which a fit continues, and describes it; "" if there is none."""
         if any(self.store.checkpoint(task.key).parent.glob("*")):
-            return "went on from a checkpoint"
+            return "continued from a checkpoint"
         finished = self.store.finished(task.extended) if task.extended else None
         if finished is None:
             return ""
@@ -198,10 +198,10 @@ class Workbench:
         if finished == (amount := getattr(model.config, model.extends)):
             return ""
         if reason := model.begins_anew():
-            return f"began anew, not from the fit of {finished} {model.extends}: {reason}"
+            return f"started from scratch, not from the fit of {finished} {model.extends}: {reason}"
         if finished > amount or not self.store.extend(task.key, task.extended, finished):
             return ""
-        return f"went on from the fit of {finished} {model.extends}"
+        return f"continued from the fit of {finished} {model.extends}"
 
     def _analyse(self, task: Task, progress: Progress) -> None:
         analysis = self._plugin(task)
@@ -249,12 +249,12 @@ class Workbench:
 
 @dataclass(frozen=True)
 class _Member:
-    """Reads a member of a family when it is asked for."""
+    """Reads one of the inputs of an analysis of many, on demand."""
 
     bench: Workbench
     key: str
     name: str
-    """Of the recording, if the model has several."""
+    """Name of the recording, if the model has several."""
 
     def model(self) -> Model:
         return self.bench.model(self.key, self.name)
@@ -272,7 +272,7 @@ class _Member:
 
 
 def combined_result(tasks: Sequence[Task], store: Store) -> xr.DataTree:
-    """The result of an analysis step as one DataTree: a group for each step that it is about."""
+    """The result of an analysis step as one DataTree, with a group for each step it analyses."""
     by_about: dict[str, list[tuple[Coords, xr.Dataset]]] = {}
     for task in tasks:
         result = read_netcdf(store.path(task.key), load=True).to_dataset()
@@ -283,7 +283,7 @@ def combined_result(tasks: Sequence[Task], store: Store) -> xr.DataTree:
 
 
 def without_stimulus(recording: xr.DataTree) -> xr.DataTree:
-    """What the store keeps of a volatile recording."""
+    """The part of a volatile recording that the store keeps."""
     kept: xr.DataTree = recording.map_over_datasets(
         lambda split: split.drop_vars("stimulus", errors="ignore")
     )
@@ -304,14 +304,14 @@ def _bytes(recording: xr.DataTree) -> int:
 
 
 def default_threads() -> int:
-    """Threads of a task: OMP_NUM_THREADS, or a quarter of the processors, which four tasks fill."""
+    """Threads of a task: OMP_NUM_THREADS, or a quarter of the processors."""
     given = os.environ.get("OMP_NUM_THREADS", "")
     return int(given) if given.isdecimal() and int(given) else max(1, (os.cpu_count() or 1) // 4)
 
 
 @contextmanager
 def _limited_threads(threads: int) -> Iterator[None]:
-    """Arithmetic on a number of threads, that of torch too.
+    """Limits the threads of the arithmetic, including that of torch.
 
     torch is imported for this: imported later, it would take the number of its process, which is
     another in dask's workers.
@@ -335,7 +335,7 @@ def run_here(
     threads: int = 1,
     known: Mapping[str, Outcome] | None = None,
 ) -> dict[str, Outcome]:
-    """Runs everything in this process. What fails stops only what depends on it.
+    """Runs everything in this process. A failure stops only the tasks that depend on it.
 
     Args:
         known: by key, the outcomes of tasks that were run before.
@@ -378,7 +378,7 @@ def _run_remotely(
     threads: int,
     *inputs: Outcome,
 ) -> Outcome:
-    """Runs a task in a worker process, which keeps its recordings at hand for the next."""
+    """Runs a task in a worker process, which caches its recordings for the next task."""
     from distributed import get_worker
 
     outcome = _missing_input(tasks[key], inputs)
@@ -508,7 +508,7 @@ def run_on_dask(
 
 @contextmanager
 def _ignored(number: signal.Signals) -> Iterator[None]:
-    """A signal that processes started here ignore."""
+    """Makes the processes that are started here ignore a signal."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -520,12 +520,12 @@ def _ignored(number: signal.Signals) -> Iterator[None]:
 
 
 def _end_quietly() -> None:
-    """A run that is ended ends its workers; what their objects complain of then is noise."""
+    """Silences the errors of destructors in workers that are ended together with their run."""
     sys.unraisablehook = _no_complaint
 
 
 def _no_complaint(unraisable: object) -> None:
-    """In the place of `sys.unraisablehook`."""
+    """Replaces `sys.unraisablehook`."""
 
 
 def _ancestry(graph: Graph, task: Task) -> dict[str, Task]:

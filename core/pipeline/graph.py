@@ -1,7 +1,7 @@
-"""The graph of a pipeline: steps, the tasks that a sweep makes of them, and what identifies each.
+"""The graph of a pipeline: its steps, the tasks of each step, and the key of each task.
 
-A step is what the file names. A task is one point of its sweep: one recording, one fit, one run of
-an analysis on one model. A task's key is a hash of the plugin, its version and its code, the
+A step has a name in the file. A task is one point of a step's sweep: one recording, one fit, or one
+run of an analysis on one model. A task's key is a hash of the plugin, its version and its code, the
 resolved options, the seed, the contents of input files, and the keys of its inputs.
 """
 
@@ -40,10 +40,10 @@ GIVEN = {
     "model": {"data"},
     "analysis": {"data", "model", "recordings", "models", "results", "progress"},
 }
-"""What a plugin of each kind may ask for, by the names of parameters."""
+"""The parameters that the method of a plugin may have, by kind of plugin."""
 
 MOST_POINTS = 100_000
-"""Points of a sweep; more would take minutes to check alone."""
+"""Most points of a sweep. Checking more would take minutes."""
 
 
 @dataclass(frozen=True)
@@ -52,15 +52,16 @@ class Task:
 
     Attributes:
         key: identifies the result.
-        about: for an analysis, the step that it is about ("" when it is about a whole family).
-        inputs: by parameter of `load`, `fit` or `run`, the keys of what it is given.
-        members: for a family, the step and coordinates of each of its inputs.
-        place: where the step stands in its file.
-        files: of a dataset, the names of its input files and hashes of their contents.
-        options: the swept options at this point of a list of points.
-        recording: of an analysis of a model of several recordings, which of them.
+        about: for an analysis, the step that it analyses ("" if it analyses several at once).
+        inputs: the keys of the inputs, by parameter of `load`, `fit` or `run`.
+        members: where a parameter takes several inputs, the step and coordinates of each.
+        place: position of the step in the file, as file:line:column.
+        files: for a dataset, the names of its input files and the hashes of their contents.
+        options: the swept options, if the sweep is a list of points.
+        recording: for an analysis of a model of several recordings, the name of one of them.
         pipeline: the name of the pipeline.
-        extended: of a fit, a hash of all but the option that a finished fit can be extended in.
+        extended: for a fit, a hash of everything except the option by which a finished fit can be
+            extended, such as the number of steps.
     """
 
     key: str
@@ -83,7 +84,7 @@ class Task:
 
     @property
     def label(self) -> str:
-        """A name for people, such as `cnn[filters=4, seed=0]`."""
+        """A readable name, such as `cnn[filters=4, seed=0]`."""
         listed = [coord for coord in self.coords if coord[0] != "point"]
         point = ", ".join(f"{name}={value}" for name, value in (*listed, *self.options))
         about = f" of {self.about}" if self.about else ""
@@ -118,7 +119,7 @@ class Graph:
     tasks: dict[str, Task]
 
     def following(self, names: Iterable[str]) -> list[Task]:
-        """The tasks of some steps and all that depend on them."""
+        """The tasks of some steps, and all tasks that depend on them."""
         found: dict[str, Task] = {}
         wanted = set(names)
         for step in self.steps:  # after the steps that they depend on
@@ -128,7 +129,7 @@ class Graph:
         return list(found.values())
 
     def in_order(self) -> Iterator[Task]:
-        """Tasks after their inputs, going deep first, so that a recording is used while at hand."""
+        """Tasks in depth-first order, each after its inputs, while a recording is cached."""
         done: set[str] = set()
 
         def visit(task: Task) -> Iterator[Task]:
@@ -170,8 +171,12 @@ def build(source: Source, document: PipelineDocument, registry: Registry) -> Gra
     if Path(document.name).name != document.name or document.name[:1] in ("", "."):
         raise source.error(
             ("name",),
-            "it names a folder, so it is not empty, has no '/' and begins with no '.' "
+            "it is also the name of a folder: it must not be empty, contain '/' or begin with '.' "
             f"(got {document.name!r})",
+        )
+    if document.name == "store":
+        raise source.error(
+            ("name",), "'store' is the folder of stored results; give the pipeline another name"
         )
     if len(document.name.encode()) > LONGEST_NAME:
         raise source.error(("name",), f"the name is longer than {LONGEST_NAME} bytes")
@@ -233,7 +238,7 @@ class _Builder:
         self.context = {"folder": str(source.path.resolve().parent)}
 
     def references(self, name: str) -> list[str]:
-        """The steps that a step names, checked to exist and to be of the right kind."""
+        """The steps that a step refers to. Each must exist and be of the right kind."""
         kind, step = self.documents[name]
         found = []
         for role, wanted in (("data", "dataset"), ("models", "model"), ("results", "analysis")):
@@ -272,14 +277,15 @@ class _Builder:
         if not (isinstance(config, type) and issubclass(config, Config)):
             raise self.source.error(
                 (*place, "plugin"),
-                f"the options of '{document.plugin}' are no retinakit.Config; tell its author",
+                f"the options of '{document.plugin}' are not a retinakit.Config; report it to its "
+                "author",
             )
         if inspect.isabstract(cls):
             missing = ", ".join(sorted(getattr(cls, "__abstractmethods__", ())))
             raise self.source.error(
                 (*place, "plugin"),
-                f"'{document.plugin}' does not define {missing}, which every {kind} needs; tell "
-                "its author",
+                f"'{document.plugin}' does not define {missing}, which every {kind} needs; "
+                "report it to its author",
             )
         assert entry.spec is not None
         code = code_hash(entry.spec.target.partition(":")[0], entry.distribution)
@@ -292,8 +298,9 @@ class _Builder:
         if strange:
             raise self.source.error(
                 (*place, "plugin"),
-                f"'{document.plugin}' asks for '{min(strange)}', which no pipeline gives "
-                f"(a {kind} is given {', '.join(sorted(GIVEN[kind]))}); tell its author",
+                f"'{document.plugin}' has the parameter '{min(strange)}', which a pipeline "
+                f"cannot supply (a {kind} may have {', '.join(sorted(GIVEN[kind]))}); report it to "
+                "its author",
             )
         where = self.source.position(place)
         for point in self._points(step, place, wants):
@@ -301,7 +308,7 @@ class _Builder:
         if not step.tasks:
             raise self.source.error(
                 (*place, "data"),
-                "no point of this dataset's sweep goes with a point of the models'",
+                "the sweeps of this dataset and of the models have no point in common",
             )
         self.steps[name] = step
         self.tasks |= {task.key: task for task in step.tasks}
@@ -316,7 +323,7 @@ class _Builder:
                 if dim in taken:
                     raise self.source.error(
                         (*place, "sweep", dim),
-                        f"what '{step.name}' is given is already swept over '{dim}'",
+                        f"the inputs of '{step.name}' are already swept over '{dim}'",
                     )
             for coords, options in own:
                 yield _Point((*inputs.coords, *coords), options, inputs)
@@ -333,10 +340,12 @@ class _Builder:
                 raise self.source.error(where, "the list of values is empty")
             seen = set()
             for index, value in enumerate(values):
-                text = json.dumps(value, default=str)
+                whole = isinstance(value, float) and value.is_integer()
+                text = json.dumps(int(value) if whole else value, default=str)
                 if text in seen:
                     raise self.source.error(
-                        (*where, index), f"the value {text} is already in the list"
+                        (*where, index),
+                        f"the value {json.dumps(value, default=str)} is already in the list",
                     )
                 seen.add(text)
                 self._check_seed(option, value, (*where, index))
@@ -461,7 +470,7 @@ class _Builder:
             yield shared
 
     def _several(self, step: Step, place: Location, datasets: list[str]) -> Iterator["_Inputs"]:
-        """The recordings of a model of several, at each point that their sweeps have in common."""
+        """The recordings of a model of several recordings, at each common point of their sweeps."""
         if not getattr(step.cls, "several", False):
             raise self.source.error(
                 (*place, "data"),
@@ -488,7 +497,7 @@ class _Builder:
             yield name, self.tasks[key]
 
     def _members(self, tasks: Iterable[Task]) -> list["_Member"]:
-        """Members of a family; a model of several recordings is one for each of them."""
+        """The inputs of an analysis of many; a model of several recordings counts once for each."""
         found = []
         for task in tasks:
             if task.kind == "model" and "data" in task.members:
@@ -500,11 +509,11 @@ class _Builder:
         return found
 
     def _of_plugin(self, step: Step, place: Location, error: Exception) -> UserError:
-        """The sentence for what a plugin raises before anything runs."""
+        """The error for an exception that a plugin raises before anything runs."""
         return self.source.error(
             (*place, "plugin"),
             f"'{step.document.plugin}' cannot be used with these options ({describe(error)}); "
-            "change them, or tell its author",
+            "change them, or report it to its author",
         )
 
     def _task(self, step: Step, place: Location, point: "_Point", position: str) -> Task:
@@ -548,7 +557,7 @@ class _Builder:
                     *([option] if option else []),
                 )
                 raise self.source.error(where, str(error)) from None
-            if option:  # what a file holds counts, not where it is
+            if option:  # the contents of a file count, not its path
                 identified[option] = contents[-1]
         identity = {
             "plugin": [step.kind, step.entry.full_name, step.entry.version, step.code],
@@ -594,7 +603,7 @@ def _hash(identity: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class _Inputs:
-    """What one task is given, and where in the sweeps that stands."""
+    """The inputs of one task, and their coordinates in the sweeps."""
 
     keys: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     members: Mapping[str, tuple[tuple[str, Coords], ...]] = field(default_factory=dict)
@@ -619,7 +628,7 @@ class _Inputs:
 
 @dataclass(frozen=True)
 class _Member:
-    """A member of a family that an analysis is given."""
+    """One of the inputs of an analysis of many."""
 
     key: str
     step: str
@@ -628,7 +637,7 @@ class _Member:
 
 @dataclass(frozen=True)
 class _Point:
-    """A point of a step's sweep: where it stands, the swept options there, and its inputs."""
+    """A point of a step's sweep: its coordinates, its swept options, and its inputs."""
 
     coords: Coords
     options: Mapping[str, Any]
@@ -636,7 +645,7 @@ class _Point:
 
 
 def _parameters(cls: type[Plugin], kind: str) -> set[str]:
-    """What a plugin wants to be given, from the signature of its method."""
+    """The parameters of a plugin's method, which say what it needs."""
     if kind == "model":
         return {"data"}
     method = {"dataset": "load", "analysis": "run"}[kind]

@@ -1,7 +1,8 @@
-"""What a result's key is made of besides options: the contents of files, and the code of plugins.
+"""Hashes of input files and of the code of plugins, which are parts of a result's key.
 
-A plugin's code is its module and all that this imports of its own distribution and of retinakit,
-found in the sources: nothing is executed, and compiled modules count with their contents.
+The code of a plugin is its module and everything that the module imports from its own distribution
+and from retinakit. Imports are found in the sources, without executing them. Compiled modules count
+with their contents.
 """
 
 import ast
@@ -22,10 +23,10 @@ import platformdirs
 from retinakit.contracts.errors import UserError
 
 REMEMBERED = 16 * 2**20
-"""Hashes of files from this size on are remembered; smaller ones are read anew in no time."""
+"""Size in bytes from which the hash of a file is remembered."""
 
 SETTLED = 2.0
-"""Seconds after which a file that changes again has another time, on any file system."""
+"""Seconds after which a further change of a file changes its time, on any file system."""
 
 
 # Contents
@@ -68,14 +69,14 @@ def _file_hash(path: Path, size: int, changed: int) -> str:
 
 
 def _memory(path: Path) -> Path:
-    """Where the hash of a file is remembered: a small file of its own for each."""
+    """The small file in which the hash of a file is remembered."""
     cache = os.environ.get("RETINAKIT_CACHE") or platformdirs.user_cache_dir("retinakit")
     name = hashlib.blake2b(os.fsencode(path), digest_size=16).hexdigest()
     return Path(cache) / "hashes" / f"{name}.json"
 
 
 def _remember(memory: Path, content: dict[str, object]) -> None:
-    """Writes a file as a whole, so that runs do not disturb each other, or not at all."""
+    """Writes a file atomically, or not at all, so that runs do not disturb each other."""
     unfinished = memory.with_name(f".{uuid.uuid4().hex}")
     with suppress(OSError):
         memory.parent.mkdir(parents=True, exist_ok=True)
@@ -90,7 +91,7 @@ def _remember(memory: Path, content: dict[str, object]) -> None:
 
 
 def code_hash(module: str, distribution_name: str) -> str:
-    """A hash of a module and of all that it imports of its own distribution and of retinakit.
+    """A hash of a module and everything it imports from its own distribution and from retinakit.
 
     Args:
         module: the full name of the module.
@@ -118,7 +119,7 @@ def code_hash(module: str, distribution_name: str) -> str:
 
 
 def _packages(distribution_name: str) -> set[str]:
-    """The top-level modules of a distribution, as far as its metadata names them."""
+    """The top-level modules of a distribution that its metadata lists."""
     try:
         found = distribution(distribution_name)
     except PackageNotFoundError:
@@ -170,7 +171,7 @@ def _read_code(
 
 
 def _imports(tree: ast.AST, package: str) -> list[tuple[str, str]]:
-    """The imports anywhere in a module, but for those that only a type checker sees."""
+    """All imports in a module, except those under TYPE_CHECKING."""
     found: list[tuple[str, str]] = []
     waiting: list[ast.AST] = [tree]
     while waiting:

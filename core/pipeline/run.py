@@ -1,4 +1,4 @@
-"""A run: from a pipeline file to a folder with a report, the arrays, and where they came from."""
+"""A run: it makes a folder with the report, the arrays and their provenance."""
 
 import json
 import logging
@@ -39,16 +39,16 @@ from retinakit.registry.find import Registry
 logger = logging.getLogger("retinakit")
 LIBRARIES = ("retinakit", "torch", "numpy", "scipy", "xarray", "h5py", "numba", "lightning-fabric")
 ALIVE = ".alive"
-"""A file in an unfinished folder that its run holds a lock on."""
+"""A file in the unfinished folder of a run, on which the run holds a lock."""
 
 BEGINNING = 60
-"""Seconds within which a run has made that file."""
+"""Seconds within which a run has created that file."""
 
 FOLDERS = {"dataset": "datasets", "model": "models", "analysis": "analyses"}
 
 
 class Log:
-    """Passes on what happens, and writes it down in `log.jsonl`, a line an event."""
+    """Forwards the events of a run, and writes them to `log.jsonl`, one event a line."""
 
     def __init__(self, path: Path, watcher: Watcher):
         self.path = path
@@ -98,7 +98,7 @@ class Run:
 
     @property
     def mistake(self) -> str:
-        """The user's mistake that nothing could be made for, if that is why there is nothing."""
+        """The user's mistake because of which no task has a result, or ""."""
         if any(o.ok or o.status == "failed" for o in self.outcomes):
             return ""
         return next((o.message for o in self.outcomes if o.status == "invalid"), "")
@@ -126,7 +126,7 @@ def run_pipeline(
         searches: to run first; they make a larger graph of this one.
 
     Returns:
-        Where the folder is, and how the run ended.
+        The folder of the run, and how the run ended.
 
     Raises:
         UserError: if a folder cannot be written to, or the cluster does not serve.
@@ -189,7 +189,7 @@ def run_pipeline(
 
 
 def sweep_dead(parent: Path) -> None:
-    """Removes the unfinished folders of runs that were killed: nobody holds their lock."""
+    """Removes the unfinished folders of killed runs, whose locks are free."""
     for partial in parent.glob("*.partial"):
         with suppress(OSError, Timeout):
             begins = time.time() - partial.stat().st_mtime < BEGINNING
@@ -200,7 +200,7 @@ def sweep_dead(parent: Path) -> None:
 
 
 def _report(folder: Path, registry: Registry) -> list[str]:
-    """Draws the report, and says what it could not draw.
+    """Draws the report, and returns sentences on what could not be drawn.
 
     The arrays of the run are kept even if the report itself goes wrong.
     """
@@ -216,7 +216,7 @@ def _report(folder: Path, registry: Registry) -> list[str]:
 
 
 def _new_folder(parent: Path, started: datetime) -> tuple[Path, Path]:
-    """The folder of a run, and the one it is written in, which no other run has."""
+    """The final folder of a run, and the unfinished one, which belongs to this run alone."""
     parent.mkdir(parents=True, exist_ok=True)
     name = started.strftime("%Y-%m-%dT%H-%M-%S")
     while True:
@@ -275,7 +275,7 @@ def write_folder(
 
 
 def _write_step(folder: Path, step: Step, done: list[Task], store: Store) -> dict[str, str]:
-    """Writes the files of a step; returns what each holds by its path in the run's folder."""
+    """Writes the files of a step; returns the content of each by its path in the run's folder."""
     section = FOLDERS[step.kind]
     main = folder / section / f"{step.name}.nc"
     main.parent.mkdir(exist_ok=True)
@@ -311,7 +311,7 @@ def _write_joined(
 ) -> None:
     """Writes the joined results of a step, which the store keeps for the next run if they are many.
 
-    A store that cannot be written to does without.
+    If the store cannot be written to, they are only written to the folder of the run.
     """
     if len(tasks) == 1:
         write_netcdf(join(), main)
@@ -330,7 +330,7 @@ def _write_joined(
 
 
 def task_file(step: Step, task: Task) -> str:
-    """The file of one point of a step, in the run's folder."""
+    """The file of one task of a step, relative to the folder of the run."""
     section = FOLDERS[step.kind]
     if len(step.tasks) == 1 or step.kind == "analysis":
         return f"{section}/{step.name}.nc"
@@ -342,7 +342,7 @@ def task_file(step: Step, task: Task) -> str:
 
 
 def _link(source: Path, target: Path) -> None:
-    """A second name for a stored file, or a copy where the file system has none."""
+    """A hard link to a stored file, or a copy if the file system has no hard links."""
     try:
         target.hardlink_to(source)
     except OSError:
@@ -394,7 +394,7 @@ def _describe(
 
 
 def resolved(graph: Graph) -> dict[str, Any]:
-    """The pipeline with every option written out, which runs to the same result.
+    """The pipeline with every option written out. It gives the same results.
 
     The folder of the pipeline file is resolved into the paths.
     """
@@ -431,7 +431,7 @@ def _versions() -> dict[str, str]:
 
 
 def _git_commit() -> str | None:
-    """The commit of the working folder, if it is under git, and whether it was changed."""
+    """The git commit of the working folder, if there is one, and whether files were changed."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(

@@ -8,7 +8,7 @@ from retinakit.registry.find import Registry
 
 
 def pipeline_schema(registry: Registry) -> dict[str, Any]:
-    """A schema that an editor can check and complete a pipeline with.
+    """The schema with which an editor checks and completes a pipeline.
 
     Plugins that cannot be imported are left out.
     """

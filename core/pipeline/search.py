@@ -1,8 +1,8 @@
-"""Searches for good options of a model: optuna proposes points, in batches, which a run fits.
+"""Searches for the best options of a model: optuna proposes points in batches, and a run fits them.
 
-What optuna proposes follows from the seed of the step and the losses so far, and the fits are in
-the store. So a search that was interrupted, or is run again, proposes the same points and goes on.
-At the end its points are a sweep over a list of points.
+The proposals depend only on the seed of the step and the losses so far, and the fits are in the
+store. A search that was interrupted, or is run again, therefore proposes the same points and
+continues. At the end its points are a sweep over a list of points.
 """
 
 import json
@@ -38,7 +38,7 @@ Execute = Callable[[Graph, Mapping[str, Outcome]], dict[str, Outcome]]
 """Runs a graph, apart from the tasks whose outcomes are known; returns the outcomes of all."""
 
 DIGITS = 6
-"""Significant digits of a proposed number, which labels and files show."""
+"""Significant digits of a proposed number, as in labels and file names."""
 
 
 @dataclass
@@ -57,7 +57,7 @@ class _Search:
     ended: bool = False
 
     def ask(self) -> None:
-        """Adds a batch of points; one that was proposed before is not fitted twice."""
+        """Adds a batch of points; a point that was proposed before is not fitted again."""
         number = min(self.document.batch, self.document.trials - self.trials)
         known = {_text(point) for point in self.points}
         for _ in range(number):
@@ -70,7 +70,7 @@ class _Search:
         self.trials += number
 
     def tell(self, losses: Mapping[str, float]) -> None:
-        """Tells optuna the losses of the last batch; a point without one has failed."""
+        """Reports the losses of the last batch to optuna; a point without a loss has failed."""
         from optuna.trial import TrialState
 
         self.losses |= losses
@@ -84,7 +84,7 @@ class _Search:
         self.ended = self.trials >= self.document.trials
 
     def _value(self, trial: "optuna.Trial", option: str, of: Range | list[Any]) -> Any:
-        if isinstance(of, list):  # optuna knows few kinds of values, and every kind of index
+        if isinstance(of, list):  # an index, since optuna allows only a few types of values
             return of[trial.suggest_categorical(option, range(len(of)))]
         if _is_whole(self.config, option):
             return trial.suggest_int(option, int(of.low), int(of.high), log=of.log)
@@ -92,7 +92,7 @@ class _Search:
         return min(max(float(f"{value:.{DIGITS}g}"), of.low), of.high)
 
     def _is_valid(self, point: Mapping[str, Any]) -> bool:
-        """Whether the plugin takes these options together; if not, the trial fails."""
+        """Whether the plugin accepts this combination of options; if not, the trial fails."""
         options = {name: value for name, value in point.items() if name != "seed"}
         try:
             self.config.model_validate({**self.options, **options})
@@ -120,17 +120,17 @@ class Searches:
             if not search.points:
                 raise source.error(
                     ("models", search.name, "search", "over"),
-                    "the plugin takes none of the first points; choose other ranges",
+                    "the plugin accepts none of the first points; choose other ranges",
                 )
 
     @property
     def trials(self) -> int:
-        """How many points all searches will propose."""
+        """The number of points that all searches will propose."""
         return sum(search.document.trials for search in self.searches)
 
     @property
     def proposed(self) -> int:
-        """How many points have been proposed."""
+        """The number of points that have been proposed."""
         return sum(search.trials for search in self.searches)
 
     def graph(self) -> Graph:
@@ -147,7 +147,7 @@ class Searches:
         return build(self.source, document, self.registry)
 
     def go_on(self, store: Store) -> Graph:
-        """Proposes points as long as the fits of all before are stored; returns the graph."""
+        """Proposes points while the fits of all earlier points are stored; returns the graph."""
         graph = self.graph()
         while any(not search.ended for search in self.searches):
             tasks = [t for s in self.searches if not s.ended for t in self._fits(graph, s)]
@@ -161,8 +161,8 @@ class Searches:
         """Runs the fits of all searches, batch by batch.
 
         Returns:
-            The whole pipeline with every point, the outcomes of what was run, and why searches
-            ended early.
+            The whole pipeline with every point, the outcomes of the tasks, and the reasons why
+            searches ended early.
         """
         known: dict[str, Outcome] = {}
         problems: list[str] = []
@@ -181,7 +181,7 @@ class Searches:
         return graph, known, problems
 
     def _tell(self, graph: Graph, store: Store, done: set[str]) -> list[str]:
-        """Tells every search what its fits have come to, and asks for the next points."""
+        """Reports the losses of the fits to every search, and asks for the next points."""
         problems = []
         for search in self.searches:
             if search.ended:
@@ -264,7 +264,7 @@ class Searches:
         else:
             if not _is_number(config, option):
                 raise self.source.error(
-                    where, "the option is no number, so it has no range; give a list of values"
+                    where, "the option is not a number, so it has no range; give a list of values"
                 )
             values = {"low": of.low, "high": of.high}
             if _is_whole(config, option):
@@ -286,12 +286,12 @@ class Searches:
                 config.model_validate({option: value}, context=context)
             except ValidationError as error:
                 if error.errors()[0]["loc"][:1] != (option,):
-                    continue  # it is about several options together, whose values are others
+                    continue  # it concerns a combination that no trial has
                 section, index = where[:-1], {option: part}
                 raise validation_error(self.source, section, error, config, index) from None
 
     def _swept_data(self, data: str | list[str] | None) -> str | None:
-        """A swept dataset among those that a recording is made from."""
+        """A swept dataset among those from which a recording is made, or None."""
         waiting, seen = [data] if isinstance(data, str) else list(data or []), set()
         while waiting:
             name = waiting.pop()

@@ -33,14 +33,14 @@ logger = logging.getLogger("retinakit")
 
 
 class StoreError(UserError):
-    """A folder that results go to cannot be written to; nothing else can be made then."""
+    """A folder for results cannot be written to, so the run cannot continue."""
 
 
 class Store:
     """Results by key, in a folder.
 
     Args:
-        create: make the folder and see that it can be written to.
+        create: create the folder and check that it can be written to.
 
     Raises:
         UserError: if it cannot.
@@ -58,7 +58,7 @@ class Store:
             logger.info("%s cannot be written to; what is stored there is read", root)
 
     def _prepare(self) -> None:
-        """Sees that the folder can be written to."""
+        """Checks that the folder can be written to."""
         with writing_to(self.root):
             for folder in (self.root, self.root / "locks", self.root / "unfinished"):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,7 @@ class Store:
             probe.unlink()
 
     def folder(self, key: str) -> Path:
-        """Where a result is, or would be."""
+        """The folder of a result, whether it exists or not."""
         return self.root / key[:2] / key
 
     def path(self, key: str) -> Path:
@@ -75,40 +75,40 @@ class Store:
         return self.folder(key) / RESULT
 
     def meta(self, key: str) -> dict[str, Any] | None:
-        """What is known of a result, or None if it is not there."""
+        """The metadata of a result, or None if it is not stored."""
         return _read_meta(self.folder(key) / META)
 
     def verifies(self, key: str) -> bool:
-        """Whether a result is there and is what was written."""
+        """Whether a result is stored and its contents are as they were written."""
         meta, path = self.meta(key), self.path(key)
         return meta is not None and path.is_file() and meta.get("hash") == file_hash(path)
 
     def has(self, key: str) -> bool:
-        """Whether a result is there and verifies; one that does not is removed, with a warning."""
+        """Whether a result is stored and verifies; a damaged one is removed with a warning."""
         folder = self.folder(key)
-        if not folder.exists():
+        if not os.path.lexists(folder):
             return False
         if self.verifies(key):
             with suppress(OSError):  # the time of the last use; a store may be read-only
                 os.utime(folder / META)
             return True
         logger.warning("the stored result %s does not verify; it is computed again", folder)
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
         return False
 
     def forget(self, key: str, extended: str = "") -> None:
-        """Removes a result and the state of its unfinished fit, if they are there.
+        """Removes a result and the state of its unfinished fit, if they exist.
 
         Args:
-            extended: if given, the state of finished fits that it could go on from is removed too.
+            extended: if given, the states of finished fits that it could continue from, too.
         """
         if extended:
             shutil.rmtree(self.root / "finished" / extended, ignore_errors=True)
-        shutil.rmtree(self.folder(key), ignore_errors=True)
+        _remove(self.folder(key))
         shutil.rmtree(self.checkpoint(key).parent, ignore_errors=True)
 
     def lock(self, name: str) -> FileLock:
-        """Held while what has this name is written."""
+        """The lock that is held while something of this name is written."""
         return FileLock(self.root / "locks" / f"{name}.lock")
 
     @contextmanager
@@ -128,7 +128,7 @@ class Store:
                     Path(lock.lock_file).unlink(missing_ok=True)
 
     def entries(self) -> Iterator["Entry"]:
-        """What is in the store, in no order."""
+        """The results in the store, in no particular order."""
         for meta_path in self.root.glob("[0-9a-f][0-9a-f]/*/" + META):
             meta, folder = _read_meta(meta_path), meta_path.parent
             with suppress(OSError):
@@ -150,7 +150,7 @@ class Store:
         """Removes results, unfinished fits and locks that no run has used for a number of days.
 
         Returns:
-            How many results were removed, and the bytes that all of it took.
+            The number of results that were removed, and the bytes that were freed.
         """
         oldest = time.time() - days * 86400
         number, freed = 0, 0
@@ -175,14 +175,14 @@ class Store:
         return number, freed
 
     def checkpoint(self, key: str) -> Path:
-        """Where an unfinished fit keeps its state."""
+        """The path at which an unfinished fit keeps its state."""
         return self.root / "unfinished" / key / "checkpoint"
 
     def finished(self, extended: str) -> int | None:
-        """How far the longest finished fit is whose state is kept, such as its number of steps.
+        """The length of the longest finished fit whose state is kept, such as its number of steps.
 
         Args:
-            extended: a hash of all that fits of several lengths have in common.
+            extended: a hash of everything that fits of different lengths have in common.
         """
         folders = (self.root / "finished" / extended).glob("*")
         return max(
@@ -190,7 +190,7 @@ class Store:
         )
 
     def extend(self, key: str, extended: str, amount: int) -> bool:
-        """Lets an unfinished fit go on from a finished one; returns whether it can."""
+        """Lets a fit continue from a finished shorter one; returns whether that is possible."""
         source, target = (
             self.root / "finished" / extended / str(amount),
             self.checkpoint(key).parent,
@@ -206,7 +206,7 @@ class Store:
         """Keeps the state of a finished fit, in place of that of a shorter one.
 
         Args:
-            state: whether there is one to go on from; else only the length is kept.
+            state: whether a fit can continue from it; otherwise only the length is kept.
         """
         folder = self.root / "finished" / extended
         with writing_to(self.root), self.lock(extended):
@@ -226,12 +226,12 @@ class Store:
     def write(
         self, key: str, write: Callable[[Path], None], meta: dict[str, Any], size: int = 0
     ) -> None:
-        """Stores a result. Whoever calls this holds the lock of its key.
+        """Stores a result. The caller holds the lock of its key.
 
         Args:
             write: writes the result to the path it is given.
-            meta: whatever JSON holds.
-            size: bytes that the result may take, if it is large.
+            meta: metadata that JSON can represent.
+            size: the expected bytes of a large result.
 
         Raises:
             UserError: if there is no room, or no permission; nothing is kept then.
@@ -286,14 +286,23 @@ class Entry:
 def _read_meta(path: Path) -> dict[str, Any] | None:
     """A file of metadata, or None if it is damaged or not there."""
     try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        meta = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except (OSError, ValueError, RecursionError):
         return None
     return meta if isinstance(meta, dict) else None
 
 
+def _remove(path: Path) -> None:
+    """Removes a folder, or what stands in its place."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    with suppress(OSError):
+        path.unlink()
+
+
 def reserve(folder: Path, size: int = 0) -> None:
-    """Sees that there is room for an HDF5 file: HDF5 crashes the process where there is none.
+    """Checks that there is room for an HDF5 file: HDF5 crashes the process on a full disk.
 
     Raises:
         OSError: if the disk, or a quota, has no room for `size` bytes and some more.
@@ -325,7 +334,7 @@ def _is_full(error: OSError) -> bool:
 
 @contextmanager
 def writing_to(place: Path) -> Iterator[None]:
-    """Turns an operating system's refusal to write into a sentence."""
+    """Turns a write error of the operating system into a UserError."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What a store holds, as a table for people."""
+"""The contents of a store as a table."""
 
 import time
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ UNITS = ((86400, "days"), (3600, "hours"), (60, "minutes"))
 
 
 def listing(entries: Iterable[Entry]) -> "Table":
-    """A row for each step of each pipeline, those used last on top, and a row for all."""
+    """A row for each step of each pipeline, most recently used first, and a total."""
     from rich.table import Table
 
     by_step: dict[tuple[str, str, str], list[Entry]] = {}

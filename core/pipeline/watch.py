@@ -1,4 +1,4 @@
-"""Shows a run while it goes on: bars on a terminal, plain lines elsewhere."""
+"""Shows the progress of a run: bars on a terminal, plain lines elsewhere."""
 
 import sys
 from typing import Any
@@ -41,7 +41,7 @@ class Lines:
 
 
 class Bars:
-    """A bar for the run and one for each task at work."""
+    """A bar for the run and one for each running task."""
 
     def __init__(self, tasks: int):
         from rich.console import Console
@@ -81,5 +81,5 @@ class Bars:
 
 
 def watcher(tasks: int) -> Lines | Bars:
-    """Bars where there is a terminal, lines where there is none."""
+    """Bars if there is a terminal, otherwise lines."""
     return Bars(tasks) if sys.stderr.isatty() else Lines()

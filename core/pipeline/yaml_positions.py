@@ -1,8 +1,8 @@
-"""Reads a YAML file into dictionaries, lists, text and numbers, with where each of them stands.
+"""Reads a YAML file into dictionaries, lists, text and numbers, with the position of each.
 
-Only the tree of nodes is ruamel's; the values are made here, so that whatever a file holds beyond
-plain data (dates, tags of its own, keys that are no text, aliases of themselves) is refused in one
-place, with its line and column.
+ruamel makes the tree of nodes. The values are made here, so that everything other than plain data
+(dates, custom tags, keys that are not text, recursive aliases) is refused in one place, with its
+line and column.
 """
 
 import re
@@ -26,7 +26,7 @@ LONGEST = 10 * 2**20
 DEEPEST = 50
 """Lists and mappings within each other."""
 REPEATED = 20_000
-"""Values that aliases repeat, all together: a few lines of aliases can stand for billions."""
+"""Most values that aliases may repeat: a few lines of aliases can stand for billions of values."""
 
 TAG = "tag:yaml.org,2002:"
 UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -36,7 +36,7 @@ def read_yaml(path: Path) -> tuple[Any, Positions]:
     """Reads a file, as `parse_yaml` does.
 
     Raises:
-        UserError: if it cannot be read, is not YAML, or holds other than plain data.
+        UserError: if it cannot be read, is not YAML, or contains anything but plain data.
     """
     return parse_yaml(_text(path), str(path))
 
@@ -45,13 +45,13 @@ def parse_yaml(text: str, source: str) -> tuple[Any, Positions]:
     """Reads a text.
 
     Args:
-        source: where it is from, which errors begin with.
+        source: the origin of the text, with which error messages begin.
 
     Returns:
         Its content, and the position of everything in it.
 
     Raises:
-        UserError: if it is not YAML, or holds other than plain data.
+        UserError: if it is not YAML, or contains anything but plain data.
     """
     yaml = YAML(typ="safe", pure=True)
     yaml.Composer = _Composer
@@ -89,12 +89,12 @@ def _text(path: Path) -> str:
     except ValueError as error:  # a path with a null character
         raise UserError(f"{path}: cannot be read ({error})") from None
     if len(text) > LONGEST:
-        raise UserError(f"{path}: it is larger than {LONGEST:,} characters; it is no pipeline")
+        raise UserError(f"{path}: it has more than {LONGEST:,} characters, too many for a pipeline")
     return text
 
 
 class _Composer(Composer):
-    """ruamel's, with a position for whatever is raised."""
+    """ruamel's composer, with a position for every exception."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         try:
@@ -107,7 +107,7 @@ class _Composer(Composer):
 
 
 class _Values:
-    """Makes values of nodes."""
+    """Converts nodes to values."""
 
     def __init__(self, source: str, yaml: YAML):
         self.source, self.constructor = source, yaml.constructor
@@ -122,19 +122,19 @@ class _Values:
 
     def strange_tag(self, node: Node) -> UserError:
         tag = str(node.tag).replace(TAG, "!!")
-        return self.error(node, f"the tag {tag} has no meaning here; leave it out")
+        return self.error(node, f"the tag {tag} is not known here; leave it out")
 
     def value(self, node: Node, location: Location) -> Any:
-        """The value of a node. Notes the positions of what is in it."""
+        """The value of a node. Records the positions of its parts."""
         if any(node is outer for outer in self.within):
-            raise self.error(node, f"the alias *{node.anchor} stands within what it repeats")
+            raise self.error(node, f"the alias *{node.anchor} is inside the value that it repeats")
         self.repeated += id(node) in self.seen
         self.seen.add(id(node))
         if self.repeated > REPEATED:
             line, column = self.positions[location]
             raise UserError(
                 f"{self.source}:{line + 1}:{column + 1}: the aliases of this file repeat more than "
-                f"{REPEATED:,} values; write out what is meant"
+                f"{REPEATED:,} values; write the values out"
             )
         if isinstance(node, ScalarNode):
             return self.scalar(node)
@@ -157,7 +157,7 @@ class _Values:
         return values
 
     def mapping(self, node: MappingNode, location: Location) -> dict[str, Any]:
-        """A mapping, with what `<<` merges into it where it has no such key of its own."""
+        """A mapping, with the keys that `<<` merges into it. Its own keys take precedence."""
         own: dict[str, tuple[Node, Node]] = {}
         for key_node, value_node in node.value:
             if key_node.tag == TAG + "merge":
@@ -173,7 +173,7 @@ class _Values:
         return values
 
     def merged(self, node: MappingNode) -> dict[str, tuple[Node, Node]]:
-        """The nodes of keys and values that a mapping gets by `<<`; the first one given counts."""
+        """The key and value nodes that `<<` merges into a mapping; the first of a key counts."""
         found: dict[str, tuple[Node, Node]] = {}
         for key_node, value_node in node.value:
             if key_node.tag != TAG + "merge":

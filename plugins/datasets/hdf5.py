@@ -3,12 +3,12 @@
 import logging
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 from xarray.core import indexing
 
 from retinakit.contracts import (
@@ -102,6 +102,19 @@ class HDF5Config(Config):
         "dask's workers (--workers, --scheduler). Use several times the file's own chunk length.",
     )
 
+    @model_validator(mode="after")
+    def _used(self) -> Self:
+        """Refuses options that would be ignored."""
+        if self.segment is not None and self.segment_frames is not None:
+            raise ValueError("segment and segment_frames both say where trials begin; keep one")
+        if self.test_stimulus is None and self.test_response is None:
+            for name in ("test_segment_frames", "test_onset"):
+                if getattr(self, name):
+                    raise ValueError(f"{name} needs test_stimulus and test_response; add them")
+        if self.test_onset and self.test_segment_frames is None:
+            raise ValueError("test_onset needs test_segment_frames, the length of a trial; add it")
+        return self
+
 
 class HDF5(Dataset):
     """A recording from a user's arrays.
@@ -171,6 +184,13 @@ class HDF5(Dataset):
             if c.test_segment_frames is not None:
                 onset = (frame % length) / c.frame_rate - c.test_onset
                 splits["test"].coords["from_onset"] = ("frame", onset, {"units": "s"})
+        for name in ("train", "validation", "test"):
+            if name not in splits:
+                raise UserError(
+                    f"{c.path}: validation ({c.validation:g}) and test ({c.test:g}) of "
+                    f"{len(segment)} frames in {len(np.unique(segment))} segments leave none for "
+                    f"{name}; change these parts, or take shorter segments"
+                )
         return make_recording(splits, {"title": c.path.stem, "source": c.path.name})
 
     def _pair(

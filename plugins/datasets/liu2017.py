@@ -54,7 +54,10 @@ class Liu2017Config(Config):
         None, description="Indices of several cells, counted from 0; all by default."
     )
     crop: int = Field(
-        25, ge=3, description="With cell: side of the square crop around its receptive field."
+        25,
+        ge=3,
+        le=HEIGHT,
+        description="With cell: side of the square crop around its receptive field.",
     )
     region: tuple[int, int, int, int] | None = Field(
         None,

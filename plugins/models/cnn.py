@@ -235,13 +235,13 @@ class CNN(TorchModel):
     def build(self, field: xr.Dataset) -> nn.Module:
         c = self.config
         height, width = field.sizes["y"], field.sizes["x"]
-        lost = c.kernel - 1
-        if c.deeper_padding == "valid":
-            lost += (c.layers - 1) * (c.deeper_kernel - 1)
-        if min(height, width) <= lost:
+        later = (c.layers - 1) * (c.deeper_kernel - 1) if c.deeper_padding == "valid" else 0
+        needed = c.kernel + later * c.stride  # a position of the first map is `stride` checks
+        if min(height, width) < needed:
             raise UserError(
-                f"filters of {c.kernel} checks in {c.layers} layers need a field larger than "
-                f"{lost} checks and it has {height} x {width}; make kernel smaller"
+                f"filters of {c.kernel} checks with stride {c.stride} in {c.layers} layers need a "
+                f"field of {needed} x {needed} checks or more and it has {height} x {width}; make "
+                "kernel smaller"
             )
         return CNNModule(c, field.sizes["cell"], field.sizes.get("channel", 1), height, width)
 
