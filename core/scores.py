@@ -218,7 +218,8 @@ def correlation_ceiling(response: xr.DataArray) -> xr.DataArray:
     in Schoppe et al. (2016), eqs 5 and 7.
 
     Args:
-        response: (repeat, frame, ...); frames in which a repeat is missing are excluded.
+        response: (repeat, frame, ...). Repeats without any response are excluded, and then frames
+            in which one of the other repeats is missing.
 
     Returns:
         (...), NaN if the signal power is not positive or there is one repeat.
@@ -228,13 +229,13 @@ def correlation_ceiling(response: xr.DataArray) -> xr.DataArray:
         >>> round(float(correlation_ceiling(same)), 6)  # responses without noise
         1.0
     """
-    repeats = response.sizes["repeat"]
-    response = response.where(response.notnull().all("repeat"))
-    if repeats < 2:
-        return xr.full_like(response.isel(repeat=0, frame=0, drop=True), np.nan, dtype=float)
-    power_of_sum = response.sum("repeat", skipna=False).var("frame", ddof=1)
+    recorded = response.notnull().any("frame")
+    repeats = recorded.sum("repeat")
+    complete = (response.notnull() | ~recorded).all("repeat") & (repeats > 1)
+    response = response.where(complete)
+    power_of_sum = response.sum("repeat").where(complete).var("frame", ddof=1)
     sum_of_powers = response.var("frame", ddof=1).sum("repeat")
-    signal = (power_of_sum - sum_of_powers) / (repeats * (repeats - 1))
+    signal = (power_of_sum - sum_of_powers) / (repeats * (repeats - 1)).where(repeats > 1)
     variance = response.mean("repeat").var("frame", ddof=1)
     return (signal / variance.where(variance > 0)).where(signal > 0) ** 0.5
 
@@ -295,7 +296,7 @@ def _is_rate(predicted: xr.DataArray) -> xr.DataArray:
 def _log(values: xr.DataArray) -> xr.DataArray:
     """The logarithm, without a warning: -inf for 0 or less, NaN for NaN."""
     with np.errstate(divide="ignore"):
-        logarithm: xr.DataArray = np.log(values.clip(0))
+        logarithm: xr.DataArray = xr.ufuncs.log(values.clip(0))
     return logarithm
 
 

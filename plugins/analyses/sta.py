@@ -141,9 +141,10 @@ class STA(Analysis):
         first = f" (the first 20 of {many} cells)" if many > 20 else ""
         return (
             f"Spike-triggered averages{first}: the spatial map with the 1.5-sd outline of the "
-            f"fitted Gaussian (none if the peak |z| is below {self.config.threshold:g}), and below "
-            "it the temporal filter. The average is their product: it is positive where the map is "
-            "red and the temporal filter is positive."
+            f"fitted Gaussian (none if the peak |z| is below {self.config.threshold:g} or there "
+            "are fewer than 3 rows or columns), and below it the temporal filter. The average is "
+            "their product: it is positive where the map is red and the temporal filter is "
+            "positive."
         )
 
     def table(self, result: xr.DataTree) -> pd.DataFrame:
