@@ -11,6 +11,7 @@ import scipy.io
 from retinakit import UserError
 from retinakit.contracts import find_array
 from retinakit_plugins.datasets.hdf5 import HDF5
+from retinakit_plugins.models.ln import LN
 
 MOVIE = np.random.default_rng(0).choice(np.array([-1, 1], np.int8), (300, 5, 5))
 COUNTS = np.random.default_rng(1).poisson(1.0, (300, 2))
@@ -156,3 +157,30 @@ def test_a_movie_of_matlab_that_could_lie_either_way_asks(tmp_path: Path) -> Non
     scipy.io.savemat(path, {"stimulus": MOVIE[:5], "response": COUNTS[:5]})
     with pytest.raises(UserError, match="give the order in stimulus_dims"):
         HDF5({"path": path}).files()
+
+
+def test_images_are_converted_to_contrast_and_a_warning_asks_for_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (500, 6, 6), np.uint8)
+    spikes = random.poisson(np.exp((images[:, 2, 3] - 127.5) / 74))[:, None]
+    path = write(tmp_path / "images.h5", stimulus=images, response=spikes)
+    HDF5({"path": path}).load()
+    assert "set contrast: true" in caplog.text
+    caplog.clear()
+    recording = HDF5({"path": path, "contrast": True}).load()
+    assert not caplog.text
+    train = recording["train"]["stimulus"].values
+    assert (train.dtype, abs(train.mean()) < 1e-5, abs(train.std() - 1) < 1e-5) == (
+        np.float32,
+        True,
+        True,
+    )
+    model = LN({"lags": 1, "steps": 50, "accelerator": "cpu"})
+    model.fit(recording)
+    kernel = model.parameters()["kernel"].values[0, 0]
+    assert np.unravel_index(kernel.argmax(), kernel.shape) == (2, 3)
+    flat = write(tmp_path / "flat.h5", stimulus=np.ones_like(images), response=spikes)
+    with pytest.raises(UserError, match="constant"):
+        HDF5({"path": flat, "contrast": True}).load()

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,6 +19,7 @@ from retinakit.contracts import (
     StoredArray,
     UserError,
     find_array,
+    first_frames,
     frame_blocks,
     is_matlab,
     make_recording,
@@ -26,6 +28,8 @@ from retinakit.contracts import (
 
 IN_MEMORY = 2**30
 """Bytes up to which a stimulus is held in memory. A larger one is read from the file in blocks."""
+FAR = 1.5
+"""A stimulus whose mean is this many standard deviations from 0 is not contrast."""
 STIMULUS = ("frame", "channel", "y", "x")
 RESPONSE = ("repeat", "frame", "cell")
 
@@ -95,6 +99,11 @@ class HDF5Config(Config):
         None, description="Indices of the cells to keep, counted from 0; all by default."
     )
     check_size: float | None = Field(None, gt=0, description="Side of a check or pixel, in µm.")
+    contrast: bool = Field(
+        False,
+        description="Whether to convert the stimulus, such as images of 0 to 255, to contrast: "
+        "(value - mean) / standard deviation, of the first training frames.",
+    )
     chunks: int | None = Field(
         None,
         ge=1,
@@ -167,6 +176,8 @@ class HDF5(Dataset):
         if not own_test and (c.test_stimulus or c.test_response):
             raise UserError("give both test_stimulus and test_response, or neither")
         ends = self._ends(segment, 0.0 if own_test else c.test)
+        to_contrast = self._contrast(stimulus[: ends[0]])
+        stimulus = to_contrast(stimulus)
         splits = {}
         start = 0
         for name, end in zip(("train", "validation", "test"), ends, strict=True):
@@ -177,7 +188,7 @@ class HDF5(Dataset):
             start = end
         if c.test_stimulus is not None and c.test_response is not None:
             shown, answers = self._pair(c.test_stimulus, c.test_response, c.test_response_dims)
-            test, answer = self._movie(shown), _values(answers)
+            test, answer = to_contrast(self._movie(shown)), _values(answers)
             length = c.test_segment_frames or len(test)
             frame = np.arange(len(test))
             splits["test"] = self._split(test, answer, frame // length)
@@ -268,6 +279,39 @@ class HDF5(Dataset):
                 layer,
             )
         return movie
+
+    def _contrast(self, training: xr.Variable) -> Callable[[xr.Variable], xr.Variable]:
+        """The conversion of a movie to contrast; without the option, it changes nothing.
+
+        Warns of a stimulus that is not contrast, because models then start far from a solution.
+        """
+        c = self.config
+        sample = first_frames(xr.DataArray(training)).astype(float) if len(training) else np.ones(1)
+        mean, spread = float(sample.mean()), float(sample.std())
+        if not c.contrast:
+            if spread > 0 and abs(mean) > FAR * spread:
+                logger.warning(
+                    "%s: '%s' has mean %.3g and standard deviation %.3g, and receptive fields and "
+                    "models need contrast, with a mean near 0; set contrast: true",
+                    c.path,
+                    c.stimulus,
+                    mean,
+                    spread,
+                )
+            return lambda movie: movie
+        if not spread > 0:
+            raise UserError(f"{c.path}: '{c.stimulus}' is constant, so it has no contrast")
+
+        def convert(movie: xr.Variable) -> xr.Variable:
+            if c.chunks is None and movie.nbytes > IN_MEMORY:
+                raise UserError(
+                    f"{c.path}: with contrast, a stimulus of more than 1 GB is read in chunks; set "
+                    "chunks, or store the stimulus as contrast"
+                )
+            converted: xr.Variable = (movie.astype(np.float32) - np.float32(mean)) / spread
+            return converted.astype(np.float32)
+
+        return convert
 
     def _segments(self, frames: int) -> NDArray[Any]:
         c = self.config
