@@ -218,7 +218,8 @@ def correlation_ceiling(response: xr.DataArray) -> xr.DataArray:
     in Schoppe et al. (2016), eqs 5 and 7.
 
     Args:
-        response: (repeat, frame, ...); frames in which a repeat is missing are excluded.
+        response: (repeat, frame, ...). Repeats without any response are excluded, and then frames
+            in which one of the other repeats is missing.
 
     Returns:
         (...), NaN if the signal power is not positive or there is one repeat.
@@ -228,13 +229,13 @@ def correlation_ceiling(response: xr.DataArray) -> xr.DataArray:
         >>> round(float(correlation_ceiling(same)), 6)  # responses without noise
         1.0
     """
-    repeats = response.sizes["repeat"]
-    response = response.where(response.notnull().all("repeat"))
-    if repeats < 2:
-        return xr.full_like(response.isel(repeat=0, frame=0, drop=True), np.nan, dtype=float)
-    power_of_sum = response.sum("repeat", skipna=False).var("frame", ddof=1)
+    recorded = response.notnull().any("frame")
+    repeats = recorded.sum("repeat")
+    complete = (response.notnull() | ~recorded).all("repeat") & (repeats > 1)
+    response = response.where(complete)
+    power_of_sum = response.sum("repeat").where(complete).var("frame", ddof=1)
     sum_of_powers = response.var("frame", ddof=1).sum("repeat")
-    signal = (power_of_sum - sum_of_powers) / (repeats * (repeats - 1))
+    signal = (power_of_sum - sum_of_powers) / (repeats * (repeats - 1)).where(repeats > 1)
     variance = response.mean("repeat").var("frame", ddof=1)
     return (signal / variance.where(variance > 0)).where(signal > 0) ** 0.5
 
@@ -247,7 +248,7 @@ def poisson_deviance(predicted: xr.DataArray, response: xr.DataArray) -> xr.Data
         response: ([repeat,] frame, ...), y, spikes per bin.
 
     Returns:
-        (...), 0 for a prediction equal to the response.
+        (...), 0 for a prediction equal to the response, and NaN if a prediction is negative.
 
     Example:
         >>> counts = xr.DataArray([1.0, 2.0, 3.0], dims="frame")
@@ -256,10 +257,11 @@ def poisson_deviance(predicted: xr.DataArray, response: xr.DataArray) -> xr.Data
     """
     predicted, response = _pair(predicted, response)
     positive = response > 0
-    ratio = xr.where(positive, response, 1.0) / predicted.where(positive, 1.0)
-    terms = 2 * (xr.where(positive, response * np.log(ratio), 0.0) - response + predicted)
+    ratio = _log(xr.where(positive, response, 1.0)) - _log(predicted.where(positive, 1.0))
+    terms = 2 * (xr.where(positive, response * ratio, 0.0) - response + predicted)
     dims = [dim for dim in ("repeat", "frame") if dim in terms.dims]
-    return terms.where(response.notnull() & predicted.notnull()).mean(dims)
+    mean = terms.where(response.notnull() & predicted.notnull()).mean(dims)
+    return mean.where(_is_rate(predicted))
 
 
 def poisson_loss(predicted: xr.DataArray, response: xr.DataArray) -> xr.DataArray:
@@ -272,7 +274,7 @@ def poisson_loss(predicted: xr.DataArray, response: xr.DataArray) -> xr.DataArra
         response: ([repeat,] frame, ...), y, spikes per bin.
 
     Returns:
-        (...), in nats per bin.
+        (...), in nats per bin, NaN if a prediction is negative.
 
     Example:
         >>> counts = xr.DataArray([1.0, 2.0], dims="frame")
@@ -280,8 +282,22 @@ def poisson_loss(predicted: xr.DataArray, response: xr.DataArray) -> xr.DataArra
         0.807
     """
     predicted, response = _pair(predicted, response)
-    terms = predicted - response * np.log(predicted + RATE_FLOOR)
-    return terms.mean([dim for dim in ("repeat", "frame") if dim in terms.dims])
+    terms = predicted - response * _log(predicted + RATE_FLOOR)
+    mean = terms.mean([dim for dim in ("repeat", "frame") if dim in terms.dims])
+    return mean.where(_is_rate(predicted))
+
+
+def _is_rate(predicted: xr.DataArray) -> xr.DataArray:
+    """Whether no prediction is negative, so that it is the mean of a Poisson distribution."""
+    over = [dim for dim in ("repeat", "frame") if dim in predicted.dims]
+    return ~(predicted < 0).any(over)
+
+
+def _log(values: xr.DataArray) -> xr.DataArray:
+    """The logarithm, without a warning: -inf for 0 or less, NaN for NaN."""
+    with np.errstate(divide="ignore"):
+        logarithm: xr.DataArray = xr.ufuncs.log(values.clip(0))
+    return logarithm
 
 
 def bits_per_spike(predicted: xr.DataArray, response: xr.DataArray) -> xr.DataArray:
@@ -294,7 +310,7 @@ def bits_per_spike(predicted: xr.DataArray, response: xr.DataArray) -> xr.DataAr
         response: ([repeat,] frame, ...), spikes per bin.
 
     Returns:
-        (...), NaN without spikes.
+        (...), NaN without spikes or if a prediction is negative.
 
     Example:
         >>> counts = xr.DataArray([0.0, 4.0], dims="frame")
@@ -306,6 +322,7 @@ def bits_per_spike(predicted: xr.DataArray, response: xr.DataArray) -> xr.DataAr
     dims = [dim for dim in ("repeat", "frame") if dim in response.dims]
     spikes, bins = response.sum(dims), response.notnull().sum(dims)
     constant = spikes / bins
-    likelihood = (response * np.log(predicted.where(response != 0, 1.0)) - predicted).sum(dims)
+    likelihood = (response * _log(predicted.where(response != 0, 1.0)) - predicted).sum(dims)
     null = spikes * np.log(constant.where(spikes > 0)) - spikes
-    return (likelihood - null) / (spikes.where(spikes > 0) * np.log(2))
+    gain = (likelihood - null) / (spikes.where(spikes > 0) * np.log(2))
+    return gain.where(_is_rate(predicted))

@@ -162,3 +162,16 @@ def test_the_ceiling_leaves_out_frames_where_a_repeat_is_missing():
     lost[3, 150:] = np.nan
     expected = scores.correlation_ceiling(response.isel(frame=slice(150)))
     assert float(scores.correlation_ceiling(lost)) == pytest.approx(float(expected))
+
+
+def test_a_cell_that_was_lost_before_the_last_repeats_has_its_own_ceiling():
+    random = np.random.default_rng(0)
+    rate = random.gamma(1.0, 1.0, (300, 2))
+    counts = random.poisson(rate, (10, 300, 2)).astype(float)
+    response = xr.DataArray(counts, dims=("repeat", "frame", "cell"))
+    lost = response.where((response["cell"] != LOST) | (response["repeat"] < 6))
+    whole, fewer = (scores.correlation_ceiling(one) for one in (response, response[:6]))
+    found = scores.correlation_ceiling(lost)
+    assert float(found[0]) == pytest.approx(float(whole[0]))
+    assert float(found[LOST]) == pytest.approx(float(fewer[LOST]))
+    assert np.isnan(scores.correlation_ceiling(lost[5:])[LOST])  # a single repeat

@@ -10,11 +10,19 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from retinakit.contracts import RecordingError, UserError, frame_blocks, make_split
+from retinakit.contracts import (
+    SPLITS,
+    RecordingError,
+    UserError,
+    frame_blocks,
+    make_recording,
+    make_split,
+)
 from retinakit.kernels import compiled
 from retinakit.spikes import spike_triggered_ensemble, sta
 from retinakit.spikes.algorithms import bit_sums_numba, event_sums_numba
 from retinakit.spikes.algorithms.choice import ALGORITHMS
+from retinakit_plugins.analyses.sta import STA
 
 needs_compiled = pytest.mark.skipif(compiled is None, reason="the compiled kernels were not built")
 both_kernels = pytest.mark.parametrize(
@@ -392,3 +400,15 @@ def test_the_ensemble_is_the_windows_and_large_counts_are_weights():
     np.testing.assert_array_equal(result["ensemble"][0], stimulus[[20, 19, 18, 17]])
     nothing = spike_triggered_ensemble(split(stimulus, 0 * response), 4)
     assert nothing["ensemble"].shape == (0, 4, 2, 2)
+
+
+@pytest.mark.parametrize("field", [(1, 1), (1, 8), (8, 1)])
+def test_the_map_of_a_single_row_or_pixel_is_drawn(field):
+    random = np.random.default_rng(0)
+    stimulus = random.standard_normal((400, *field))
+    split = make_split(stimulus, np.exp(stimulus.reshape(400, -1)[:, :1]), frame_interval=0.02)
+    recording = make_recording(dict.fromkeys(SPLITS, split))
+    result = xr.DataTree.from_dict({"/bars": STA({"lags": 3}).run(recording)})
+    image, _ = STA({"lags": 3}).plot(result).axes
+    drawn = image.collections[0].get_datalim(image.transData)
+    assert (drawn.height, drawn.width) == field

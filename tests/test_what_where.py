@@ -11,6 +11,7 @@ from retinakit.contracts import SPLITS, UserError, coordinates_of, make_recordin
 from retinakit.scores import fraction_of_explained_variance
 from retinakit.testing import small_recording
 from retinakit.training import Certificate, ExactZeros
+from retinakit_plugins.analyses.subunits import Subunits
 from retinakit_plugins.datasets.linear_population import LinearPopulation
 from retinakit_plugins.models.regression import Ridge
 from retinakit_plugins.models.what_where import WhatWhere
@@ -310,3 +311,10 @@ class TestRefusals:
             WhatWhere(options).fit(small_recording(frames=200))
         with pytest.raises(UserError, match=r"are \(1, 7, 7\) and the network's are \(1, 5, 5\)"):
             WhatWhere(options | {"kernels": [5]}).fit(population(100))
+
+
+def test_its_filters_are_in_no_place_of_the_stimulus():
+    model, recording = WhatWhere(WhatWhere.quick), small_recording()
+    model.fit(recording)
+    with pytest.raises(UserError, match="shared by all cells"):
+        Subunits().run(model, recording)

@@ -1,3 +1,5 @@
+from .axes import pixel_edges as pixel_edges
+from .axes import to_hertz as to_hertz
 from .page import column_texts as column_texts
 from .page import duration as duration
 from .page import tabulate as tabulate

@@ -1,6 +1,7 @@
 from .images import dead_leaves as dead_leaves
 from .images import photographs as photographs
 from .images import pink_noise as pink_noise
+from .poisson_spikes import poisson_spikes as poisson_spikes
 from .populations import PopulationConfig as PopulationConfig
 from .populations import poisson_like as poisson_like
 from .populations import show as show

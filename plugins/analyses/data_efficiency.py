@@ -9,7 +9,8 @@ from pydantic import Field
 
 from retinakit import scores as metrics
 from retinakit.contracts import Analysis, Config, Model, groups, mean_response, points, sweep_dims
-from retinakit.report import curves, draw
+from retinakit.report import curves, draw, to_hertz
+from retinakit.simulation import poisson_spikes
 from retinakit.spikes import separate, sta
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ class DataEfficiency(Analysis):
             rates["true"] = test["rate"]
         for name, rate in rates.items():
             result[f"rate_{name}"] = rate.isel(frame=shown).drop_vars("segment", errors="ignore")
-        drawn = np.random.default_rng(self.seed).poisson(np.nan_to_num(fitted.values))
+        drawn = poisson_spikes(fitted.values, 1, self.seed)[0]
         sampled = train.assign(response=(fitted.dims, drawn, train["response"].attrs))
         for name, split in {"data": train, "model": sampled}.items():
             average = sta(split, model.lags)["sta"]
@@ -220,11 +221,12 @@ def _with_dimension(result: xr.DataTree, over: str) -> xr.DataTree:
 def _draw_example(row: Any, example: xr.Dataset, title: str) -> None:
     """Draws rates, and receptive fields of the cell and of the model."""
     rates, *fields = row
-    time, bins = example["time"].values, 1 / example.attrs["frame_interval"]
+    time = example["time"].values
+    bins, label = to_hertz(example["rate_data"], example.attrs["frame_interval"])
     for name, style in RATES.items():
         if f"rate_{name}" in example:
             rates.plot(time, example[f"rate_{name}"] * bins, **style)
-    rates.set_ylabel("Hz")
+    rates.set_ylabel(label)
     rates.set_title(title, loc="left", fontsize=9)
     for axis, name in zip(fields, ("data", "model"), strict=True):
         field = example[f"field_{name}"].transpose("y", "x").values

@@ -18,7 +18,9 @@ from retinakit.contracts import (
     segments,
     sweep_dims,
 )
+from retinakit.report import pixel_edges
 from retinakit.scores import NOT_RECORDED, correlation, correlation_ceiling
+from retinakit.simulation import poisson_spikes
 from retinakit.spikes import fit_ellipse, separate, sta
 
 if TYPE_CHECKING:
@@ -101,7 +103,7 @@ class FlashResponse(Analysis):
         spikes = response.transpose("repeat", "frame", "cell").values[:, frames]
         counts = spikes.sum(2, dtype=float)
         shown = spikes[: c.trials]
-        drawn = np.random.default_rng(self.seed).poisson(predicted, (len(shown), *predicted.shape))
+        drawn = poisson_spikes(predicted, len(shown), self.seed)
         expected = predicted.sum(1, dtype=float)
         silent_data, silent_model = counts.mean(0) < c.silent, expected < c.silent
         result = xr.Dataset(
@@ -109,7 +111,7 @@ class FlashResponse(Analysis):
                 "count_data": (("image", "cell"), counts.mean(0)),
                 "count_model": (("image", "cell"), expected),
                 "data": (("trial", "image", "bin", "cell"), shown),
-                "model": (("trial", "image", "bin", "cell"), drawn.astype(np.uint16)),
+                "model": (("trial", "image", "bin", "cell"), drawn),
                 "silent_data": ("cell", silent_data.sum(0)),
                 "silent_model": ("cell", silent_model.sum(0)),
                 "silent_both": ("cell", (silent_data & silent_model).sum(0)),
@@ -317,7 +319,7 @@ def _draw_picture(axis: Any, cells: dict[str, dict[str, xr.Dataset]], image: int
         if "picture" not in one:
             continue
         if not index:
-            y, x = one["y"].values, one["x"].values
+            y, x = pixel_edges(one["y"].values, one["x"].values)
             axis.pcolormesh(x, y, one["picture"][image], cmap="gray", vmin=-1, vmax=1)
             axis.set_aspect("equal")
             axis.invert_yaxis()

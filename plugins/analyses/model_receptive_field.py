@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 import xarray as xr
 from pydantic import Field
 
 from retinakit.contracts import Analysis, Config, Model, UserError, cases, groups, points
+from retinakit.simulation import poisson_spikes
 from retinakit.spikes import separate, sta
 
 if TYPE_CHECKING:
@@ -58,9 +58,8 @@ class ModelReceptiveField(Analysis):
         if "channel" in train["stimulus"].dims:
             raise UserError("the stimulus has channels; model_receptive_field takes one without")
         # Frames without a prediction get no spikes, so the average excludes them.
-        rate = model.predict(train).fillna(0).transpose("frame", "cell").values
-        random = np.random.default_rng(self.seed)
-        drawn = random.poisson(rate, (self.config.trials, *rate.shape)).astype(np.uint16)
+        rate = model.predict(train).transpose("frame", "cell").values
+        drawn = poisson_spikes(rate, self.config.trials, self.seed)
         modelled = train.assign(response=(("repeat", "frame", "cell"), drawn))
         lags = self.config.lags or model.lags
         averages = [sta(split, lags) for split in (train, modelled)]

@@ -1,13 +1,24 @@
 """Spikes and rates of cells and models in the test frames (Yan et al. 2020, Fig 4c)."""
 
+from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import xarray as xr
 from pydantic import Field
 
-from retinakit.contracts import Analysis, Config, Model, groups, mean_response, sweep_dims
+from retinakit.contracts import (
+    SPIKES_PER_BIN,
+    Analysis,
+    Config,
+    Model,
+    groups,
+    mean_response,
+    sweep_dims,
+)
+from retinakit.report import to_hertz
 from retinakit.scores import correlation, reason
+from retinakit.simulation import poisson_spikes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,10 +40,12 @@ class Raster(Analysis):
     """Recorded trials, Poisson trials drawn from the model's rate, and both rates.
 
     The result has `data (trial, frame, cell)`, the recorded spikes; `model (model_trial, frame,
-    cell)`, Poisson spikes drawn from the prediction with the step's seed; `rate_data (frame,
-    cell)`, the mean over all repeats, `rate_model (frame, cell)` and, where it is known,
-    `rate_true (frame, cell)`, in spikes per bin; `correlation (cell)` of the prediction with the
-    mean response in the frames shown; and `reason (cell)` where there is no correlation.
+    cell)`, Poisson spikes drawn from the prediction with the step's seed, if the responses are
+    spikes per bin; `rate_data (frame, cell)`, the mean over all repeats, `rate_model (frame,
+    cell)` and, where it is known, `rate_true (frame, cell)`, in the units of the response;
+    `correlation (cell)` of the prediction with the mean response in the frames shown; and `reason
+    (cell)` where there is no correlation. Other responses than spike counts, such as dF/F, are
+    drawn as traces only.
 
     Example:
         >>> from retinakit.testing import SmallModel, small_recording
@@ -55,10 +68,7 @@ class Raster(Analysis):
         response = test["response"]
         if "repeat" not in response.dims:
             response = response.expand_dims("repeat")
-        random = np.random.default_rng(self.seed)
         trials = min(c.trials, max(response.sizes["repeat"], 2))
-        rate = np.maximum(predicted.values, 0)  # of a linear model, it may be negative
-        drawn = random.poisson(rate, (trials, *predicted.shape))
         result = xr.Dataset(
             {
                 "data": response.isel(repeat=slice(0, trials)).rename(repeat="trial"),
@@ -70,37 +80,44 @@ class Raster(Analysis):
         why = reason(predicted, mean_response(test).astype(float))
         if (why != "").any():
             result["reason"] = why
-        result["model"] = (("model_trial", "frame", "cell"), drawn.astype(np.uint16))
+        if response.attrs["units"] == SPIKES_PER_BIN and not (response < 0).any():
+            drawn = poisson_spikes(predicted.values, trials, self.seed)
+            result["model"] = (("model_trial", "frame", "cell"), drawn)
+            result = result.assign_coords(model_trial=np.arange(trials))
         if "rate" in test:
             result["rate_true"] = test["rate"]
         result.attrs["frame_interval"] = test.attrs["frame_interval"]
         return result.drop_vars("segment").assign_coords(
-            frame=shown, model_trial=np.arange(trials), trial=np.arange(result.sizes["trial"])
+            frame=shown, trial=np.arange(result.sizes["trial"])
         )
 
     def plot(self, result: xr.DataTree) -> "Figure":
         from matplotlib.figure import Figure
 
         cells = list(_cells(result).items())[:CELLS_SHOWN]
-        heights = [h for _, models in cells for h in [1.0] * (1 + len(models)) + [1.4]]
+        counted = all("model" in panel for _, models in cells for panel in models.values())
+        heights = [h for _, models in cells for h in [1.0] * (1 + len(models)) * counted + [1.4]]
         figure = Figure(figsize=(8.5, 0.75 * sum(heights) + 0.4), layout="constrained")
-        axes = iter(figure.subplots(len(heights), 1, sharex=True, height_ratios=heights))
+        grid = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)
+        axes = iter(grid[:, 0])
         for label, models in cells:
             first = next(iter(models.values()))
-            bins, time = 1 / first.attrs["frame_interval"], first["time"].values
-            axis = next(axes)
-            axis.set_title(f"cell {label}", loc="left")
-            _spikes(axis, time, first["data"], "0.15", "cell")
-            for index, (name, panel) in enumerate(models.items()):
-                _spikes(next(axes), panel["time"].values, panel["model"], f"C{index}", name)
-            rates = next(axes)
+            time = first["time"].values
+            bins, unit = to_hertz(first["rate_data"], first.attrs["frame_interval"])
+            *rasters, rates = islice(axes, (1 + len(models)) * counted + 1)
+            (rasters or [rates])[0].set_title(f"cell {label}", loc="left")
+            if counted:
+                _spikes(rasters[0], time, first["data"], "0.15", "cell")
+                for index, (name, panel) in enumerate(models.items()):
+                    times = panel["time"].values
+                    _spikes(rasters[1 + index], times, panel["model"], f"C{index}", name)
             if "rate_true" in first:
                 rates.plot(time, first["rate_true"] * bins, color="0.75", lw=4, label="true")
             rates.plot(time, first["rate_data"] * bins, color="0.15", lw=0.9, label="cell")
             for index, (name, panel) in enumerate(models.items()):
                 rate = panel["rate_model"] * bins
                 rates.plot(panel["time"], rate, color=f"C{index}", lw=1.2, label=name)
-            rates.set_ylabel("Hz")
+            rates.set_ylabel(unit)
             rates.legend(frameon=False, ncols=5, loc="upper right", fontsize=8)
         rates.set_xlabel("time in the test (s)")
         return figure
@@ -108,9 +125,11 @@ class Raster(Analysis):
     def caption(self, result: xr.DataTree) -> str:
         cells = len(_cells(result))
         some = f" (the first {CELLS_SHOWN} of {cells} cells)" if cells > CELLS_SHOWN else ""
+        counted = all("model" in group for group in groups(result).values())
+        trials = "recorded trials, Poisson trials drawn from the prediction of each model, and "
         return (
-            "For each cell, recorded trials, Poisson trials drawn from the prediction of each "
-            f"model, and the rates{some}. For a model that was swept, the last point of the sweep "
+            f"For each cell, {trials if counted else ''}the mean response and the predictions"
+            f"{some}. For a model that was swept, the last point of the sweep "
             "is shown."
         )
 

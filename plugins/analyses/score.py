@@ -26,6 +26,7 @@ LABELS = {
 }
 
 
+NEGATIVE = "a prediction is negative, so the Poisson scores are not defined"
 ROOM = 36
 """Largest number of letters of all model names together that are written horizontally."""
 
@@ -124,6 +125,9 @@ class Score(Analysis):
             low, high = metrics.correlation_interval(predicted, mean, *options)
             scores |= {"correlation_low": low, "correlation_high": high}
         reason = metrics.reason(predicted, mean)
+        if "bits_per_spike" in scores:
+            negative = (reason == "") & (predicted.where(mean.notnull()) < 0).any("frame")
+            reason = xr.where(negative, NEGATIVE, reason)
         if (reason != "").any():
             scores["reason"] = reason
         result = xr.Dataset(scores).drop_vars(["time", "segment", "frame"], errors="ignore")

@@ -8,6 +8,7 @@ import xarray as xr
 from pydantic import Field
 
 from retinakit.contracts import Analysis, Config, Progress, groups, silent
+from retinakit.report import pixel_edges
 from retinakit.spikes import (
     ELLIPSE,
     analytic_deviation,
@@ -112,7 +113,7 @@ class STA(Analysis):
             image, course = axes[2 * row, column], axes[2 * row + 1, column]
             image.set_axis_on()
             course.set_axis_on()
-            y, x = cell["y"].values, cell["x"].values
+            y, x = pixel_edges(cell["y"].values, cell["x"].values)
             limit = float(np.abs(cell["spatial"]).max()) or 1.0
             image.pcolormesh(x, y, cell["spatial"], cmap="RdBu_r", vmin=-limit, vmax=limit)
             image.set_aspect("equal")
@@ -140,9 +141,10 @@ class STA(Analysis):
         first = f" (the first 20 of {many} cells)" if many > 20 else ""
         return (
             f"Spike-triggered averages{first}: the spatial map with the 1.5-sd outline of the "
-            f"fitted Gaussian (none if the peak |z| is below {self.config.threshold:g}), and below "
-            "it the temporal filter. The average is their product: it is positive where the map is "
-            "red and the temporal filter is positive."
+            f"fitted Gaussian (none if the peak |z| is below {self.config.threshold:g} or there "
+            "are fewer than 3 rows or columns), and below it the temporal filter. The average is "
+            "their product: it is positive where the map is red and the temporal filter is "
+            "positive."
         )
 
     def table(self, result: xr.DataTree) -> pd.DataFrame:

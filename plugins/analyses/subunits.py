@@ -9,7 +9,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from retinakit.contracts import Analysis, Config, Model, cases, groups, points
+from retinakit.contracts import Analysis, Config, Model, UserError, cases, groups, points
 from retinakit.spikes import morans_i, space_and_time
 
 if TYPE_CHECKING:
@@ -37,7 +37,8 @@ class Subunits(Analysis):
     filter)`, the cosine with the sum of the true subunits.
 
     Raises:
-        UserError: if the model has no filters, or its filters have channels.
+        UserError: if the model has no filters, its filters have channels, or they are shared by all
+            cells without output weights that place them.
 
     Example:
         >>> from retinakit.testing import small_recording
@@ -61,6 +62,12 @@ class Subunits(Analysis):
         field = data["test"].to_dataset()["stimulus"].isel(frame=0, drop=True)
         if "output_weight" in parameters:
             acting, strength = _in_field(filters, parameters["output_weight"], field)
+        elif "cell" not in filters.dims:
+            raise UserError(
+                f"the filters of a {type(model).__name__} are shared by all cells and have no "
+                "place in the stimulus (there is no parameter 'output_weight'); use the analysis "
+                "features or masks"
+            )
         else:
             acting, strength = filters, (filters**2).sum(("y", "x")) ** 0.5
         norm = (acting**2).sum(("y", "x")) ** 0.5

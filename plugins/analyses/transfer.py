@@ -17,6 +17,7 @@ from retinakit.contracts import (
     mean_response,
     sweep_dims,
 )
+from retinakit.report import to_hertz
 from retinakit.scores import correlation, correlation_ceiling, reason
 
 if TYPE_CHECKING:
@@ -285,7 +286,8 @@ def _draw_traces(part: Any, group: xr.Dataset, shown: int, name: str) -> None:
     group = group.isel(model_of=slice(shown), data_of=slice(shown))
     above, below = part.subfigures(2, 1, height_ratios=[0.95 * shown, 2.0])
     axes = above.subplots(shown, shown, sharex=True, sharey="col", squeeze=False)
-    bins, labels = 1 / group.attrs["frame_interval"], group["data_of"].values
+    bins, unit = to_hertz(group["rate_data"], group.attrs["frame_interval"])
+    labels = group["data_of"].values
     scores = below.subplots()
     for (row, column), axis in np.ndenumerate(axes):
         color, panel = f"C{row}", group.isel(model_of=row, data_of=column)
@@ -300,7 +302,7 @@ def _draw_traces(part: Any, group: xr.Dataset, shown: int, name: str) -> None:
         if row == 0:
             axis.set_title(f"data of {labels[column]}", fontsize=9, loc="left")
         if column == 0:
-            axis.set_ylabel(f"model of\n{labels[row]} (Hz)", fontsize=8, color=color)
+            axis.set_ylabel(f"model of\n{labels[row]} ({unit})", fontsize=8, color=color)
         if row == shown - 1:
             axis.set_xlabel("time (s)", fontsize=8)
     middles = np.arange(shown) * (shown + 1) + (shown - 1) / 2

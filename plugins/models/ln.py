@@ -9,7 +9,7 @@ import xarray as xr
 from pydantic import Field
 from torch import Tensor, nn
 
-from retinakit.contracts import as_response, first_frames, space_sizes
+from retinakit.contracts import as_response, first_frames, mean_response, space_sizes
 from retinakit.layers import filter_in_space_and_time
 from retinakit.spikes import sta
 from retinakit.training import TorchConfig, TorchModel
@@ -88,7 +88,8 @@ class LN(TorchModel):
     (cell, lag, [channel,] y, x)`, `offset` and `gain (cell)`.
 
     Raises:
-        RecordingError: by `fit`, if the recording does not keep its contract.
+        RecordingError: by `fit`, if the recording does not keep its contract, or its responses are
+            centred on 0 and the loss is Poisson.
 
     Example:
         >>> from retinakit.testing import small_recording
@@ -113,8 +114,11 @@ class LN(TorchModel):
         measured = np.nan_to_num(sta(split, self.config.lags)["sta"].values)
         average = torch.from_numpy(measured.astype(np.float32)).flatten(2)
         power = float((first_frames(split["stimulus"]).astype(float) ** 2).mean())
-        response = np.nan_to_num(np.asarray(split["response"], float))
-        mean = torch.from_numpy(response.reshape(-1, response.shape[-1]).mean(0)).float() + 1e-6
+        response = mean_response(split).astype(float)
+        level = response.mean("frame")
+        # Responses centred on 0 (with loss: mse) start at a rate equal to their standard deviation.
+        start = level.where(level > 0, response.std("frame")).fillna(0).values
+        mean = torch.from_numpy(start).float() + 1e-6
         with torch.no_grad():
             if module.rank:
                 u, s, v = torch.linalg.svd(average, full_matrices=False)
