@@ -68,9 +68,9 @@ def test_mutated_pipelines_are_checked_without_a_traceback(
     for index in range(request.config.getoption("--fuzz-yaml")):
         text = mutated_text(PIPELINE, draw)
         (tmp_path / "p.yaml").write_text(text, encoding="utf-8")
-        begun = time.monotonic()
+        begun = time.process_time()
         ended = command("check", "p.yaml", "--no-plugins")
-        assert ended_well(ended, {0, 2}, time.monotonic() - begun), (index, text, ended)
+        assert ended_well(ended, {0, 2}, time.process_time() - begun), (index, text, ended)
 
 
 def write_recording(path: Path, draw: random.Random | None = None) -> None:
@@ -108,6 +108,6 @@ def test_mutated_recordings_are_read_without_a_traceback(
         write_recording(tmp_path / "mine.h5", draw)
         content = mutated_bytes((tmp_path / "mine.h5").read_bytes(), draw)
         (tmp_path / "mine.h5").write_bytes(content)
-        begun = time.monotonic()
+        begun = time.process_time()
         ended = command("p.yaml", "--no-plugins", "--out", f"runs{index}")
-        assert ended_well(ended, {0, 1, 2}, time.monotonic() - begun), (index, ended)
+        assert ended_well(ended, {0, 1, 2}, time.process_time() - begun), (index, ended)

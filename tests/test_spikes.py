@@ -105,6 +105,15 @@ def test_counts_of_hundreds_are_counted():
     np.testing.assert_allclose(sta(data, 3)["sta"], by_definition(data, 3)[0])
 
 
+def test_responses_too_large_to_be_counted_are_averaged_as_numbers():
+    random = np.random.default_rng(0)
+    stimulus = (2 * random.integers(0, 2, (200, 2, 2)) - 1).astype(np.int8)
+    data = split(stimulus, random.integers(0, 3, (200, 2)) * 2**35)
+    result = sta(data, 3)
+    np.testing.assert_allclose(result["sta"], by_definition(data, 3)[0], rtol=1e-6, atol=1e-9)
+    assert float(result["spikes"].max()) > 2**36
+
+
 def test_a_silent_cell_is_nan_and_spoils_no_other():
     random = np.random.default_rng(0)
     response = np.c_[np.zeros(100), random.poisson(1, 100)]

@@ -14,6 +14,9 @@ from retinakit.contracts.recording import full_history, mean_response
 Lists = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[Any]]
 """Start of each cell's list (cell + 1,), and the frames and responses of all lists (term,)."""
 
+MOST_COUNTED = 2**31 - 1
+"""The kernels count the spikes of a cell in 32 bits."""
+
 
 class Response:
     """The responses r[t, c], 0 in frames without a full history or a recorded response.
@@ -31,7 +34,7 @@ class Response:
         lists: the nonzero r in frames with a full history.
         repeats: the divisor that turns sums of r into means over repeats.
         total: (cell,) Σ_t r[t, c] / repeats.
-        counts: whether all r are nonnegative integers.
+        counts: whether all r are nonnegative integers, and their sums small enough to be counted.
         terms: the number of nonzero r.
     """
 
@@ -44,7 +47,9 @@ class Response:
         self.terms = len(r)
         total = [r[a:b].sum(dtype=np.float64) for a, b in pairwise(starts)]
         self.total: NDArray[np.float64] = np.array(total) / self.repeats
-        self.counts = bool((r >= 0).all() and (r.dtype.kind in "biu" or (r == np.round(r)).all()))
+        whole = r.dtype.kind in "biu" or (r == np.round(r)).all()
+        few = max(total, default=0) < MOST_COUNTED
+        self.counts = bool(whole and few and (r >= 0).all())
 
     def between(self, begin: int, end: int, oldest: int) -> "Block":
         """The responses in the frames begin to end, with frame numbers relative to `oldest`."""
