@@ -96,9 +96,9 @@ def _text(path: Path) -> str:
 class _Composer(Composer):
     """ruamel's composer, with a position for every exception."""
 
-    def compose_node(self, parent: Any, index: Any) -> Any:
+    def get_single_node(self) -> Any:
         try:
-            return super().compose_node(parent, index)
+            return super().get_single_node()
         except YAMLError:
             raise
         except Exception as error:  # such as an OverflowError for \UFFFFFFFF
