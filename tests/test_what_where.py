@@ -318,3 +318,13 @@ def test_its_filters_are_in_no_place_of_the_stimulus():
     model.fit(recording)
     with pytest.raises(UserError, match="shared by all cells"):
         Subunits().run(model, recording)
+
+
+def test_it_starts_at_the_mean_response_of_many_spikes_in_a_bin():
+    recording = small_recording(frames=400)
+    for name in SPLITS:
+        recording[name]["response"] = 300 + recording[name]["response"]
+    model = WhatWhere(WhatWhere.quick | {"steps": 2, "check_every": 1, "learning_rate": 1e-6})
+    assert np.isfinite(model.fit(recording)["validation_loss"]).all()
+    predicted = model.predict(recording["test"])
+    assert float(predicted.mean()) == pytest.approx(300, rel=0.1)

@@ -578,4 +578,6 @@ def _inverse(output: str, mean: Tensor) -> Tensor:
     if output == "identity" or output == "relu":
         return mean
     positive = mean.clamp_min(1e-3)
-    return positive.log() if output == "exponential" else positive.expm1().log()
+    if output == "exponential":
+        return positive.log()
+    return positive + torch.log(-torch.expm1(-positive))  # log(exp(y) - 1) without overflow
