@@ -130,6 +130,10 @@ def _joined(parts: list[xr.Dataset], dim: str, data_vars: Any) -> xr.Dataset:
         join="outer",
         combine_attrs="drop_conflicts",
     )
+    # Text that only some results have, such as the reason of a missing score, is empty elsewhere.
+    for name, values in joined.data_vars.items():
+        if values.dtype.kind == "O":
+            joined[name] = values.where(values.notnull(), "")
     return joined.drop_vars(counted)
 
 
