@@ -219,6 +219,12 @@ def test_a_longer_fit_that_cannot_go_on_says_why(
     assert message.startswith(start)
 
 
+def test_a_fit_without_a_checkpoint_ends_well(command: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "p.yaml").write_text(STEPS.replace("check_every: 20", "check_every: 200"))
+    done = command("p.yaml")
+    assert done.code == 0, done.err
+
+
 # Several processes.
 
 

@@ -215,9 +215,10 @@ class Store:
                 return
             shutil.rmtree(folder, ignore_errors=True)
             (folder / str(amount)).mkdir(parents=True)
-            if state:
+            kept = self.checkpoint(key).parent
+            if state and kept.is_dir():  # a fit of fewer steps than `check_every` wrote nothing
                 shutil.copytree(
-                    self.checkpoint(key).parent,
+                    kept,
                     folder / str(amount),
                     dirs_exist_ok=True,
                     ignore=shutil.ignore_patterns("*.unfit"),
