@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_ROWS = 6
+MOST_IMAGES = 8
 
 
 class MasksConfig(Config):
@@ -35,8 +36,8 @@ class Masks(Analysis):
 
     The result has `location_y` and `location_x (cell)` in checks, the middle of the window at the
     peak of |mask|; `concentration (cell)`, the fraction of Σ |mask| within one position of the
-    peak; and the masks of some cells, `mask_image (example, map_y, map_x)`. If the group `truth`
-    has locations, the result has `true_y`, `true_x` and the distance `error (cell)` in checks, and
+    peak; and the masks of some cells, `mask_image (cell, map_y, map_x)`, NaN for the other cells.
+    If the group `truth` has locations, the result has `true_y`, `true_x` and the distance `error (cell)` in checks, and
     `aligned_error (cell)`, the distance after the median displacement of all cells with the same
     largest feature weight is subtracted. This displacement is not determined by the model: if a
     kernel is shifted, the masks that use it are shifted the other way.
@@ -51,8 +52,8 @@ class Masks(Analysis):
         >>> model, recording = WhatWhere.with_options(**options), small_recording()
         >>> _ = model.fit(recording)
         >>> result = Masks.with_options(examples=2).run(model, recording)
-        >>> dict(result["mask_image"].sizes), result["concentration"].dims
-        ({'example': 2, 'map_y': 6, 'map_x': 6}, ('cell',))
+        >>> result["mask_image"].dims, result["concentration"].dims
+        (('cell', 'map_y', 'map_x'), ('cell',))
     """
 
     Config = MasksConfig
@@ -93,26 +94,26 @@ class Masks(Analysis):
             result["aligned_error"] = ("cell", np.linalg.norm(aligned, axis=1))
         types = truth["cell_type"].values if "cell_type" in truth else np.zeros(cells, int)
         shown = _examples(types, self.config.examples)
-        result["mask_image"] = (("example", "map_y", "map_x"), mask.values[shown])
-        result["example_cell"] = ("example", mask["cell"].values[shown])
-        return result.assign_coords(
-            example=np.arange(len(shown)),
-            map_y=mask["centre_y"].values,
-            map_x=mask["centre_x"].values,
-        )
+        images = np.full_like(mask.values, np.nan)
+        images[shown] = mask.values[shown]
+        result["mask_image"] = (("cell", "map_y", "map_x"), images)
+        return result.assign_coords(map_y=mask["centre_y"].values, map_x=mask["centre_x"].values)
 
     def plot(self, result: xr.DataTree) -> "Figure":
         from matplotlib.figure import Figure
 
         shown = list(cases(result))[:MOST_ROWS]
-        images = max(case.sizes["example"] for _, case in shown)
+        examples = [_shown_cells(case) for _, case in shown]
+        images = max(map(len, examples))
         figure = Figure(figsize=(3.2 + 1.9 * images, 2.3 * len(shown)), layout="constrained")
         axes = figure.subplots(len(shown), 1 + images, squeeze=False)
-        for row, (label, case) in zip(axes, shown, strict=True):
+        for row, (label, case), cells in zip(axes, shown, examples, strict=True):
             self._draw_locations(row[0], case)
             row[0].set_title(label, loc="left", fontsize=9)
-            for axis, index in zip(row[1:], range(images), strict=True):
-                _draw_mask(axis, case, index)
+            for axis in row[1 + len(cells) :]:
+                axis.axis("off")
+            for axis, cell in zip(row[1:], cells, strict=False):
+                _draw_mask(axis, case.sel(cell=cell))
         return figure
 
     def _draw_locations(self, axis: Any, case: xr.Dataset) -> None:
@@ -170,17 +171,20 @@ def _examples(types: Any, number: int) -> Any:
     return np.lexsort((types, order))[:number]
 
 
-def _draw_mask(axis: Any, case: xr.Dataset, index: int) -> None:
-    axis.axis("off")
-    if index >= case.sizes["example"]:
-        return
-    image = case["mask_image"].isel(example=index)
+def _shown_cells(case: xr.Dataset) -> Any:
+    """The cells that have an image, at most MOST_IMAGES: several recordings have many."""
+    known = case["mask_image"].notnull().any(("map_y", "map_x"))
+    return case["cell"].values[known.values][:MOST_IMAGES]
+
+
+def _draw_mask(axis: Any, cell: xr.Dataset) -> None:
+    # Masks of recordings with fields of different sizes are stored in the larger one.
+    image = cell["mask_image"].dropna("map_y", how="all").dropna("map_x", how="all")
     limit = float(abs(image).max()) or 1.0
     y, x = image["map_y"].values, image["map_x"].values
     extent = (x[0] - 0.5, x[-1] + 0.5, y[-1] + 0.5, y[0] - 0.5)
+    axis.axis("off")
     axis.imshow(image.values, cmap="RdBu_r", vmin=-limit, vmax=limit, extent=extent)
-    cell = case["example_cell"].values[index]
-    axis.set_title(f"cell {cell}", fontsize=8)
-    if "true_y" in case:
-        truth = case.sel(cell=cell)
-        axis.plot(float(truth["true_x"]), float(truth["true_y"]), "k+", ms=9, mew=0.8)
+    axis.set_title(f"cell {cell['cell'].item()}", fontsize=8)
+    if "true_y" in cell:
+        axis.plot(float(cell["true_x"]), float(cell["true_y"]), "k+", ms=9, mew=0.8)
