@@ -380,7 +380,8 @@ def test_steps_that_refer_in_a_circle_are_refused(
         ),
         (
             "with: {rank: 1}\n    sweep: {rank: [1, 2]}",
-            "p.yaml:8:13: models.ln.sweep.rank: the option is also given under 'with'; keep one",
+            "p.yaml:8:13: models.ln.sweep.rank: the option is also given under 'with' "
+            "(in the file, a profile or --set); keep one",
         ),
     ],
 )

@@ -220,7 +220,10 @@ def check_option(
             f"{document.plugin} has no option of that name; " + nearest(option, [*fields, "seed"]),
         )
     if option in document.with_:
-        raise source.error(where, "the option is also given under 'with'; keep one")
+        raise source.error(
+            where,
+            "the option is also given under 'with' (in the file, a profile or --set); keep one",
+        )
 
 
 class _Builder:
