@@ -37,10 +37,10 @@ class Masks(Analysis):
     The result has `location_y` and `location_x (cell)` in checks, the middle of the window at the
     peak of |mask|; `concentration (cell)`, the fraction of Σ |mask| within one position of the
     peak; and the masks of some cells, `mask_image (cell, map_y, map_x)`, NaN for the other cells.
-    If the group `truth` has locations, the result has `true_y`, `true_x` and the distance `error (cell)` in checks, and
-    `aligned_error (cell)`, the distance after the median displacement of all cells with the same
-    largest feature weight is subtracted. This displacement is not determined by the model: if a
-    kernel is shifted, the masks that use it are shifted the other way.
+    If the group `truth` has locations, the result has `true_y`, `true_x` and the distance `error
+    (cell)` in checks, and `aligned_error (cell)`, the distance after the median displacement of all
+    cells with the same largest feature weight is subtracted. This displacement is not determined by
+    the model: if a kernel is shifted, the masks that use it are shifted the other way.
 
     Raises:
         UserError: if the model has no masks.
