@@ -1126,3 +1126,11 @@ def test_registered_refuses_a_distribution_that_is_not_installed() -> None:
 def test_registered_refuses_a_kind_that_is_not_one() -> None:
     with pytest.raises(UserError, match="known: dataset, model, analysis"):
         registered("models")
+
+
+def test_a_class_that_lacks_a_method_is_named_with_it() -> None:
+    class Half(Model):
+        pass
+
+    with pytest.raises(AssertionError, match=r"Half must define .*parameters"):
+        check_model(Half)

@@ -32,6 +32,8 @@ def instance_of(plugin: Any) -> Any:
     if isinstance(plugin, Entry):
         plugin = load_entry(plugin)
     if isinstance(plugin, type) and issubclass(plugin, Plugin):
+        missing = sorted(getattr(plugin, "__abstractmethods__", ()))
+        demand(not missing, f"{plugin.__name__} must define {', '.join(missing)}")
         return plugin(plugin.quick)
     return plugin
 

@@ -1,4 +1,4 @@
-"""The best weights of a fit, and early stopping."""
+"""The best weights of a fit, reductions of the learning rate, and early stopping."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -1,4 +1,4 @@
-"""The number of training steps, the learning rate and early stopping."""
+"""The options of training: the number of steps, the learning rate and its decay."""
 
 import math
 from dataclasses import dataclass

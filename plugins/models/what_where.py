@@ -382,8 +382,8 @@ class WhatWhere(TorchModel):
         if min(places) < 1:
             raise UserError(
                 f"filters of {', '.join(map(str, c.kernels))} checks need a field larger than "
-                f"{self._lost} checks and it has {field.sizes['y']} x {field.sizes['x']}; make "
-                "kernels smaller"
+                f"{self._lost} checks and it has {field.sizes['y']} x {field.sizes['x']}; set "
+                "smaller kernels, or fewer layers with shorter lists of both filters and kernels"
             )
         return WhatWhereModule(c, field.sizes["cell"], field.sizes.get("channel", 1), places)
 
