@@ -31,6 +31,7 @@ def datasets() -> dict[str, xr.Dataset]:
         ),
         "times": xr.Dataset({"t": ("x", np.array(["2026-01-01"] * 2, "datetime64[ns]"))}),
         "square": xr.Dataset({"a": (("x", "y"), np.eye(3))}, coords={"x": [1, 2, 3]}),
+        "of its dimension's name": xr.Dataset({"x": (("x", "y"), np.ones((2, 3)))}),
         "movie": xr.Dataset({"m": (("frame", "y", "x"), np.ones((5000, 4, 4), np.int8))}),
     }
 

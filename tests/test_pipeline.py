@@ -318,7 +318,7 @@ def test_a_sweep_over_what_the_input_is_swept_over_is_refused(bench: Lab) -> Non
     with pytest.raises(retinakit.UserError) as raised:
         bench.graph(text)
     place = f"{bench.folder}/p.yaml:4:50: models.line.sweep.seed: "
-    assert str(raised.value) == place + "what 'line' is given is already swept over 'seed'"
+    assert str(raised.value) == place + "the inputs of 'line' are already swept over 'seed'"
 
 
 # Families.
@@ -634,7 +634,7 @@ def test_a_profile_may_set_a_whole_step(bench: Lab) -> None:
     (bench.folder / "p.yaml").write_text(text.lstrip())
     graph = build(*read_pipeline(bench.folder / "p.yaml", "quick"), Registry())
     (cells,) = (task for task in graph.tasks.values() if task.kind == "dataset")
-    assert json.loads(cells.config) == {"frames": 300, "cells": 2}
+    assert json.loads(cells.config) == {"frames": 300, "cells": 2, "note": None}
 
 
 def test_a_profile_changes_one_of_two_steps_that_share_their_options(bench: Lab) -> None:

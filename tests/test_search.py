@@ -259,4 +259,4 @@ def test_the_schema_knows_the_options_to_search_over(
 
 def test_a_search_on_training_frames_is_refused(run: Run) -> None:
     ended = run(VALLEY.replace("trials: 24", "trials: 24, by: train_loss"), code=2)
-    assert "models.valley.search.by: a search chooses on the validation frames" in ended.err
+    assert "models.valley.search.by: a search selects by the validation frames" in ended.err

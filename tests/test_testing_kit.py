@@ -887,13 +887,7 @@ class ResultNotStored(GoodAnalysis):
     def run(self, data: xr.DataTree) -> xr.Dataset:
         return super().run(data).assign_attrs(kept=None)
 
-    breaks: ClassVar[list[str]] = [
-        "result_stored",
-        "plotted_from_disk",
-        "plotted_after_sweep",
-        "caption_given",
-        "table_given",
-    ]
+    breaks: ClassVar[list[str]] = ["result_stored"]
 
 
 class PlotsFromItself(GoodAnalysis):

@@ -31,6 +31,9 @@ CHUNK: Final = 2**20
 """About how many bytes of a compressed variable are a chunk of the file."""
 
 _NOT_A_VARIABLE = "This is a netCDF dimension but not a netCDF variable."
+_NOT_A_COORDINATE = "_nc4_non_coord_"
+"""What NetCDF puts before the name of a variable that is also that of a dimension."""
+
 _OF_THE_FORMAT = {
     "CLASS",
     "NAME",
@@ -100,8 +103,11 @@ def _write_group(
     variables, attributes = xr.conventions.encode_dataset_coordinates(storable(dataset))
     _write_attributes(group, attributes)
     written: dict[str, tuple[xr.Variable, h5py.Dataset]] = {}
+    dims = {str(dim) for plain in variables.values() for dim in plain.dims}
     for key, plain in variables.items():
         name = str(key)
+        if name in dims and plain.dims != (name,):
+            name = _NOT_A_COORDINATE + name
         # What is read from a file has that file's encoding, such as its chunks.
         variable = xr.conventions.encode_cf_variable(plain.drop_encoding(), name=name)
         written[name] = variable, _write_variable(group, name, variable)
@@ -204,7 +210,7 @@ def read_netcdf(path: Path | str, *, load: bool = False) -> xr.DataTree:
                 if isinstance(item, h5py.Group):
                     waiting.append(item)
                 elif (variable := _read_variable(item, name, load)) is not None:
-                    variables[name] = variable
+                    variables[name.removeprefix(_NOT_A_COORDINATE)] = variable
             encoded = xr.Dataset(variables, attrs=_plain_attributes(dict(group.attrs)))
             groups[group.name] = xr.decode_cf(encoded)
     return xr.DataTree.from_dict(groups)
