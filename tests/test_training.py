@@ -127,6 +127,7 @@ def test_a_correlation_is_that_of_torch_however_it_is_taken(
     monkeypatch, advantage, lags, channels, stride, frames
 ):
     monkeypatch.setattr(convolution, "DENSE_ADVANTAGE", advantage)
+    monkeypatch.setattr(convolution, "DENSE_ADVANTAGE_IN_TIME", advantage)
     torch.manual_seed(0)
     movie = torch.randn(frames + lags - 1, channels, 7, 8, dtype=torch.float64)
     kernels = torch.randn(lags, 3, channels, 4, 3, dtype=torch.float64, requires_grad=True)
