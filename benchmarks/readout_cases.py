@@ -10,6 +10,7 @@ time to add entries to the support. The time of this gradient and of the choice 
 divided by the number of steps between them and added to the time of a step.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import cache, partial
 
@@ -65,7 +66,7 @@ class Case:
         self.support = Support.of(self.mask)
 
 
-class Form:
+class Form(ABC):
     """An implementation of the readout, with tensors in its own layout."""
 
     end = staticmethod(lambda out: out)
@@ -74,8 +75,9 @@ class Form:
     def leaves(self, case: Case) -> list[torch.Tensor]:
         return [case.features, case.mask, case.weight]
 
+    @abstractmethod
     def read(self, features, mask, weight):
-        raise NotImplementedError
+        """The output (sample, neuron) of the readout."""
 
     def canonical(self, gradients):
         """Converts gradients to the layout of a Case."""

@@ -4,12 +4,17 @@ import random
 import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 import pytest
+
+from retinakit.contracts import UserError
+from retinakit_plugins.analyses.sta import STA
+from retinakit_plugins.datasets.hdf5 import HDF5
 
 SECONDS = 10
 PIPELINE = """
@@ -68,9 +73,9 @@ def test_mutated_pipelines_are_checked_without_a_traceback(
     for index in range(request.config.getoption("--fuzz-yaml")):
         text = mutated_text(PIPELINE, draw)
         (tmp_path / "p.yaml").write_text(text, encoding="utf-8")
-        begun = time.process_time()
+        begun = time.monotonic()
         ended = command("check", "p.yaml", "--no-plugins")
-        assert ended_well(ended, {0, 2}, time.process_time() - begun), (index, text, ended)
+        assert ended_well(ended, {0, 2}, time.monotonic() - begun), (index, text, ended)
 
 
 def write_recording(path: Path, draw: random.Random | None = None) -> None:
@@ -107,6 +112,10 @@ def test_mutated_recordings_are_read_without_a_traceback(
         content = mutated_bytes((tmp_path / "mine.h5").read_bytes(), draw)
         (tmp_path / "mine.h5").write_bytes(content)
         (tmp_path / "p.yaml").write_text(read + analysed * (index % 4 == 0))  # figures take long
-        begun = time.process_time()
+        begun = time.monotonic()
         ended = command("p.yaml", "--no-plugins", "--out", f"runs{index}")
-        assert ended_well(ended, {0, 1, 2}, time.process_time() - begun), (index, ended)
+        assert ended_well(ended, {0, 1, 2}, time.monotonic() - begun), (index, ended)
+        if ended.code == 0 and index % 4:
+            with suppress(UserError):
+                recording = HDF5({"path": tmp_path / "mine.h5", "response": "spikes"}).load()
+                STA({"lags": 3}).run(recording)

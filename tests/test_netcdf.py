@@ -69,11 +69,24 @@ def test_groups_share_the_dimensions_of_those_above(tmp_path: Path) -> None:
     assert list(read_netcdf(path).children) == ["more"]
 
 
+@pytest.mark.parametrize("labels", [[3, 4], [3, 4, 5]])
+def test_a_group_may_label_a_dimension_that_the_group_above_does_not(
+    labels: list[int], tmp_path: Path
+) -> None:
+    below = xr.Dataset({"gain": ("cell", np.ones(len(labels)))}, coords={"cell": labels})
+    above = xr.Dataset({"spikes": ("cell" if len(labels) == 2 else "frame", [1, 2])})
+    tree = xr.DataTree.from_dict({"/": above, "/fit": below})
+    write_netcdf(tree, tmp_path / "a.nc")
+    with xr.open_datatree(tmp_path / "a.nc", engine="h5netcdf") as theirs:
+        assert difference_of(tree, theirs.load()) is None
+    assert difference_of(tree, read_netcdf(tmp_path / "a.nc")) is None
+
+
 def test_a_large_variable_stays_in_the_file_until_it_is_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(netcdf, "AT_ONCE", 1000)
-    monkeypatch.setattr(netcdf, "READ", 1000)
+    monkeypatch.setattr(netcdf, "BLOCK", 1000)
+    monkeypatch.setattr(netcdf, "EAGER", 1000)
     monkeypatch.setattr(netcdf, "CHUNK", 512)
     movie = np.random.default_rng(0).integers(-100, 100, (5000, 4, 5), np.int8)
     dataset = xr.Dataset(

@@ -11,7 +11,7 @@ import pytest
 from retinakit.kernels import compiled
 
 pytestmark = [
-    pytest.mark.skipif(compiled is None, reason="the compiled kernels are not there"),
+    pytest.mark.skipif(compiled is None, reason="the kernels were not compiled"),
     pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the kernels start their own"),
 ]
 

@@ -61,6 +61,7 @@ def test_a_list_of_points_is_one_dimension_with_the_options_as_coordinates(
     [
         ("[{lags: 1}, {crop: 2}]", "7:48", "give every point the same options"),
         ("[{lags: 1}, {lags: 1}]", "7:48", "already in the list"),
+        ("[{lags: 1}, {lags: 1.0}]", "7:48", "already in the list"),
         ("[{lag: 1}]", "7:37", "did you mean 'lags'"),
         ("[{lags: 1}, {lags: none}]", "7:49", "it must be an integer"),
         ("[{}]", "7:28", "the list of points is empty"),

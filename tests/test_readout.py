@@ -32,7 +32,7 @@ SHAPES = [
 ]
 """Batch, channels, positions, neurons: whole tiles of the kernels, odd ones, and large ones."""
 
-needs_kernels = pytest.mark.skipif(compiled is None, reason="the compiled kernels are not there")
+needs_kernels = pytest.mark.skipif(compiled is None, reason="the kernels were not compiled")
 
 
 def inputs(shape, density=0.3, dtype=torch.float32):
@@ -82,7 +82,7 @@ def backend(request, monkeypatch):
         monkeypatch.setattr(compiled_sparse, "serves", lambda features: False)
         monkeypatch.setattr(torch_sparse, "_tell", lambda: None)
     elif compiled is None:
-        pytest.skip("the compiled kernels are not there")
+        pytest.skip("the kernels were not compiled")
 
 
 @pytest.mark.parametrize("shape", SHAPES)

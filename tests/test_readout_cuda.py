@@ -140,7 +140,7 @@ def test_a_block_shares_the_positions_of_its_slots():
 
 def test_the_script_for_a_gpu_goes_through_its_steps_on_a_cpu(tmp_path):
     if compiled is None:
-        pytest.skip("the compiled kernels are not there")
+        pytest.skip("the kernels were not compiled")
     script = Path(__file__).parents[1] / "benchmarks" / "gpu" / "readout.py"
     result = tmp_path / "result.json"
     command = [sys.executable, str(script), str(result), "--device", "cpu", "--tiny"]

@@ -154,7 +154,10 @@ def test_a_cell_may_be_lost_in_validation_and_test():
     recording = small_recording(frames=300).to_dict()
     for name in ("/validation", "/test"):
         recording[name] = holed("response", np.nan, cell=1)(recording[name])
-    validate(xr.DataTree.from_dict(recording))
+    validate(xr.DataTree.from_dict(recording))  # raises nothing
+    recording["/train"] = holed("response", np.nan, cell=1)(recording["/train"])
+    with pytest.raises(RecordingError, match=r"train: .*cell 1 is NaN in all frames"):
+        validate(xr.DataTree.from_dict(recording))
 
 
 def test_covariates_have_names_and_units_and_are_the_same_in_every_split():

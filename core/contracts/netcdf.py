@@ -1,8 +1,8 @@
 """NetCDF-4 files of recordings, models and results, written and read with h5py alone.
 
-They are ordinary NetCDF-4: xarray, MATLAB and ncdump read them. xarray's own engine looks up every
-dimension scale anew for every variable, which takes a quarter of a second for a small recording;
-a sweep writes and reads thousands of them.
+They are ordinary NetCDF-4: xarray, MATLAB and ncdump read them. They are not written with xarray's
+engine h5netcdf, because it looks up every dimension scale again for every variable: a small
+recording takes a quarter of a second, and a sweep writes and reads thousands of them.
 """
 
 import json
@@ -18,21 +18,21 @@ from numpy.typing import NDArray
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
-AT_ONCE: Final = 64 * 2**20
-"""Bytes of a variable that are written at a time."""
+BLOCK: Final = 64 * 2**20
+"""Bytes of a large variable that are written at a time."""
 
-READ: Final = 2**20
-"""Variables up to this many bytes are read at once, larger ones when they are used."""
+EAGER: Final = 2**20
+"""Variables up to this many bytes are read with the file, larger ones when they are used."""
 
 COMPRESSED: Final = 2**16
-"""Whole numbers are compressed where there are more of them than this."""
+"""Arrays of integers with more values than this are compressed."""
 
 CHUNK: Final = 2**20
-"""About how many bytes of a compressed variable are a chunk of the file."""
+"""Largest size, in bytes, of a chunk of a compressed variable."""
 
 _NOT_A_VARIABLE = "This is a netCDF dimension but not a netCDF variable."
 _NOT_A_COORDINATE = "_nc4_non_coord_"
-"""What NetCDF puts before the name of a variable that is also that of a dimension."""
+"""The prefix, in NetCDF, of a variable that has the name of a dimension and is no coordinate."""
 
 _OF_THE_FORMAT = {
     "CLASS",
@@ -53,14 +53,14 @@ _OF_THE_FORMAT = {
 def write_netcdf(content: xr.DataTree | xr.Dataset, path: Path | str) -> None:
     """Writes a recording, a model or a result as NetCDF-4.
 
-    Movies of whole numbers are compressed. A variable that is larger than memory is written in
-    blocks. Attributes are as `storable` makes them, and an array of bytes becomes text.
+    Large arrays of integers are compressed. Large variables are written in blocks, so they may stay
+    in the file they come from. Attributes are converted by `storable`, and byte strings to text.
 
     Args:
         content: a DataTree, or a Dataset, which becomes the root group.
 
     Raises:
-        TypeError, ValueError: if NetCDF has nothing for an array, such as one of Python objects.
+        TypeError, ValueError: if NetCDF has no type for an array, such as one of Python objects.
 
     Example:
         >>> import tempfile
@@ -78,9 +78,7 @@ def write_netcdf(content: xr.DataTree | xr.Dataset, path: Path | str) -> None:
         for node in tree.subtree:
             above = scales[node.parent.path] if node is not tree and node.parent else {}
             place = node.path[len(tree.path.rstrip("/")) :] or "/"
-            group = file.require_group(place) if place == "/" else file.create_group(
-                place, track_order=True
-            )  # fmt: skip
+            group = file if place == "/" else file.create_group(place, track_order=True)
             scales[node.path] = ChainMap({}, above)
             number = _write_group(group, node.to_dataset(inherit=False), scales[node.path], number)
 
@@ -94,40 +92,42 @@ def _write_group(
     """Writes a Dataset as a group.
 
     Args:
-        scales: the dimensions of the groups above; those that are new here are added.
-        number: how many dimensions the file has.
+        scales: the dimensions of the groups above, by name; those of this group are added.
+        number: of dimensions in the file so far.
 
     Returns:
-        How many it has afterwards.
+        The number of dimensions in the file, with those of this group.
     """
     variables, attributes = xr.conventions.encode_dataset_coordinates(storable(dataset))
     _write_attributes(group, attributes)
     written: dict[str, tuple[xr.Variable, h5py.Dataset]] = {}
-    dims = {str(dim) for plain in variables.values() for dim in plain.dims}
     for key, plain in variables.items():
         name = str(key)
-        if name in dims and plain.dims != (name,):
+        if name in dataset.dims and plain.dims != (name,):
             name = _NOT_A_COORDINATE + name
-        # What is read from a file has that file's encoding, such as its chunks.
+        # A variable that was read from a file has the encoding of that file, such as its chunks.
         variable = xr.conventions.encode_cf_variable(plain.drop_encoding(), name=name)
         written[name] = variable, _write_variable(group, name, variable)
-    for variable, _ in written.values():
-        for dim, size in variable.sizes.items():
-            known = scales.get(str(dim))
-            if known is not None and known.shape == (size,):
-                continue
-            scale = written[dim][1] if dim in written else group.create_dataset(
-                dim, (size,), ">f4", maxshape=(size or None,), track_order=True
-            )  # fmt: skip
-            scale.make_scale(str(dim) if dim in written else f"{_NOT_A_VARIABLE} {size:10d}")
-            scale.attrs["_Netcdf4Dimid"] = np.int32(number)
-            scales[str(dim)] = scale
-            number += 1
+    sizes = {str(dim): n for variable, _ in written.values() for dim, n in variable.sizes.items()}
+    for dim, size in sizes.items():
+        if dim in written:  # a coordinate is a dimension of its own group, whatever is above
+            scale, title = written[dim][1], dim
+        elif dim in scales and scales[dim].shape == (size,):
+            continue
+        else:
+            shape, title = (size,), f"{_NOT_A_VARIABLE} {size:10d}"
+            scale = group.create_dataset(
+                dim, shape, ">f4", maxshape=(size or None,), track_order=True
+            )
+        scale.make_scale(title)
+        scale.attrs["_Netcdf4Dimid"] = np.int32(number)
+        scales[dim] = scale
+        number += 1
     for name, (variable, target) in written.items():
         if variable.dims == (name,):
             continue
-        for axis, dim in enumerate(variable.dims):
-            target.dims[axis].attach_scale(scales[str(dim)])
+        for axis, along in enumerate(variable.dims):
+            target.dims[axis].attach_scale(scales[str(along)])
     return number
 
 
@@ -135,20 +135,22 @@ def _write_variable(group: h5py.Group, name: str, variable: xr.Variable) -> h5py
     dtype = variable.dtype
     if dtype.kind == "S":
         variable, dtype = variable.astype(str), np.dtype(str)
-    if dtype.kind in "UO":  # xarray has seen that objects are text
+    if dtype.kind in "UO":  # encode_cf_variable accepts no objects but text
         dtype = h5py.string_dtype()
     how: dict[str, Any] = {}
     if dtype.kind in "iub" and variable.size > COMPRESSED:
         how = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
         how["chunks"] = _chunk(variable.shape, dtype.itemsize)
-    elif variable.ndim and 0 in variable.shape:  # an empty dimension is an unlimited one
+    elif (
+        variable.ndim and 0 in variable.shape
+    ):  # NetCDF has no dimension of length 0 that is not unlimited
         how["maxshape"] = tuple(size or None for size in variable.shape)
     target = group.create_dataset(name, variable.shape, dtype, track_order=True, **how)
     _write_attributes(target, variable.attrs)
     if not variable.ndim:
         target[()] = variable.values[()]
     elif variable.size:
-        rows = max(1, AT_ONCE * len(variable) // max(1, variable.nbytes))
+        rows = max(1, BLOCK * len(variable) // max(1, variable.nbytes))
         if "chunks" in how:
             rows = max(1, rows // how["chunks"][0]) * how["chunks"][0]
         for start in range(0, len(variable), rows):
@@ -157,7 +159,7 @@ def _write_variable(group: h5py.Group, name: str, variable: xr.Variable) -> h5py
 
 
 def _chunk(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
-    """Chunks of whole frames, where these are not too large."""
+    """Chunks of whole frames, unless a frame is larger than `CHUNK`."""
     size, chunk = itemsize, []
     for length in reversed(shape):
         chunk.append(int(max(1, min(length, CHUNK // size))))
@@ -186,12 +188,12 @@ def read_netcdf(path: Path | str, *, load: bool = False) -> xr.DataTree:
     """Reads a file that `write_netcdf` wrote.
 
     Args:
-        load: read everything. Otherwise large variables are read from the file when they are used;
-            it is open only while something is read.
+        load: read all variables. Otherwise large variables are read from the file when they are
+            used. The file is open only while it is read.
 
     Raises:
-        FileNotFoundError: if it is not there.
-        OSError, KeyError, ValueError, RuntimeError: if it is damaged, as h5py has it.
+        FileNotFoundError: if the file does not exist.
+        OSError, KeyError, ValueError, RuntimeError: if it is damaged; h5py raises different ones.
 
     Example:
         >>> import tempfile
@@ -217,7 +219,7 @@ def read_netcdf(path: Path | str, *, load: bool = False) -> xr.DataTree:
 
 
 def _read_variable(item: h5py.Dataset, name: str, load: bool) -> xr.Variable | None:
-    """A variable as it is written, or None for a dimension that has no coordinate."""
+    """A variable as encoded in the file, or None for a dimension without a coordinate."""
     attributes = dict(item.attrs)
     title = attributes.get("NAME", b"")
     if attributes.get("CLASS") == b"DIMENSION_SCALE" and title.startswith(_NOT_A_VARIABLE.encode()):
@@ -234,7 +236,7 @@ def _read_variable(item: h5py.Dataset, name: str, load: bool) -> xr.Variable | N
     data: Any
     if h5py.check_string_dtype(item.dtype):
         data = item.asstr()[()]
-    elif load or item.nbytes <= READ:
+    elif load or item.nbytes <= EAGER:
         data = item[()]
     else:
         data = indexing.LazilyIndexedArray(_InFile(item))
@@ -271,7 +273,7 @@ class _InFile(BackendArray):
         return found
 
 
-# What NetCDF files cannot hold, as what they can
+# Attributes that NetCDF cannot hold
 
 
 def storable(dataset: xr.Dataset) -> xr.Dataset:

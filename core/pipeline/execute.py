@@ -149,8 +149,7 @@ class Workbench:
 
     def _make_recording(self, task: Task) -> xr.DataTree:
         inputs = {role: self.recording(keys[0]) for role, keys in task.inputs.items()}
-        with chdir("."):
-            recording: xr.DataTree = self._plugin(task).load(**inputs)
+        recording: xr.DataTree = _call(self._plugin(task).load, **inputs)
         validate(recording)
         return recording
 
@@ -170,9 +169,8 @@ class Workbench:
         checkpoint = self.store.checkpoint(task.key)
         amount = getattr(model.config, model.extends) if task.extended else 0
         try:
-            with chdir("."):
-                curves = model.fit(recording, checkpoint=checkpoint, progress=progress)
-        except UserError:  # to go on would end the same
+            curves = _call(model.fit, recording, checkpoint=checkpoint, progress=progress)
+        except UserError:  # another attempt would end in the same way
             self.store.forget(task.key)
             raise
 
@@ -220,8 +218,7 @@ class Workbench:
                     self._member(key, step, coords)
                     for key, (step, coords) in zip(keys, task.members[role], strict=True)
                 ]
-        with chdir("."):  # a plugin may change the folder, which others are not to notice
-            result: Any = analysis.run(**arguments)
+        result: Any = _call(analysis.run, **arguments)
         _check_returned(result, task, "run")
         self._write(task, lambda path: write_netcdf(result, path), result.nbytes)
 
@@ -289,6 +286,12 @@ def without_stimulus(recording: xr.DataTree) -> xr.DataTree:
     )
     kept.attrs = {**recording.attrs, "stimulus": "left out; made again from its source when needed"}
     return kept
+
+
+def _call(method: Callable[..., Any], *args: Any, **arguments: Any) -> Any:
+    """Calls a method of a plugin, and restores the working folder if the plugin changes it."""
+    with chdir("."):
+        return method(*args, **arguments)
 
 
 def _check_returned(returned: Any, task: Task, method: str) -> None:

@@ -343,8 +343,7 @@ class _Builder:
                 raise self.source.error(where, "the list of values is empty")
             seen = set()
             for index, value in enumerate(values):
-                whole = isinstance(value, float) and value.is_integer()
-                text = json.dumps(int(value) if whole else value, default=str)
+                text = _comparable(value)
                 if text in seen:
                     raise self.source.error(
                         (*where, index),
@@ -375,7 +374,7 @@ class _Builder:
                     f"the point has the options {', '.join(point) or 'none'} and the first has "
                     f"{', '.join(points[0])}; give every point the same options",
                 )
-            text = json.dumps(point, default=str, sort_keys=True)
+            text = _comparable(point)
             if text in seen:
                 raise self.source.error((*place, index), "the point is already in the list")
             seen.add(text)
@@ -597,6 +596,16 @@ class _Builder:
             pipeline=self.document.name,
             extended=extended,
         )
+
+
+def _comparable(value: Any) -> str:
+    """A swept value as text, in which 1 and 1.0 are the same."""
+
+    def number(text: str) -> float:
+        return int(float(text)) if float(text).is_integer() else float(text)
+
+    plain = json.loads(json.dumps(value, default=str), parse_float=number)
+    return json.dumps(plain, sort_keys=True)
 
 
 def _hash(identity: Mapping[str, Any]) -> str:

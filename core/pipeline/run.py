@@ -115,7 +115,7 @@ def run_pipeline(
     scheduler: str | None = None,
     threads: int | None = None,
     searches: Searches | None = None,
-) -> "Run":
+) -> Run:
     """Runs a pipeline and writes its folder.
 
     Args:

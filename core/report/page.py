@@ -168,7 +168,7 @@ class Trouble:
 
 def _attempt(function: Callable[..., T], *args: Any) -> tuple[T | None, Trouble | None]:
     try:
-        with chdir("."):  # a plugin may change the folder
+        with chdir("."):  # restores the working folder if a plugin changes it
             return function(*args), None
     except UserError as error:
         return None, Trouble(str(error))
