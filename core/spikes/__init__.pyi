@@ -16,3 +16,5 @@ from .significance import shuffled_deviation as shuffled_deviation
 from .spike_triggered import spike_triggered_ensemble as spike_triggered_ensemble
 from .spike_triggered import sta as sta
 from .spike_triggered import stc as stc
+from .time_rescaling import ks_statistic as ks_statistic
+from .time_rescaling import rescaled_intervals as rescaled_intervals
