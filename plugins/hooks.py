@@ -28,8 +28,8 @@ MODELS = {
     "ols": ("regression:OLS", "Least squares on the stimulus around a cell's receptive field."),
     "ridge": ("regression:Ridge", "Ridge regression around a cell's receptive field."),
     "lasso": ("regression:Lasso", "Lasso regression around a cell's receptive field."),
-    "glm": ("GLM", "Linear filter, ReLU and a constant, by least squares with a ridge penalty."),
-    "lnp": ("glm:LNP", "Smooth, sparse filter and exponential, fitted by Poisson likelihood."),
+    "rectified_linear": ("RectifiedLinear", "Linear filter and ReLU, by penalised least squares."),
+    "lnp": ("rectified_linear:LNP", "Smooth, sparse filter and exponential (Klindt 2017)."),
     "what_where": ("WhatWhere", "Population network with a factorized readout (Klindt 2017)."),
 }
 

@@ -606,6 +606,61 @@ class IgnoresCovariates(WithPupil):
     breaks: ClassVar[list[str]] = ["covariates_used"]
 
 
+class WithSpikeHistory(GoodModel):
+    """Rates that a spike of the cell in the frame before doubles."""
+
+    inputs: ClassVar[tuple[str, ...]] = ("stimulus", "response")
+
+    def respond(self, split: xr.Dataset) -> NDArray[Any]:
+        if "response" not in split:
+            raise UserError("the split has no 'response'; give the whole split")
+        spikes = np.nan_to_num(split["response"].values)  # ([repeat,] frame, cell)
+        return super().respond(split) * (1 + (self.history(spikes, split) > 0))
+
+    def history(self, spikes: NDArray[Any], split: xr.Dataset) -> NDArray[Any]:
+        before = np.roll(spikes, 1, axis=-2)
+        begins = np.diff(split["segment"].values, prepend=-1) != 0
+        before[..., begins, :] = 0
+        return before
+
+
+class SeesPresentSpikes(WithSpikeHistory):
+    def history(self, spikes: NDArray[Any], split: xr.Dataset) -> NDArray[Any]:
+        return spikes
+
+    breaks: ClassVar[list[str]] = ["causality_of_responses"]
+
+
+class CountsSpikesOfSegmentBefore(WithSpikeHistory):
+    def history(self, spikes: NDArray[Any], split: xr.Dataset) -> NDArray[Any]:
+        return (np.cumsum(spikes, axis=-2) - spikes) % 2
+
+    breaks: ClassVar[list[str]] = ["segments_apart"]
+
+
+class PropagatesMissingHistory(WithSpikeHistory):
+    def respond(self, split: xr.Dataset) -> NDArray[Any]:
+        rate = super().respond(split)
+        return np.where(np.isnan(split["response"].values).any((-3, -1))[:, None], np.nan, rate)
+
+    breaks: ClassVar[list[str]] = ["missing_history"]
+
+
+class AveragesRepeats(WithSpikeHistory):
+    def respond(self, split: xr.Dataset) -> NDArray[Any]:
+        rate = super().respond(split)
+        return rate.mean(0) if rate.ndim == 3 else rate
+
+    breaks: ClassVar[list[str]] = ["prediction_labelled"]
+
+
+class IgnoresResponses(WithSpikeHistory):
+    def history(self, spikes: NDArray[Any], split: xr.Dataset) -> NDArray[Any]:
+        return np.zeros_like(spikes)
+
+    breaks: ClassVar[list[str]] = ["responses_used"]
+
+
 class Layered(GoodModel):
     """The filters of the cells as a layer."""
 
@@ -946,7 +1001,9 @@ def test_a_dataset_that_keeps_the_contract_passes(
     check_dataset(dataset, recording)
 
 
-@pytest.mark.parametrize("model", [SmallModel, GoodModel, WithPupil, Layered, Several])
+@pytest.mark.parametrize(
+    "model", [SmallModel, GoodModel, WithPupil, WithSpikeHistory, Layered, Several]
+)
 def test_a_model_that_keeps_the_contract_passes(model: type[Model], inputs: Inputs) -> None:
     check_model(model, inputs(model))
 

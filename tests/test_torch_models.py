@@ -13,8 +13,8 @@ from retinakit import RecordingError, TorchModel, UserError
 from retinakit.contracts import make_recording, make_split
 from retinakit.testing import small_recording
 from retinakit_plugins.models.cnn import CNN
-from retinakit_plugins.models.glm import GLM, LNP
 from retinakit_plugins.models.ln import LN
+from retinakit_plugins.models.rectified_linear import LNP, RectifiedLinear
 from retinakit_plugins.models.what_where import WhatWhere
 
 FAST = {"lags": 1, "steps": 400, "batch": 100, "check_every": 50, "learning_rate": 0.02}
@@ -141,7 +141,7 @@ def test_a_likelihood_of_its_own_has_parameters_of_its_own():
     [
         (LN, {"rank": 0}),
         (LN, {}),
-        (GLM, {}),
+        (RectifiedLinear, {}),
         (LNP, {}),
         (CNN, {}),
         (CNN, {"rank": 1}),
@@ -199,7 +199,7 @@ class TestCellsApart:
         model.fit(recording)
         return model.parameters()["kernel"]
 
-    @pytest.mark.parametrize("kind", [LN, GLM, LNP])
+    @pytest.mark.parametrize("kind", [LN, RectifiedLinear, LNP])
     @pytest.mark.parametrize("options", [OPTIONS, STOPPING], ids=["cosine", "stopping"])
     def test_alone_beside_another_and_beside_one_that_was_lost(self, kind, options, recording):
         beside = self.kernels(kind, options, recording)

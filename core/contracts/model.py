@@ -33,6 +33,10 @@ class Model(Plugin, ABC):
     A subclass implements `lags`, `fit`, `respond`, `parameters`, and, for saving, `state` and
     `restore`. `fit` and `restore` set `field`.
 
+    A model whose predictions depend on the responses before a frame, such as its spike history, has
+    "response" in the attribute `inputs`. Its predictions have the repeats of the responses, and it
+    also has `simulate(split, repeats, seed)`, in which its own spikes are the history.
+
     A model with layers, such as a network, also implements `layers`, `activity` and `without`. The
     analyses of filters, lesions and optimal stimuli use these three methods.
 

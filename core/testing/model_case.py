@@ -1,7 +1,7 @@
 """A model under test, which is fitted once for many checks, and its recordings."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -133,6 +133,11 @@ def covariates_wanted(model: Model) -> bool:
     return "covariates" in getattr(model, "inputs", ())
 
 
+def responses_wanted(model: Model) -> bool:
+    """Whether the predictions of a model depend on the responses before a frame."""
+    return "response" in getattr(model, "inputs", ())
+
+
 class _Interruption(Exception):
     """Raised by a progress callback to interrupt a fit."""
 
@@ -185,10 +190,17 @@ def two_segments(split: xr.Dataset) -> xr.Dataset:
     return split.assign_coords(segment=("frame", half))
 
 
-def changed_frames(split: xr.Dataset, frames: slice) -> Iterator[xr.Dataset]:
+def changed_frames(
+    split: xr.Dataset, frames: slice, variables: Sequence[str] = ("stimulus", "covariates")
+) -> Iterator[xr.Dataset]:
     """The split with other values in some frames.
 
     The values are changed in two ways, because a model may be invariant to one of them.
+
+    Args:
+        split: to be changed.
+        frames: in which the values change.
+        variables: that change, where the split has them.
     """
     random = np.random.default_rng(0)
 
@@ -200,8 +212,8 @@ def changed_frames(split: xr.Dataset, frames: slice) -> Iterator[xr.Dataset]:
 
     for change in (mixed, reversed_contrast):
         changed = split.copy(deep=True)
-        for variable in {"stimulus", "covariates"} & set(changed):
-            values = changed[variable].values  # (frame, ...)
+        for variable in set(variables) & set(changed):
+            values = changed[variable].transpose("frame", ...).values  # a view
             values[frames] = change(values[frames]).astype(values.dtype)
         yield changed
 

@@ -23,6 +23,7 @@ from retinakit.testing.model_case import (
     demand_refused,
     hide,
     loaded,
+    responses_wanted,
     two_segments,
 )
 from retinakit.testing.plugin_checks import PLUGIN_CHECKS
@@ -79,15 +80,20 @@ def curves_labelled(case: ModelCase) -> None:
 
 
 def prediction_labelled(case: ModelCase) -> None:
-    """`predict` returns (frame, cell) with the cells, times, segments and units."""
+    """`predict` returns (frame, cell) with the cells, times, segments and units.
+
+    If the predictions depend on responses with repeats, it returns (repeat, frame, cell).
+    """
     prediction, shown = case.prediction, case.shown
     demand(
         isinstance(prediction, xr.DataArray),
         f"predict() returned a {type(prediction).__name__}, not an xarray.DataArray",
     )
+    repeated = responses_wanted(case.plugin) and "repeat" in shown["response"].dims
+    dims = ("repeat", "frame", "cell") if repeated else ("frame", "cell")
     demand(
-        prediction.dims == ("frame", "cell"),
-        f"the prediction has dimensions {prediction.dims}, not ('frame', 'cell')",
+        prediction.dims == dims,
+        f"the prediction has dimensions {prediction.dims}, not {dims}",
     )
     demand(
         prediction.sizes["frame"] == shown.sizes["frame"],
@@ -118,6 +124,11 @@ def forms_of_stimulus(case: ModelCase) -> None:
             "a stimulus without its covariates", "covariates", case.model.predict, shown["stimulus"]
         )
         return
+    if responses_wanted(case.plugin):
+        demand_refused(
+            "a stimulus without its responses", "response", case.model.predict, shown["stimulus"]
+        )
+        return
     forms: dict[str, Any] = {
         "DataArray": shown["stimulus"].copy(deep=True),
         "NumPy array": shown["stimulus"].values.copy(),
@@ -140,6 +151,17 @@ def covariates_used(case: ModelCase) -> None:
     demand(
         not equal(case.prediction.values, other.values),
         "'covariates' is in the model's 'inputs', and the predictions do not depend on them",
+    )
+
+
+def responses_used(case: ModelCase) -> None:
+    """The predictions of a model with 'response' in its `inputs` depend on the responses."""
+    if not responses_wanted(case.plugin):
+        return
+    other = case.model.predict(case.shown.assign(response=case.shown["response"] + 1))
+    demand(
+        not equal(case.prediction.values, other.values),
+        "'response' is in the model's 'inputs', and the predictions do not depend on the responses",
     )
 
 
@@ -168,7 +190,7 @@ def every_prediction(case: ModelCase) -> None:
 def history_only(case: ModelCase) -> None:
     """Predictions are NaN in frames without a full history in the segment, and finite elsewhere."""
     shown = two_segments(case.shown)
-    finite = np.isfinite(np.asarray(case.model.predict(shown)))
+    finite = np.isfinite(case.model.predict(shown).transpose("frame", ...).values)
     counted = full_history(shown["segment"], case.model.lags)
     early, lost = np.argwhere(finite[~counted]), np.argwhere(~finite[counted])
     demand(
@@ -266,16 +288,16 @@ def missing_responses(case: ModelCase) -> None:
     missing, silence = (
         case.fit(hide(case.recording, lost, value)).predict(case.shown) for value in (np.nan, 0)
     )
-    counted = full_history(case.shown["segment"], case.model.lags)
+    counted = np.flatnonzero(full_history(case.shown["segment"], case.model.lags))
     for cell in range(cells):
         unknown = "all frames" if lost["validation"][:, cell].all() else "some frames"
         demand(
-            np.isfinite(missing[counted, cell]).all(),
+            np.isfinite(missing.isel(frame=counted, cell=cell)).all(),
             f"with NaN in some frames of 'train' and {unknown} of 'validation', the predictions "
             f"of the cell at index {cell} are not finite",
         )
     demand(
-        np.ptp(np.asarray(case.prediction)[counted], axis=0).max() == 0
+        np.ptp(case.prediction.isel(frame=counted).values, axis=-2).max() == 0
         or not equal(missing.values, silence.values),
         "responses that are NaN are treated as 0 in the fit; exclude them",
     )
@@ -345,13 +367,38 @@ def causality(case: ModelCase) -> None:
         )
 
 
+def causality_of_responses(case: ModelCase) -> None:
+    """A prediction does not depend on the responses in its own frame and in later frames."""
+    first = (case.shown.sizes["frame"] + case.model.lags) // 2
+    before = {"frame": slice(0, first + 1)}
+    for changed in changed_frames(case.shown, slice(first, None), ["response"]):
+        same_values(
+            case.prediction.isel(before),
+            case.model.predict(changed).isel(before),
+            f"changing the responses from frame {first} on changes predictions up to this frame",
+        )
+
+
+def missing_history(case: ModelCase) -> None:
+    """Missing responses (NaN) in the predicted split do not remove predictions."""
+    lost = np.zeros((case.shown.sizes["frame"], case.shown.sizes["cell"]), bool)
+    lost[::3], lost[:, -1] = True, True
+    shown = hide(case.recording, {"test": lost})["test"].to_dataset()
+    finite = np.isfinite(case.model.predict(shown).values)
+    demand(
+        equal(finite, np.isfinite(case.prediction.values)),
+        "with missing responses (NaN) in the predicted split, some predictions are not finite",
+    )
+
+
 def segments_apart(case: ModelCase) -> None:
     """Predictions in a segment do not depend on the segment before it."""
     shown = two_segments(case.shown)
     middle = shown.sizes["frame"] // 2
     second = {"frame": slice(middle, None)}
     prediction = case.model.predict(shown).isel(second)
-    for changed in changed_frames(shown, slice(0, middle)):
+    variables = ("stimulus", "covariates", "response")
+    for changed in changed_frames(shown, slice(0, middle), variables):
         same_values(
             prediction,
             case.model.predict(changed).isel(second),
@@ -379,6 +426,7 @@ MODEL_CHECKS: tuple[Callable[[Any], None], ...] = (
     prediction_labelled,
     forms_of_stimulus,
     covariates_used,
+    responses_used,
     every_prediction,
     history_only,
     rate_not_negative,
@@ -392,6 +440,8 @@ MODEL_CHECKS: tuple[Callable[[Any], None], ...] = (
     short_stimulus,
     wrong_size_refused,
     causality,
+    causality_of_responses,
+    missing_history,
     segments_apart,
     parameters_labelled,
     interrupted_fit,

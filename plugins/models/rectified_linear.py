@@ -1,4 +1,4 @@
-"""One linear filter and a fixed nonlinearity per cell: GLM and LNP of Klindt et al. (2017)."""
+"""One linear filter and a ReLU or exponential per cell: baselines of Klindt et al. (2017)."""
 
 import math
 from typing import Any, ClassVar, Literal
@@ -19,8 +19,8 @@ LNP_OFFSET = -1.0
 """Initial offset, before the nonlinearity."""
 
 
-class GLMConfig(ImageModelConfig):
-    """Options of the GLM."""
+class RectifiedLinearConfig(ImageModelConfig):
+    """Options of the rectified linear model."""
 
     ridge: float = Field(0.1, ge=0, description="Weight of the filter's sum of squares.")
     loss: Literal["mse"] = Field(
@@ -43,7 +43,7 @@ class LNPConfig(ImageModelConfig):
     )
 
 
-class GLMModule(nn.Module):
+class FilterModule(nn.Module):
     """f(Σ filter · stimulus + offset) + bias, with one filter for each cell.
 
     `forward` maps frames (n + lags - 1, [channel,] y, x) to rates (n, cell).
@@ -67,35 +67,35 @@ class GLMModule(nn.Module):
         return drive.relu() + self.bias if self.nonlinearity == "relu" else drive.exp()
 
 
-class GLM(TorchModel):
+class RectifiedLinear(TorchModel):
     """A linear filter, a ReLU and a constant, fitted by least squares with a ridge penalty.
 
     The rate of a cell in the units of the response is max(0, Σ filter · stimulus + offset) + bias
-    (Klindt et al. 2017, section 5.1). Cells are fitted independently. `parameters()` has `kernel
-    (cell, lag, [channel,] y, x)`, `offset` and `bias (cell)`.
+    (the GLM of Klindt et al. 2017, section 5.1). Cells are fitted independently. `parameters()`
+    has `kernel (cell, lag, [channel,] y, x)`, `offset` and `bias (cell)`.
 
     Raises:
         RecordingError: by `fit`, if the recording does not keep its contract.
 
     Example:
         >>> from retinakit.testing import small_recording
-        >>> model = GLM.with_options(steps=10, accelerator="cpu")
+        >>> model = RectifiedLinear.with_options(steps=10, accelerator="cpu")
         >>> _ = model.fit(small_recording())
         >>> dict(model.parameters()["kernel"].sizes)
         {'cell': 2, 'lag': 1, 'y': 8, 'x': 8}
     """
 
-    Config: ClassVar[type[ImageModelConfig]] = GLMConfig
+    Config: ClassVar[type[ImageModelConfig]] = RectifiedLinearConfig
     cells_apart = True
     nonlinearity: Literal["relu", "exp"] = "relu"
 
     def build(self, field: xr.Dataset) -> nn.Module:
         pixels = math.prod(space_sizes(field).values())
-        return GLMModule(randn_of_cells(field, self.lags, pixels), self.nonlinearity)
+        return FilterModule(randn_of_cells(field, self.lags, pixels), self.nonlinearity)
 
     def initialise(self, module: nn.Module, recording: xr.DataTree) -> None:
         """Sets the offset to the mean response, at which every cell's ReLU has a gradient."""
-        assert isinstance(module, GLMModule)
+        assert isinstance(module, FilterModule)
         if module.nonlinearity == "relu":
             train = as_response(recording["train"].to_dataset(), self.config.target)
             mean = mean_response(train).astype(float).mean("frame")
@@ -103,7 +103,7 @@ class GLM(TorchModel):
                 module.offset.copy_(torch.from_numpy(mean.fillna(0).values).clamp_min(0.01))
 
     def penalty(self, module: nn.Module, prediction: Tensor) -> Tensor:
-        assert isinstance(module, GLMModule)
+        assert isinstance(module, FilterModule)
         return self.config.ridge * (module.filter**2).sum()
 
     def parameters(self) -> xr.Dataset:
@@ -120,7 +120,7 @@ class GLM(TorchModel):
         return self.field.assign(variables)
 
 
-class LNP(GLM):
+class LNP(RectifiedLinear):
     """A smooth and sparse linear filter and an exponential, fitted by Poisson likelihood.
 
     The rate of a cell in spikes per bin is exp(Σ filter · stimulus + offset) (Klindt et al. 2017,
@@ -142,7 +142,7 @@ class LNP(GLM):
     nonlinearity: Literal["relu", "exp"] = "exp"
 
     def penalty(self, module: nn.Module, prediction: Tensor) -> Tensor:
-        assert isinstance(module, GLMModule)
+        assert isinstance(module, FilterModule)
         c = self.config
         images = module.filter.unflatten(2, (-1, self.field.sizes["y"], self.field.sizes["x"]))
         rough, sparse = roughness(images), module.filter.abs().sum()

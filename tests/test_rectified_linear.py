@@ -1,11 +1,11 @@
-"""GLM and LNP: each finds the cell that it describes."""
+"""RectifiedLinear and LNP: each finds the cell that it describes."""
 
 import numpy as np
 import pytest
 import torch
 
 from retinakit.contracts import make_recording, make_split
-from retinakit_plugins.models.glm import GLM, LNP
+from retinakit_plugins.models.rectified_linear import LNP, RectifiedLinear
 
 QUICK = {"steps": 600, "learning_rate": 1e-2, "patience": 0, "decay": "cosine"}
 
@@ -31,13 +31,13 @@ def cosines(model, filters):
     return np.einsum("cyx,cyx->c", kernel, filters) / np.linalg.norm(kernel, axis=(1, 2))
 
 
-def test_glm_finds_filter_threshold_and_constant():
+def test_rectified_linear_finds_filter_threshold_and_constant():
     def respond(drive, random):
         rate = np.maximum(drive - 0.5, 0) - 0.3
         return rate, rate + 0.2 * random.standard_normal(rate.shape)
 
     data, filters = recording(respond, "noisy rate")
-    model = GLM(QUICK | {"ridge": 0.0})
+    model = RectifiedLinear(QUICK | {"ridge": 0.0})
     model.fit(data)
     parameters = model.parameters()
     assert (cosines(model, filters) > 0.98).all()
@@ -59,7 +59,7 @@ def test_lnp_finds_the_filter_of_an_exponential_cell():
     np.testing.assert_allclose(parameters["offset"], -1, atol=0.1)
 
 
-@pytest.mark.parametrize("kind", [GLM, LNP])
+@pytest.mark.parametrize("kind", [RectifiedLinear, LNP])
 def test_penalties_are_sums_over_cells(kind):
     data, _ = recording(lambda drive, random: (drive**2, drive**2), "noisy rate")
     model = kind(QUICK | {"steps": 2})
