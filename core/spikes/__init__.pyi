@@ -17,3 +17,6 @@ from .significance import shuffled_noise as shuffled_noise
 from .spike_triggered import spike_triggered_ensemble as spike_triggered_ensemble
 from .spike_triggered import sta as sta
 from .spike_triggered import stc as stc
+from .stimulus_covariance import stimulus_covariance as stimulus_covariance
+from .stimulus_covariance import white_shrinkage as white_shrinkage
+from .stimulus_covariance import whitening_matrix as whitening_matrix

@@ -1,7 +1,6 @@
 """Spike-triggered average, ensemble and covariance."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from retinakit.spikes.algorithms.window_covariance import (
     require_memory,
     weighted_covariance,
 )
+from retinakit.spikes.stimulus_covariance import stimulus_covariance
 
 
 def sta(
@@ -239,7 +239,8 @@ def stc(
         split: a split of a recording. Repeats are averaged first.
         lags, first_lag: as for `sta`.
         cell: the name of the cell; it may be omitted if the split has one cell.
-        prior: whether to subtract the covariance of the stimulus in all frames with a full history.
+        prior: whether to subtract the covariance of the stimulus in all frames with a full history
+            and a response; see `stimulus_covariance`.
         project_out: whether to remove the direction of the spike-triggered average from every
             stimulus.
         algorithm: "bits" is exact, for two-valued stimuli and spike counts; "product" is a matrix
@@ -252,7 +253,7 @@ def stc(
         `stc (feature, feature_2)`, in squared units of the stimulus, where the features are lag,
         [channel,] y and x, flattened in this order; `sta (lag, [channel,] y, x)`; and `spikes`, the
         sum of the used responses. The first two are NaN if this is 0. The attribute `algorithm`
-        names the algorithm, or both if it differs between response and prior.
+        names the algorithm.
 
     Raises:
         RecordingError: if no segment is as long as the history.
@@ -279,11 +280,9 @@ def stc(
     answered = Windows(stimulus, frames, weight, lag, threads, progress)
     covariance, mean, used = weighted_covariance(answered, algorithm)
     if prior:
-        shown = np.flatnonzero(response.full)
-        everything = replace(answered, frames=shown, weight=np.ones(len(shown)))
-        before, _, also = weighted_covariance(everything, algorithm)
-        covariance -= before
-        used = used if also == used else f"{used}, {also}"
+        recorded = np.isfinite(response.values[:, 0])
+        whole = stimulus_covariance(split, lags, first_lag=first_lag, frames=recorded)
+        covariance -= whole["covariance"].values
     if project_out:
         # Q C Q with Q = 1 - a aᵀ / |a|², by two updates of rank 1.
         direction = mean / np.linalg.norm(mean)
