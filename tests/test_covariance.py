@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from retinakit.contracts import UserError, full_history, make_split
+from retinakit.contracts import UserError, frame_blocks, full_history, make_split
 from retinakit.kernels import compiled
-from retinakit.spikes import stc
+from retinakit.spikes import stc, stimulus_covariance
 from retinakit.spikes.algorithms import gram, gram_numba, window_covariance
 from retinakit.spikes.algorithms.window_covariance import ALGORITHMS
 
@@ -94,18 +94,25 @@ def test_the_covariance_without_the_prior_and_the_average(kind):
     prior = np.cov(windows_of(data, 3)[0].T, ddof=0)
     result = stc(data, 3, prior=True)
     np.testing.assert_allclose(result["stc"], by_definition(data, 3)[0] - prior, atol=1e-5)
-    assert result.attrs["algorithm"] == ("bits" if kind == "±1" else "product")
     result = stc(data, 3, project_out=True)
     np.testing.assert_allclose(result["stc"].values @ result["sta"].values.ravel(), 0, atol=1e-4)
 
 
-def test_a_rate_takes_the_product_and_its_prior_the_bits():
+@pytest.mark.parametrize("kind", ["±1", "near 100", "0 and 255"])
+@pytest.mark.parametrize(("lags", "first_lag"), [(4, 1), (1, 0)])
+def test_the_prior_is_the_covariance_of_the_recorded_frames(kind, lags, first_lag, monkeypatch):
+    monkeypatch.setattr(frame_blocks, "BYTES", 4000)  # some blocks
     random = np.random.default_rng(0)
-    data = split(STIMULI["±1"](random, (400, 2, 2)), random.random((400, 1)))
-    result = stc(data, 3, prior=True)
-    expected = by_definition(data, 3)[0] - np.cov(windows_of(data, 3)[0].T, ddof=0)
-    np.testing.assert_allclose(result["stc"], expected, atol=1e-5)
-    assert result.attrs["algorithm"] == "product, bits"
+    stimulus = STIMULI[kind](random, (700, 3, 5))
+    segment = np.repeat([0, 1, 2], [400, 4, 296])
+    recorded = random.random(700) < 0.8
+    data = split(stimulus, np.where(recorded, 1.0, np.nan)[:, None], segment=segment)
+    result = stimulus_covariance(data, lags, first_lag=first_lag, frames=recorded)
+    expected, mean, _ = by_definition(data, lags, first_lag)
+    span = np.ptp(stimulus.astype(float))
+    np.testing.assert_allclose(result["covariance"], expected, rtol=0, atol=1e-6 * span**2)
+    np.testing.assert_allclose(result["mean"].values.ravel(), mean, rtol=0, atol=1e-6 * span)
+    assert result.attrs["two_valued"] == (kind != "near 100")
 
 
 def test_repeats_are_summed_and_stay_counts():

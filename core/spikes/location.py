@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from retinakit.contracts.recording import mean_response
+from retinakit.contracts.recording import full_history, mean_response
 from retinakit.spikes.spike_triggered import sta
 
 STA_SMOOTHING = 0.7
@@ -23,8 +23,8 @@ CELLS_AT_ONCE = 256
 def response_field(split: xr.Dataset, lags: int = 1) -> xr.DataArray:
     """Covariance of each cell's response with the stimulus, a linear receptive field estimate.
 
-    Unlike a spike-triggered average, it is defined for responses of any sign, and it is invariant
-    to the means of stimulus and response.
+    Unlike a spike-triggered average, it does not depend on the means of stimulus and response, and
+    it is proportional to the response.
 
     Args:
         split: a split of a recording. Repeats are averaged first.
@@ -42,19 +42,13 @@ def response_field(split: xr.Dataset, lags: int = 1) -> xr.DataArray:
         {'cell': 2, 'lag': 3, 'y': 8, 'x': 8}
     """
     response = mean_response(split).astype(float)
-    # The response-weighted average for 1 + y - ⟨y⟩, whose sum is the number of frames, is the sum
-    # of the covariance and the mean stimulus; that for ones is the mean stimulus.
-    ones = xr.ones_like(response).where(response.notnull())
-    if ones.notnull().all():  # the mean stimulus is the same for all cells
-        ones = ones.isel(cell=[0])
-    deviating, mean = (
-        sta(split.drop_dims("cell").assign(response=r), lags)["sta"]
-        for r in (1 + response - response.mean("frame"), ones)
-    )
-    if mean.sizes["cell"] == 1:
-        mean = mean.isel(cell=0, drop=True)
-    covariance: xr.DataArray = (deviating - mean).rename("response_field")
-    return covariance
+    # The average of responses of either sign is this covariance over their mean absolute deviation.
+    deviating = response - response.mean("frame")
+    average = sta(split.drop_dims("cell").assign(response=deviating), lags)
+    recorded = deviating.isel(frame=full_history(split["segment"], lags)).count("frame")
+    divisor = average["spikes"]
+    covariance = average["sta"].where(divisor > 0, 0) * (divisor / recorded.where(recorded > 0))
+    return covariance.rename("response_field")
 
 
 def locations(

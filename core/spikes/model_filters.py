@@ -4,7 +4,7 @@ import xarray as xr
 
 from retinakit.contracts.errors import UserError
 from retinakit.contracts.model import Model
-from retinakit.spikes.receptive_field import separate
+from retinakit.spikes.receptive_fields import separate
 
 
 def space_and_time(model: Model) -> xr.Dataset:

@@ -1,7 +1,6 @@
 """Spike-triggered average, ensemble and covariance."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,12 @@ import xarray as xr
 from retinakit.contracts.errors import RecordingError, UserError, nearest
 from retinakit.contracts.frame_blocks import Reader, blocks
 from retinakit.contracts.progress import Progress, silent
-from retinakit.contracts.recording import lag_coordinate
+from retinakit.contracts.recording import (
+    SPIKES_PER_BIN,
+    full_history,
+    lag_coordinate,
+    mean_response,
+)
 from retinakit.spikes.algorithms.choice import ALGORITHMS
 from retinakit.spikes.algorithms.response import Response
 from retinakit.spikes.algorithms.stimulus_sums import stimulus_sums
@@ -19,6 +23,7 @@ from retinakit.spikes.algorithms.window_covariance import (
     require_memory,
     weighted_covariance,
 )
+from retinakit.spikes.stimulus_covariance import stimulus_covariance
 
 
 def sta(
@@ -33,7 +38,12 @@ def sta(
     """Spike-triggered average of every cell.
 
     sta[c, l, p] = Σ_t r[t, c] · s[t - l, p] / Σ_t r[t, c], over the frames t that have a full
-    history in their segment and a response. Sums of 8-bit stimuli and spike counts are exact. The
+    history in their segment and a response. If a cell has a negative response, such as a z-scored
+    calcium trace, the mean over these frames is first subtracted from its response, and the divisor
+    is Σ_t |r[t, c]|: this is the covariance of stimulus and response over the mean absolute
+    deviation of the response, or half the difference of the averages over the responses above and
+    below the mean. It does not depend on the baseline and is of the order of the stimulus. Sums of
+    8-bit stimuli and spike counts are exact. The
     stimulus is read in blocks, so it may be larger than memory. The blocks of a dask array are read
     and summed in parallel by the workers of the dask scheduler.
 
@@ -51,9 +61,10 @@ def sta(
 
     Returns:
         `sta (cell, lag, [channel,] y, x)`, in the units of the stimulus, with the coordinate
-        `lag_time` (s), NaN for a cell without responses; and `spikes (cell)`, the sum of the used
-        responses. The attributes `algorithm` and `algorithm_why` give the algorithm and the reason
-        for its choice.
+        `lag_time` (s), NaN for a cell without responses; and `spikes (cell)`, the divisor, which is
+        the number of spikes for spike counts; its attribute `units` is "spikes" for responses in
+        spikes per bin, otherwise that of the response. The attributes `algorithm` and
+        `algorithm_why` give the algorithm and the reason for its choice.
 
     Raises:
         RecordingError: if no segment is as long as the history.
@@ -75,7 +86,7 @@ def sta(
         raise UserError(
             f"there is no algorithm '{algorithm}'; {nearest(algorithm, ['auto', *ALGORITHMS])}"
         )
-    responses = [Response(split, reach) for split in splits]
+    responses = [Response(split, reach) for split in baseline_subtracted(splits, reach)]
     if not any(response.full.any() for response in responses):
         raise RecordingError(f"no segment is as long as {reach} frames of history; use fewer lags")
     total: Any = None
@@ -103,11 +114,51 @@ def sta(
     coords: dict[str, Any] = lag_coordinate(lag, first.attrs["frame_interval"])
     coords |= {str(name): first[name].variable for name in dims if name in first.coords}
     units = first["stimulus"].attrs.get("units", "contrast")
+    counted = str(first["response"].attrs.get("units", SPIKES_PER_BIN))
+    if counted.startswith(SPIKES_PER_BIN):
+        counted = "spikes"
     return xr.Dataset(
-        {"sta": (dims, average, {"units": units}), "spikes": ("cell", spikes)},
+        {
+            "sta": (dims, average, {"units": units}),
+            "spikes": ("cell", spikes, {"units": counted}),
+        },
         coords=coords,
         attrs={"algorithm": ", ".join(used), "algorithm_why": "; ".join(used.values())},
     )
+
+
+def baseline_subtracted(splits: Sequence[xr.Dataset], reach: int) -> list[xr.Dataset]:
+    """Splits whose responses of either sign have the mean 0; others are unchanged.
+
+    The mean over the frames with a full history in any of the splits is subtracted from the
+    response of each cell that has a negative value in these frames.
+
+    Args:
+        splits: of a recording. Repeats of a response that changes are averaged.
+        reach: the length of the history in frames.
+
+    Example:
+        >>> from retinakit.contracts import make_split
+        >>> trace = np.array([[-1.0, 1.0], [2.0, 1.0]])  # (frame, cell)
+        >>> split = make_split(np.zeros((2, 1, 1)), trace, frame_interval=0.1, units="z-score")
+        >>> baseline_subtracted([split], reach=1)[0]["response"].values.tolist()
+        [[-1.5, 1.0], [1.5, 1.0]]
+    """
+    if all(split["response"].dtype.kind in "bu" for split in splits):
+        return list(splits)
+    used = [
+        mean_response(split).isel(frame=full_history(split["segment"], reach)) for split in splits
+    ]
+    signed: Any = np.any([(response < 0).any("frame") for response in used], axis=0)
+    if not signed.any():
+        return list(splits)
+    total = sum(response.sum("frame").astype(float).values for response in used)
+    number: Any = sum(response.count("frame").values for response in used)
+    baseline = np.where(signed, total / np.maximum(number, 1), 0)
+    return [
+        split.assign(response=mean_response(split).transpose("frame", "cell") - baseline)
+        for split in splits
+    ]
 
 
 def spike_triggered_ensemble(
@@ -188,7 +239,8 @@ def stc(
         split: a split of a recording. Repeats are averaged first.
         lags, first_lag: as for `sta`.
         cell: the name of the cell; it may be omitted if the split has one cell.
-        prior: whether to subtract the covariance of the stimulus in all frames with a full history.
+        prior: whether to subtract the covariance of the stimulus in all frames with a full history
+            and a response; see `stimulus_covariance`.
         project_out: whether to remove the direction of the spike-triggered average from every
             stimulus.
         algorithm: "bits" is exact, for two-valued stimuli and spike counts; "product" is a matrix
@@ -201,7 +253,7 @@ def stc(
         `stc (feature, feature_2)`, in squared units of the stimulus, where the features are lag,
         [channel,] y and x, flattened in this order; `sta (lag, [channel,] y, x)`; and `spikes`, the
         sum of the used responses. The first two are NaN if this is 0. The attribute `algorithm`
-        names the algorithm, or both if it differs between response and prior.
+        names the algorithm.
 
     Raises:
         RecordingError: if no segment is as long as the history.
@@ -228,11 +280,9 @@ def stc(
     answered = Windows(stimulus, frames, weight, lag, threads, progress)
     covariance, mean, used = weighted_covariance(answered, algorithm)
     if prior:
-        shown = np.flatnonzero(response.full)
-        everything = replace(answered, frames=shown, weight=np.ones(len(shown)))
-        before, _, also = weighted_covariance(everything, algorithm)
-        covariance -= before
-        used = used if also == used else f"{used}, {also}"
+        recorded = np.isfinite(response.values[:, 0])
+        whole = stimulus_covariance(split, lags, first_lag=first_lag, frames=recorded)
+        covariance -= whole["covariance"].values
     if project_out:
         # Q C Q with Q = 1 - a aᵀ / |a|², by two updates of rank 1.
         direction = mean / np.linalg.norm(mean)

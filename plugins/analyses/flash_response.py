@@ -21,7 +21,7 @@ from retinakit.contracts import (
 from retinakit.report import pixel_edges
 from retinakit.scores import NOT_RECORDED, correlation, correlation_ceiling
 from retinakit.simulation import poisson_spikes
-from retinakit.spikes import fit_ellipse, separate, sta
+from retinakit.spikes import ELLIPSE, analytic_noise, receptive_field, sta
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -169,10 +169,14 @@ class FlashResponse(Analysis):
         return np.array(chosen), times[0]
 
     def _field(self, train: xr.Dataset, lags: int) -> xr.Dataset:
-        average = sta(train, lags)["sta"]
+        average, noise = sta(train, lags)["sta"], analytic_noise([train], lags)
         if "channel" in average.dims:
+            # The channels are independent in white noise.
+            channels = average.sizes["channel"]
             average = average.sum("channel")
-        return fit_ellipse(separate(average)["spatial"])
+            noise["mean"] = noise["mean"] * channels
+            noise["deviation"] = noise["deviation"] * channels**0.5
+        return receptive_field(average, noise)[list(ELLIPSE)]
 
     def plot(self, result: xr.DataTree) -> "Figure":
         from matplotlib.figure import Figure

@@ -11,12 +11,11 @@ from retinakit.contracts import Analysis, Config, Progress, groups, silent
 from retinakit.report import pixel_edges
 from retinakit.spikes import (
     ELLIPSE,
-    analytic_deviation,
-    fit_ellipse,
-    separate,
-    shuffled_deviation,
+    FALSE_POSITIVE,
+    analytic_noise,
+    receptive_field,
+    shuffled_noise,
     sta,
-    z_score,
 )
 
 if TYPE_CHECKING:
@@ -33,15 +32,20 @@ class STAConfig(Config):
     splits: list[Literal["train", "validation", "test"]] = Field(
         ["train"], min_length=1, description="Splits whose frames are averaged."
     )
-    null: Literal["background", "analytic", "shuffled"] = Field(
-        "background",
-        description="Standard deviation of the z-scores. 'background': a robust estimate from the "
-        "average itself; 'analytic': the one expected for white noise; 'shuffled': that of "
-        "averages with spikes shifted against the stimulus.",
+    significance: Literal["analytic", "shuffled", "background"] = Field(
+        "analytic",
+        description="Standard deviation of the noise in the average. 'analytic': from the "
+        "autocorrelations of responses and stimulus; 'shuffled': that of averages with responses "
+        "shifted against the stimulus; 'background': a robust estimate from the average itself, "
+        "for a screen that is much larger than the receptive field.",
     )
-    draws: int = Field(20, ge=1, description="Number of shifts for null 'shuffled'.")
-    threshold: float = Field(
-        5.0, gt=0, description="Smallest peak |z| at which a Gaussian outline is fitted."
+    draws: int = Field(20, ge=1, description="Number of shifts for significance 'shuffled'.")
+    false_positive: float = Field(
+        FALSE_POSITIVE,
+        gt=0,
+        le=1,
+        description="Probability with which the average of a cell without a receptive field gets "
+        "an outline; 1 draws outlines for all cells.",
     )
 
 
@@ -49,13 +53,17 @@ class STA(Analysis):
     """Spike-triggered average with its spatial and temporal parts, z-scores, and outline.
 
     The average is Σ_t r_t s_{t-lag} / Σ_t r_t over the frames t with a full history, with the
-    response r and the stimulus s. The result has `sta (cell, lag, [channel,] y, x)` in the units
-    of the stimulus; `z (cell, lag, y, x)`, the average over the standard deviation chosen by
-    `null`, and the largest |z| `peak_z (cell)`; the first singular vectors `spatial (cell, y, x)`
-    and `temporal (cell, lag)`, with `separability (cell)`, the fraction of the power they explain;
-    the ellipse of a Gaussian fitted to the spatial part (one standard deviation, in the units of y
-    and x; NaN if `peak_z` is below the threshold); and the number of `spikes (cell)`. If the
-    stimulus has channels, all but `sta` are those of each cell's strongest channel.
+    response r and the stimulus s. For a response of either sign, such as a z-scored calcium trace,
+    it is the covariance of stimulus and response over the mean absolute deviation of the response,
+    which does not depend on the baseline (see `retinakit.spikes.sta`). The result has
+    `sta (cell, lag, [channel,] y, x)` in the units of the stimulus, `spikes (cell)`, the sum of the
+    responses that the average is divided by, and the variables of
+    `retinakit.spikes.receptive_field`: the peak of the average smoothed over space with its
+    `peak_z (cell)`, the `threshold (cell)` of |z| and the `deviation (cell)` of the noise; the
+    temporal filter and map `temporal (cell, lag)` and `spatial (cell, y, x)` with their
+    `separability (cell)`; and the ellipse of a Gaussian fitted to the map around the peak (one
+    standard deviation, in the units of y and x), NaN where there is none, with the `reason (cell)`.
+    If the stimulus has channels, these are those of the channel with the largest |z|.
 
     Example:
         >>> from retinakit.testing import small_recording
@@ -71,30 +79,28 @@ class STA(Analysis):
         c = self.config
         splits = [data[name].to_dataset() for name in c.splits]
         result = sta(splits, c.lags, first_lag=c.first_lag, progress=progress)
-        field = result["sta"]
-        if "channel" in field.dims:
-            # The channel with the largest power of each cell.
-            power = (field**2).sum(("lag", "y", "x"))
-            field = field.isel(channel=power.argmax("channel")).drop_vars(
-                "channel", errors="ignore"
-            )
-        parts = separate(field)
-        z = self._z_score(field, splits)
-        result = result.merge(parts).assign(z=z, peak_z=abs(z).max(("lag", "y", "x")))
-        found = result["peak_z"] >= self.config.threshold
-        return result.merge(fit_ellipse(result["spatial"].where(found)), join="exact")
+        average = result["sta"]
+        false_positive = c.false_positive
+        if "channel" in average.dims:
+            average = average.transpose("cell", "channel", ...)
+            if false_positive < 1:
+                false_positive /= average.sizes["channel"]
+        field = receptive_field(average, self._noise(splits), false_positive)
+        if "channel" in average.dims:
+            strongest = field["peak_z"].fillna(-1).argmax("channel")
+            field = field.isel(channel=strongest).drop_vars("channel", errors="ignore")
+        return result.merge(field, join="exact")
 
-    def _z_score(self, field: xr.DataArray, splits: list[xr.Dataset]) -> xr.DataArray:
+    def _noise(self, splits: list[xr.Dataset]) -> xr.Dataset | None:
         c = self.config
-        if c.null == "background":
-            return z_score(field)
-        if c.null == "analytic":
-            return field / analytic_deviation(splits, c.first_lag + c.lags)
-        return field / shuffled_deviation(splits, c.lags, c.first_lag, c.draws, self.seed)
+        if c.significance == "background":
+            return None
+        if c.significance == "analytic":
+            return analytic_noise(splits, c.first_lag + c.lags)
+        return shuffled_noise(splits, c.lags, c.first_lag, c.draws, self.seed)
 
     def plot(self, result: xr.DataTree) -> "Figure":
         from matplotlib.figure import Figure
-        from matplotlib.patches import Ellipse
 
         cells = [
             (f"{name} {cell}" if len(groups(result)) > 1 else str(cell), group.isel(cell=i))
@@ -113,24 +119,8 @@ class STA(Analysis):
             image, course = axes[2 * row, column], axes[2 * row + 1, column]
             image.set_axis_on()
             course.set_axis_on()
-            y, x = pixel_edges(cell["y"].values, cell["x"].values)
-            limit = float(np.abs(cell["spatial"]).max()) or 1.0
-            image.pcolormesh(x, y, cell["spatial"], cmap="RdBu_r", vmin=-limit, vmax=limit)
-            image.set_aspect("equal")
-            image.invert_yaxis()
-            image.set(xticks=[], yticks=[], title=f"cell {label}")
-            if np.isfinite(cell["sd_major"]):
-                image.add_patch(
-                    Ellipse(
-                        (float(cell["centre_x"]), float(cell["centre_y"])),
-                        3 * float(cell["sd_major"]),
-                        3 * float(cell["sd_minor"]),
-                        angle=float(np.degrees(cell["angle"])),
-                        fill=False,
-                        lw=1.2,
-                        color="k",
-                    )
-                )
+            _draw_map(image, cell)
+            image.set_title(f"cell {label}")
             course.plot(-1000 * cell["lag_time"], cell["temporal"], color="0.2")
             course.axhline(0, color="0.8", lw=0.8, zorder=0)
             course.set(yticks=[], xlabel="time before spike (ms)" if row == rows - 1 else "")
@@ -139,22 +129,76 @@ class STA(Analysis):
     def caption(self, result: xr.DataTree) -> str:
         many = sum(group.sizes["cell"] for group in groups(result).values())
         first = f" (the first 20 of {many} cells)" if many > 20 else ""
+        event = "spike" if set(map(_counted, groups(result).values())) == {"spikes"} else "response"
         return (
-            f"Spike-triggered averages{first}: the spatial map with the 1.5-sd outline of the "
-            f"fitted Gaussian (none if the peak |z| is below {self.config.threshold:g} or there "
-            "are fewer than 3 rows or columns), and below it the temporal filter. The average is "
-            "their product: it is positive where the map is red and the temporal filter is "
-            "positive."
+            f"{event.capitalize()}-triggered averages{first}: the spatial map with the 1.5-sd "
+            "outline of the fitted Gaussian, where there is one (the table gives the reason where "
+            "there is none), and below it the temporal filter. Of a large screen, only the part "
+            "around the receptive field is shown, with its first and last x and y. The average is "
+            "the product of the two: it is positive where the map is red and the temporal filter "
+            "is positive."
         )
 
     def table(self, result: xr.DataTree) -> pd.DataFrame:
-        columns = ["spikes", "peak_z", "separability", *ELLIPSE[1:5]]
+        columns = ["spikes", "peak_z", "threshold", "separability", *ELLIPSE[1:5], "reason"]
         frames = []
         for name, group in groups(result).items():
             frame = group[columns].to_dataframe().reset_index()
             frame.insert(0, "dataset", name)
-            frames.append(frame[[c for c in frame if c not in group.coords or c in group.dims]])
+            frame = frame[[c for c in frame if c not in group.coords or c in group.dims]]
+            frames.append(frame.rename(columns={"spikes": _counted(group)}))
         return pd.concat(frames, ignore_index=True)
+
+
+def _counted(group: xr.Dataset) -> str:
+    """What the average is divided by: a number of spikes, or a weight in the response's units."""
+    return "spikes" if group["spikes"].attrs.get("units") == "spikes" else "weight"
+
+
+def _draw_map(axis: Any, cell: xr.Dataset) -> None:
+    """The spatial map and its outline; of a large screen, the part around the outline."""
+    from matplotlib.patches import Ellipse
+
+    shown = _around_outline(cell)
+    image = cell["spatial"].isel(shown)
+    y, x = image["y"].values, image["x"].values
+    edges = pixel_edges(y, x)
+    limit = float(np.abs(image).max()) or 1.0
+    axis.pcolormesh(edges[1], edges[0], image, cmap="RdBu_r", vmin=-limit, vmax=limit)
+    axis.set_aspect("equal")
+    axis.invert_yaxis()
+    axis.set(xticks=[], yticks=[])
+    if shown:
+        axis.set(xticks=[x[0], x[-1]], yticks=[y[0], y[-1]])
+        axis.tick_params(labelsize=6, length=2, pad=1)
+    if np.isfinite(cell["sd_minor"]):
+        axis.add_patch(
+            Ellipse(
+                (float(cell["centre_x"]), float(cell["centre_y"])),
+                3 * float(cell["sd_major"]),
+                3 * float(cell["sd_minor"]),
+                angle=float(np.degrees(cell["angle"])),
+                fill=False,
+                lw=1.2,
+                color="k",
+            )
+        )
+
+
+def _around_outline(cell: xr.Dataset) -> dict[str, slice]:
+    """4 standard deviations around the centre, at least 8 checks; empty if that is half of it."""
+    if not np.isfinite(cell["sd_minor"]):
+        return {}
+    shown = {}
+    for dim in ("y", "x"):
+        place = cell[dim].values
+        step = abs(place[-1] - place[0]) / (len(place) - 1)
+        half = int(np.ceil(max(4 * float(cell["sd_major"]) / step, 8)))
+        middle = int(np.abs(place - float(cell[f"centre_{dim}"])).argmin())
+        shown[dim] = slice(max(0, middle - half), middle + half + 1)
+        if 4 * half >= len(place):
+            return {}
+    return shown
 
 
 def _one_point(cell: xr.Dataset) -> xr.Dataset:

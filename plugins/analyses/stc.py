@@ -1,13 +1,15 @@
-"""Spike-triggered covariance: stimulus directions whose variance differs before spikes."""
+"""Spike-triggered covariance (Schwartz et al. 2006): axes whose variance differs before spikes."""
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 from pydantic import Field
+from scipy.stats import t
 
 from retinakit.contracts import (
     Analysis,
@@ -22,7 +24,8 @@ from retinakit.contracts import (
     silent,
     sweep_dims,
 )
-from retinakit.spikes import stc
+from retinakit.report import draw_field, extended
+from retinakit.spikes import stc, stimulus_covariance, white_shrinkage, whitening_matrix
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,83 +38,125 @@ class STCConfig(Config):
         10, ge=1, description="Frames of history; 1 for a stimulus of temporal_collapse."
     )
     components: int = Field(
-        8, ge=1, description="Number of eigenvectors kept, of the largest and of the smallest ones."
+        8, ge=1, description="Number of axes kept, of the largest and of the smallest eigenvalues."
     )
     remove_sta: bool = Field(
         True, description="Project the spike-triggered average out of the covariance."
     )
-    draws: int = Field(
-        10, ge=2, description="Number of shifts of the spikes for the band of the null hypothesis."
+    shrinkage: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="Regularisation of the whitening: the smallest weight of a white covariance "
+        "in that of the stimulus. A white stimulus gets the weight 1 in any case.",
     )
-    prior_frames: int = Field(
-        50_000,
-        ge=100,
-        description="Number of random frames from which the covariance of the stimulus is "
-        "estimated.",
+    draws: int = Field(
+        30, ge=2, description="Number of shifts of the spikes for the band of the null hypothesis."
+    )
+    level: float = Field(
+        0.05,
+        gt=0,
+        lt=1,
+        description="Level of the two-sided test: the probability that a cell without such axes "
+        "has an eigenvalue beyond the band.",
     )
 
 
 class STC(Analysis):
-    """Eigenvectors of the spike-triggered covariance, with significance from shifted spikes.
+    """Axes of the stimulus whose variance differs before spikes, with their significance.
 
-    The matrix is C_spike - C_stimulus: the covariance of the stimulus histories before the spikes
-    of the training frames, minus the covariance of all histories, with the spike-triggered average
-    projected out. Directions with large eigenvalues excite the cell with either sign, such as
-    subunits; those with small eigenvalues suppress it. The band from `null_low` to `null_high
-    (cell)` is expected for spikes that do not depend on the stimulus: the smallest and the largest
-    eigenvalue for spikes shifted against the stimulus, mean minus and plus two standard deviations.
+    The matrix is W (C_spike - C) W. C is the covariance of the stimulus histories in all training
+    frames with a full history and a response, C_spike is that weighted by the responses, and W
+    whitens the stimulus (`retinakit.spikes.whitening_matrix`). An eigenvalue is thus the relative
+    change of the variance along an axis before spikes: 0 is no change and -1 is no variance.
+    Without the whitening, the eigenvectors for a correlated stimulus are filters that are blurred
+    by its covariance. For a white stimulus the whitening has almost no effect. The spike-triggered
+    average is projected out. Axes with large eigenvalues excite the cell with either sign, and
+    those with small eigenvalues suppress it (Schwartz et al. 2006).
 
-    The result has all eigenvalues, `eigenvalue (cell, rank)`, largest first, in squared units of
-    the stimulus; the eigenvectors `component_image (cell, side, component, lag, [channel,] y, x)`
-    of the "largest" and the "smallest" `side`; and the numbers of `excitatory (cell)` eigenvalues
-    above the band and of `suppressive (cell)` ones below it.
+    Significance is a nested test (Schwartz et al. 2006). The spikes are shifted in time against the
+    stimulus, which keeps the statistics of both. The largest and the smallest eigenvalue of each
+    shift are samples for spikes that do not depend on the stimulus. The band from `null_low` to
+    `null_high (cell)` contains both eigenvalues of a further sample with the probability 1 -
+    `level`, by Student's t-distribution. The axes beyond the band are then projected out of the
+    shifted covariances, which narrows the band, until no further axis is beyond it.
+
+    The method assumes that the stimulus is Gaussian. For binary white noise it is corrected: the
+    variance of a check then follows from its mean, so the diagonal of C_spike - C contains no
+    information and is computed from the axes, or set to 0 if their contribution is small. For other
+    stimuli, such as correlated binary ones or natural images, a cell with a single linear filter
+    can have significant axes.
+
+    The result has all eigenvalues, `eigenvalue (cell, rank)`, largest first; the axes
+    `component_image (cell, side, component, lag, [channel,] y, x)` of the "largest" and the
+    "smallest" `side`, as filters W v of unit norm for the eigenvectors v; and the numbers of
+    `excitatory (cell)` eigenvalues above the band and of `suppressive (cell)` ones below it.
 
     Raises:
-        UserError: if a cell has no spike with a full history.
+        UserError: if a cell has no spike with a full history, the stimulus does not vary, or its
+            covariance does not fit into memory.
 
     Example:
         >>> from retinakit.testing import small_recording
-        >>> analysis = STC.with_options(lags=3, components=2, draws=2, prior_frames=300)
+        >>> analysis = STC.with_options(lags=3, components=2, draws=2)
         >>> result = analysis.run(small_recording())
         >>> dict(result["component_image"].sizes)
         {'cell': 2, 'side': 2, 'component': 2, 'lag': 3, 'y': 8, 'x': 8}
     """
 
     Config = STCConfig
-    quick: ClassVar[dict[str, Any]] = {"lags": 3, "components": 2, "draws": 2, "prior_frames": 300}
+    quick: ClassVar[dict[str, Any]] = {"lags": 3, "components": 2, "draws": 2}
 
     def run(self, data: xr.DataTree, progress: Progress = silent) -> xr.Dataset:
         train = data["train"].to_dataset()
-        prior = self._prior(train)
-        many, cells = train.sizes["cell"], []
-        for i in range(many):
-
-            def tell(part: float, done: int = i) -> None:
-                progress(done + part, many, "spike-triggered covariance")
-
-            cells.append(self._one_cell(train.isel(cell=[i]), prior, tell))
-        result: xr.Dataset = xr.concat(cells, "cell")
+        full = full_history(train["segment"], self.config.lags)
+        known = full[:, None] & np.isfinite(mean_response(train).transpose("frame", "cell").values)
+        alike: dict[bytes, list[int]] = {}  # cells with responses in the same frames
+        for cell, frames in enumerate(known.T):
+            alike.setdefault(np.packbits(frames).tobytes(), []).append(cell)
+        many = train.sizes["cell"]
+        found: dict[int, xr.Dataset] = {}
+        for cells in alike.values():
+            prior = self._prior(train, known[:, cells[0]])
+            for cell in cells:
+                tell = partial(_told, progress, len(found), many)
+                found[cell] = self._one_cell(train.isel(cell=[cell]), prior, tell)
+        result: xr.Dataset = xr.concat([found[cell] for cell in range(many)], "cell")
         return result
 
+    def _prior(self, split: xr.Dataset, frames: NDArray[np.bool_]) -> "_Prior":
+        before = stimulus_covariance(split, self.config.lags, frames=frames)
+        covariance = before["covariance"].values
+        shrinkage = white_shrinkage(covariance, int(frames.sum()))
+        binary = shrinkage > WHITE and bool(before.attrs["two_valued"])
+        return _Prior(
+            np.flatnonzero(frames),
+            covariance,
+            before["mean"].values.ravel(),
+            whitening_matrix(covariance, 1 if binary else max(shrinkage, self.config.shrinkage)),
+            binary,
+        )
+
     def _one_cell(
-        self, split: xr.Dataset, prior: NDArray[np.float64], progress: Callable[[float], None]
+        self, split: xr.Dataset, prior: "_Prior", progress: Callable[[float], None]
     ) -> xr.Dataset:
         c = self.config
-        values, vectors = np.linalg.eigh(self._difference(split, prior, 0))
-        random = np.random.default_rng([self.seed, 1])
-        frames = split.sizes["frame"]
-        extremes = []
-        for draw in range(c.draws):
-            shift = int(random.integers(min(c.lags, frames - 1), max(frames - c.lags, c.lags + 1)))
-            null = np.linalg.eigvalsh(self._difference(split, prior, shift))
-            extremes.append((null[0], null[-1]))
-            progress((draw + 1) / c.draws)
-        (low, high), (low_sd, high_sd) = np.mean(extremes, 0), np.std(extremes, 0, ddof=1)
-        low, high = low - 2 * low_sd, high + 2 * high_sd
+        change, average = self._change(split, prior, 0)
+        shifted = partial(self._shifted, split, prior)
+        if c.draws * change.nbytes <= HELD:
+            shifted = partial(_in_turn, list(shifted(progress)))
+        axes = average[:, :0]
+        for _ in range(len(change)):
+            low, high = self._band(shifted(progress), axes)
+            values, vectors, beyond = _significant(change, average, low, high, prior.binary)
+            if beyond.sum() <= axes.shape[1]:
+                break
+            axes = vectors[:, beyond]
         number = min(c.components, len(values))
         space = split["stimulus"].dims[1:]
         shape = (number, c.lags, *split["stimulus"].shape[1:])
-        sides = np.stack([vectors[:, ::-1].T[:number], vectors.T[:number]])
+        sides = np.stack([vectors[:, ::-1].T[:number], vectors.T[:number]]) @ prior.whitening
+        sides /= np.linalg.norm(sides, axis=-1, keepdims=True)
         coords: dict[str, Any] = {
             "rank": np.arange(len(values)),
             "side": ["largest", "smallest"],
@@ -134,71 +179,97 @@ class STC(Analysis):
             coords=coords,
         ).expand_dims(cell=split["cell"].values)
 
-    def _prior(self, split: xr.Dataset) -> NDArray[np.float64]:
-        """The covariance (lag · y · x, lag · y · x) of the stimulus, from random frames."""
-        known = np.flatnonzero(full_history(split["segment"], self.config.lags))
-        random = np.random.default_rng(self.seed)
-        chosen = random.choice(known, min(self.config.prior_frames, len(known)), replace=False)
-        ones = xr.zeros_like(mean_response(split).isel(cell=[0]), dtype=float)
-        ones[{"frame": chosen}] = 1
-        everything = split.drop_vars("response").isel(cell=[0]).assign(response=ones)
-        covariance: NDArray[np.float64] = stc(everything, self.config.lags)["stc"].values
-        return covariance
+    def _shifted(
+        self, split: xr.Dataset, prior: "_Prior", progress: Callable[[float], None]
+    ) -> Iterator[NDArray[np.float64]]:
+        """The changes of the covariance for shifted spikes, without their average."""
+        c, frames = self.config, len(prior.frames)
+        # A slow stimulus resembles itself after a few frames, so shifts are at least 1/20 of the
+        # recording.
+        least = min(max(c.lags, frames // 20), frames // 2)
+        random = np.random.default_rng([self.seed, 1])
+        for draw in range(c.draws):
+            shift = int(random.integers(least, max(frames - least, least) + 1))
+            yield _without(*self._change(split, prior, shift))
+            progress((draw + 1) / c.draws)
 
-    def _difference(
-        self, split: xr.Dataset, prior: NDArray[np.float64], shift: int
-    ) -> NDArray[np.float64]:
-        """The spike-triggered covariance minus the prior, for spikes shifted by some frames."""
-        shifted = split.assign(response=split["response"].roll(frame=shift))
-        found = stc(shifted, self.config.lags)
+    def _band(
+        self, nulls: Iterator[NDArray[np.float64]], axes: NDArray[np.float64]
+    ) -> tuple[float, float]:
+        """The band of the null hypothesis, in the space orthogonal to some axes (feature, axis)."""
+        c = self.config
+        extremes = [np.linalg.eigvalsh(_without(null, axes))[[0, -1]] for null in nulls]
+        spread = np.std(extremes, 0, ddof=1) * (1 + 1 / c.draws) ** 0.5
+        margin = t.isf(c.level / 2, c.draws - 1) * spread + ROUNDING
+        low, high = np.mean(extremes, 0) + margin * (-1, 1)
+        return float(low), float(high)
+
+    def _change(
+        self, split: xr.Dataset, prior: "_Prior", shift: int
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The change of the whitened covariance before spikes that are shifted by some frames.
+
+        The shift is circular within the frames that enter the covariance, so no spike is lost.
+
+        Returns:
+            The change (feature, feature), and the direction of the spike-triggered average
+            (feature, 1), or (feature, 0) if it is not to be projected out.
+        """
+        response = split["response"].transpose(..., "frame", "cell")
+        values = response.values.copy()
+        values[..., prior.frames, 0] = np.roll(values[..., prior.frames, 0], shift, axis=-1)
+        found = stc(split.assign(response=response.copy(data=values)), self.config.lags)
         if not found["spikes"] > 0:
             cell = split["cell"].item()
             raise UserError(
                 f"cell {cell} has no spike with {self.config.lags} frames of history; leave out "
                 "the cell"
             )
-        difference: NDArray[np.float64] = found["stc"].values - prior
-        mean = found["sta"].values.ravel()
-        norm = np.linalg.norm(mean)
-        if self.config.remove_sta and norm > 0:
-            direction = mean / norm
-            difference -= np.outer(direction, direction @ difference)
-            difference -= np.outer(difference @ direction, direction)
-        return difference
+        change = found["stc"].values - prior.covariance
+        if prior.binary:
+            np.fill_diagonal(change, 0)
+        average = prior.whitening @ (found["sta"].values.ravel() - prior.mean)
+        norm = np.linalg.norm(average)
+        known = self.config.remove_sta and norm > 0
+        direction = (average / norm if known else average[:0]).reshape(len(average), -1)
+        return prior.whitening @ change @ prior.whitening, direction
 
     def plot(self, result: xr.DataTree) -> "Figure":
         from matplotlib.figure import Figure
 
-        rows = list(_rows(result))[:6]
-        shown = min(6, max(row.sizes["component"] for _, row in rows))
-        figure = Figure(figsize=(3.2 + 1.1 * shown, 1.7 * len(rows)), layout="constrained")
-        grid = figure.add_gridspec(len(rows), shown + 1, width_ratios=[2.6] + [1] * shown)
-        for index, (label, row) in enumerate(rows):
-            axis = figure.add_subplot(grid[index, 0])
-            axis.axhspan(float(row["null_low"]), float(row["null_high"]), color="0.9", label="null")
-            axis.plot(row["rank"], row["eigenvalue"], ".", ms=3, color="0.2")
+        cells = list(_rows(result))[:CELLS_SHOWN]
+        shown = {side: max(_beyond(cell)[side] for _, cell in cells) for side in SIDES}
+        columns = min(AXES_SHOWN, max(1, *shown.values()))
+        figure = Figure(figsize=(3.2 + 1.1 * columns, 2.6 * len(cells)), layout="constrained")
+        grid = figure.add_gridspec(2 * len(cells), columns + 1, width_ratios=[2.6] + [1] * columns)
+        for index, (label, cell) in enumerate(cells):
+            axis = figure.add_subplot(grid[2 * index : 2 * index + 2, 0])
+            axis.axhspan(
+                float(cell["null_low"]), float(cell["null_high"]), color="0.9", label="null"
+            )
+            axis.plot(cell["rank"], cell["eigenvalue"], ".", ms=3, color="0.2")
             axis.set_ylabel(label)
-            for component in range(shown):
-                image_axis = figure.add_subplot(grid[index, component + 1])
-                image_axis.set(xticks=[], yticks=[], frame_on=False)
-                if component >= row.sizes["component"]:
-                    continue
-                image = _strongest_frame(row["component_image"].sel(side="largest")[component])
-                limit = float(np.abs(image).max()) or 1.0
-                image_axis.imshow(image, cmap="RdBu_r", vmin=-limit, vmax=limit)
-                beyond = float(row["eigenvalue"][component]) > float(row["null_high"])
-                image_axis.set_title(
-                    f"{component + 1}", fontsize=8, fontweight="bold" if beyond else "normal"
-                )
+            for row, side in enumerate(SIDES):
+                for column in range(min(columns, cell.sizes["component"])):
+                    panel = figure.add_subplot(grid[2 * index + row, column + 1])
+                    draw_field(panel, cell["component_image"].sel(side=side)[column])
+                    panel.set(xticks=[], yticks=[], frame_on=False)
+                    weight = "bold" if column < _beyond(cell)[side] else "normal"
+                    panel.set_title(f"{column + 1}", fontsize=8, pad=2, fontweight=weight)
+                    if not column:
+                        panel.set_ylabel(SIDES[side], fontsize=8)
         figure.axes[0].legend(frameon=False, fontsize=8)
         return figure
 
     def caption(self, result: xr.DataTree) -> str:
+        fields = [group["component_image"] for group in groups(result).values()]
+        place = max(len(extended(field)) for field in fields)
+        form = ("as courses in time", "in time (horizontal) and space", "at the lag of most power")
         return (
-            "Left: eigenvalues of the spike-triggered covariance; the grey band is expected for "
-            "spikes that do not depend on the stimulus. Right: eigenvectors of the largest "
-            "eigenvalues, at the lag of most power. A bold number marks an eigenvalue above the "
-            "band."
+            "Left: eigenvalues of the spike-triggered covariance, as the relative change of the "
+            "variance before spikes; the grey band is expected for spikes that do not depend on "
+            "the stimulus. Right: the axes of the largest and of the smallest eigenvalues, "
+            f"{form[place]}. A bold number marks an eigenvalue beyond the band."
         )
 
     def table(self, result: xr.DataTree) -> pd.DataFrame:
@@ -217,6 +288,99 @@ class STC(Analysis):
         return ordered.rename(columns={"model": "dataset"})
 
 
+ROUNDING = 1e-9
+"""Eigenvalues that differ from 0 by rounding errors only are not beyond the band."""
+
+
+SIDES = {"largest": "excitatory", "smallest": "suppressive"}
+CELLS_SHOWN = 6
+AXES_SHOWN = 6
+
+HELD = 2**28
+"""Bytes up to which the covariances of all shifts are held in memory and not computed again."""
+
+ITERATIONS = 20
+"""Iterations of the diagonal in binary white noise."""
+
+WHITE = 0.5
+"""With a larger shrinkage, most of the correlations of a stimulus are sampling errors."""
+
+
+class _Prior(NamedTuple):
+    """The stimulus histories of the frames in which a cell was recorded.
+
+    Attributes:
+        frames: the indices of the frames.
+        covariance: (feature, feature).
+        mean: (feature,).
+        whitening: (feature, feature).
+        binary: whether the stimulus is binary white noise.
+    """
+
+    frames: NDArray[np.int64]
+    covariance: NDArray[np.float64]
+    mean: NDArray[np.float64]
+    whitening: NDArray[np.float64]
+    binary: bool
+
+
+def _without(change: NDArray[np.float64], axes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A covariance (feature, feature) with some orthonormal axes (feature, axis) projected out."""
+    change = change - axes @ (axes.T @ change)
+    return change - (change @ axes) @ axes.T
+
+
+def _significant(
+    change: NDArray[np.float64],
+    average: NDArray[np.float64],
+    low: float,
+    high: float,
+    binary: bool,
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
+    """Eigenvalues and eigenvectors of a change of the covariance, and which are beyond the band.
+
+    In binary white noise the variance of a check does not depend on the spikes, so the diagonal is
+    0. It lacks the contributions of the axes, which are large for axes of few checks and then
+    appear as further axes of the opposite sign. If they exceed half of the band, they are inserted,
+    as in principal factor analysis. For this the axes are added one by one, the most significant
+    first.
+
+    Args:
+        change: (feature, feature).
+        average: (feature, 0 or 1), the direction that is projected out.
+        low, high: the band.
+        binary: whether the stimulus is binary white noise.
+
+    Returns:
+        (feature,), increasing, (feature, feature), and (feature,).
+    """
+    axes, number = average, 0
+    while True:
+        whole = change.copy()
+        for _ in range(ITERATIONS if binary else 0):
+            diagonal = (axes @ (axes.T @ whole @ axes) * axes).sum(1)
+            if 2 * np.abs(diagonal).max() > min(-low, high):
+                np.fill_diagonal(whole, diagonal)
+        values, vectors = np.linalg.eigh(_without(whole, average))
+        beyond = (values > high) | (values < low)
+        if not binary or beyond.sum() <= number:
+            return values, vectors, beyond
+        number += 1
+        order = np.argsort(-np.where(values > 0, values / high, values / low))
+        axes = np.concatenate([average, vectors[:, order[:number]]], 1)
+
+
+def _told(progress: Progress, done: int, many: int, part: float) -> None:
+    progress(done + part, many, "spike-triggered covariance")
+
+
+def _in_turn(
+    held: list[NDArray[np.float64]], progress: Callable[[float], None]
+) -> Iterator[NDArray[np.float64]]:
+    progress(1)
+    return iter(held)
+
+
 def _rows(result: xr.DataTree) -> Any:
     """Each cell at the last point of all other sweeps, with a label."""
     for name, group in groups(result).items():
@@ -225,9 +389,6 @@ def _rows(result: xr.DataTree) -> Any:
             yield f"{name}\ncell {cell}", point.sel(cell=cell)
 
 
-def _strongest_frame(component: xr.DataArray) -> NDArray[Any]:
-    """The image (y, x) at the lag (and channel) of a component that has most power."""
-    others = [dim for dim in component.dims if dim not in ("y", "x")]
-    flat = component.stack(place=others).transpose("place", "y", "x").values
-    frame: NDArray[Any] = flat[(flat**2).sum((1, 2)).argmax()]
-    return frame
+def _beyond(cell: xr.Dataset) -> dict[str, int]:
+    """The number of significant axes of each side."""
+    return {"largest": int(cell["excitatory"]), "smallest": int(cell["suppressive"])}

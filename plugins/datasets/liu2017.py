@@ -5,6 +5,7 @@ noise, which differ between trials, each followed by the same 300 frames of froz
 stimulus has 200 x 150 checks (x by y) at 30 Hz.
 """
 
+import hashlib
 import json
 import logging
 import os
@@ -21,12 +22,11 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from pydantic import Field
 from scipy.io import loadmat
-from scipy.ndimage import gaussian_filter
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
 from retinakit.contracts import Config, Dataset, InputPath, UserError, make_recording, make_split
-from retinakit.spikes import fit_ellipse, separate, sta
+from retinakit.spikes import receptive_field, sta
 
 WIDTH, HEIGHT = 200, 150
 TRIALS, RUNNING, FROZEN = 219, 1500, 300
@@ -129,10 +129,7 @@ class Liu2017(Dataset):
                 )
             middle = None
         splits = self._running(noise, region, running[cells], cells, middle)
-        with h5py.File(self._root() / FROZEN_STIMULUS) as file:
-            movie = file["stim_frz"][region[0] : region[1], region[2] : region[3]].transpose(
-                2, 1, 0
-            )
+        movie = self._frozen_noise()[:, region[2] : region[3], region[0] : region[1]]
         splits["test"] = make_split(
             movie,
             frozen[cells].transpose(2, 1, 0),
@@ -176,6 +173,23 @@ class Liu2017(Dataset):
             )
         return running, frozen
 
+    def _frozen_noise(self) -> NDArray[np.int8]:
+        """The frozen noise (frame, y, x)."""
+        path = self._root() / FROZEN_STIMULUS
+        try:
+            with h5py.File(path) as file:
+                movie = np.asarray(file["stim_frz"])
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{path} cannot be read as the published file ({error}); download it again"
+            ) from None
+        if movie.shape != (WIDTH, HEIGHT, FROZEN):
+            raise UserError(
+                f"{path}: stim_frz is of shape {movie.shape}, and the published one is of "
+                f"{(WIDTH, HEIGHT, FROZEN)}; download the file again"
+            )
+        return movie.transpose(2, 1, 0)
+
     def _running(
         self,
         noise: NDArray[np.uint8],
@@ -212,7 +226,8 @@ class Liu2017(Dataset):
     ) -> tuple[float, float]:
         """Column and row of a receptive field in the training trials, from the cache if there."""
         every = self.config.validation_every
-        path = cache_folder() / f"liu2017-centres-{every}" / f"{cell}.json"
+        spikes = hashlib.sha256(counts.tobytes()).hexdigest()[:16]
+        path = cache_folder() / f"liu2017-centres-{every}" / f"{cell}-{spikes}.json"
         if path.exists():
             column, row = json.loads(path.read_text())
             return column, row
@@ -230,11 +245,7 @@ class Liu2017(Dataset):
 def find_centre(average: xr.DataArray) -> tuple[float, float]:
     """Column and row of the centre of a receptive field, in checks.
 
-    The average is smoothed with a standard deviation of 2 checks, which finds weak and broad fields
-    that the peak of the raw average misses. In a window around the check with the largest energy
-    over lags, the temporal filter is the first singular vector. The average is projected on this
-    filter, and the centre is that of a Gaussian fitted to the resulting map, or the check of
-    largest energy if the fit fails.
+    This is the centre of the outline, or the peak if no Gaussian can be fitted.
 
     Args:
         average: spike-triggered average (lag, y, x).
@@ -247,21 +258,10 @@ def find_centre(average: xr.DataArray) -> tuple[float, float]:
         >>> [round(value) for value in find_centre(average)]
         [12, 25]
     """
-    smooth = gaussian_filter(average.values, (0, 2, 2), mode="constant")
-    row, column = np.unravel_index((smooth**2).sum(0).argmax(), smooth.shape[1:])
-    half = 15
-    top, left = max(0, row - half), max(0, column - half)
-    window = average[:, top : row + half + 1, left : column + half + 1]
-    window = window.assign_coords(
-        y=np.arange(top, top + window.sizes["y"], dtype=float),
-        x=np.arange(left, left + window.sizes["x"], dtype=float),
-    )
-    course = separate(window.copy(data=gaussian_filter(window.values, (0, 2, 2))))["temporal"]
-    spatial = xr.dot(window, course.drop_vars("lag_time", errors="ignore"), dim="lag")
-    spatial = spatial.copy(data=gaussian_filter(spatial.values, 1))
-    ellipse = fit_ellipse(spatial)
-    x, y = float(ellipse["centre_x"]), float(ellipse["centre_y"])
-    return (x, y) if np.isfinite(x) else (float(column), float(row))
+    checks = {dim: np.arange(average.sizes[dim]) for dim in ("y", "x")}
+    field = receptive_field(average.assign_coords(checks), false_positive=1)
+    where = "centre" if np.isfinite(field["centre_x"]) else "peak"
+    return float(field[f"{where}_x"]), float(field[f"{where}_y"])
 
 
 def _corner(centre: tuple[float, float], crop: int) -> tuple[int, int]:

@@ -33,7 +33,7 @@ class Response:
         values: (frame, cell) r; NaN where it was not recorded.
         lists: the nonzero r in frames with a full history.
         repeats: the divisor that turns sums of r into means over repeats.
-        total: (cell,) Σ_t r[t, c] / repeats.
+        total: (cell,) Σ_t |r[t, c]| / repeats.
         counts: whether all r are nonnegative integers, and their sums small enough to be counted.
         terms: the number of nonzero r.
     """
@@ -45,7 +45,7 @@ class Response:
         self.lists: Lists = _lists(np.ascontiguousarray(self.values), self.full)
         starts, _, r = self.lists
         self.terms = len(r)
-        total = [r[a:b].sum(dtype=np.float64) for a, b in pairwise(starts)]
+        total = [np.abs(r[a:b]).sum(dtype=np.float64) for a, b in pairwise(starts)]
         self.total: NDArray[np.float64] = np.array(total) / self.repeats
         whole = r.dtype.kind in "biu" or (r == np.round(r)).all()
         few = max(total, default=0) < MOST_COUNTED

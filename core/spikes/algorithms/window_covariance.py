@@ -158,19 +158,21 @@ def _centred(moments: Moments, total: float) -> tuple[NDArray[np.float64], NDArr
     return second, offset + scale * mean
 
 
-def require_memory(features: int) -> None:
+def require_memory(features: int, matrices: int = 3) -> None:
     """Checks that a covariance fits into memory.
 
     Args:
         features: the number of rows.
+        matrices: the number of matrices of this size; by default the sum, that of the prior, and
+            that of a block.
 
     Raises:
         UserError: if it does not; the message gives the largest possible number of features.
     """
-    needed = 3 * 8 * features**2  # the sum, that of the prior, and that of a block
+    needed = 8 * matrices * features**2
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
     if needed > memory:
-        side = int((memory / 24) ** 0.5)
+        side = int((memory / (8 * matrices)) ** 0.5)
         raise UserError(
             f"a covariance of {features} features (lags x checks) requires {needed / 1e9:.0f} GB "
             f"and {memory / 1e9:.0f} GB are free; crop the stimulus around the receptive field or "
