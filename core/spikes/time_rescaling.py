@@ -38,28 +38,27 @@ def rescaled_intervals(
         >>> statistic < band, ks_statistic(rescaled_intervals(2 * rate, counts))[0] > band
         (True, True)
     """
-    rate, count = np.asarray(rate, float).ravel(), np.asarray(count, float).ravel()
-    known = np.isfinite(rate) & np.isfinite(count)
-    rate, count = rate[known], np.rint(count[known]).astype(int)
+    rates, counts = np.asarray(rate, float).ravel(), np.asarray(count, float).ravel()
+    known = np.isfinite(rates) & np.isfinite(counts)
+    rates, number = rates[known], np.rint(counts[known]).astype(int)
     random = np.random.default_rng(seed)
-    drawn, full = count, np.zeros(len(count), bool)
+    drawn, full = number, np.zeros(len(number), bool)
     if largest is not None:
         from scipy.stats import poisson
 
-        count = np.minimum(count, largest)
-        drawn, full = count.copy(), count == largest
-        beyond = random.random(int(full.sum())) * poisson.sf(largest - 1, rate[full])
-        drawn[full] = np.maximum(np.nan_to_num(poisson.isf(beyond, rate[full])), largest)
-    bins = np.repeat(np.arange(len(count)), drawn)
+        number = np.minimum(number, largest)
+        drawn, full = number.copy(), number == largest
+        beyond = random.random(int(full.sum())) * poisson.sf(largest - 1, rates[full])
+        drawn[full] = np.maximum(np.nan_to_num(poisson.isf(beyond, rates[full])), largest)
+    bins = np.repeat(np.arange(len(number)), drawn)
     places = random.random(len(bins))
     places = places[np.lexsort((places, bins))]  # increasing within each bin
-    number = np.arange(len(bins)) - np.repeat(np.cumsum(drawn) - drawn, drawn)
-    observed = number < count[bins]
-    last = number == count[bins] - 1
-    lengths = rate.copy()
+    order = np.arange(len(bins)) - np.repeat(np.cumsum(drawn) - drawn, drawn)
+    observed, last = order < number[bins], order == number[bins] - 1
+    lengths = rates.copy()
     lengths[full] *= places[last & full[bins]]
     begins = np.cumsum(lengths) - lengths
-    times = begins[bins[observed]] + rate[bins[observed]] * places[observed]
+    times = begins[bins[observed]] + rates[bins[observed]] * places[observed]
     return np.sort(-np.expm1(-np.diff(times)))
 
 
