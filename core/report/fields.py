@@ -54,8 +54,8 @@ def draw_field(
         >>> from matplotlib.figure import Figure
         >>> axis = Figure().subplots()
         >>> draw_field(axis, xr.DataArray(np.ones((5, 1, 1)), dims=("lag", "y", "x")))
-        >>> axis.lines[0].get_xdata()
-        array([-4, -3, -2, -1,  0])
+        >>> axis.lines[-1].get_xdata().tolist()
+        [-4, -3, -2, -1, 0]
     """
     place = extended(field)
     if temporal is not None and len(place) < 2 and temporal.sizes["lag"] > 1:
