@@ -77,7 +77,7 @@ def draw_field(
         axis.invert_yaxis()
         return
     if timed:
-        field = field.isel(lag=slice(None, None, -1))
+        field = field.assign_coords(lag=_at(field, "lag")).isel(lag=slice(None, None, -1))
         time = (
             -1000 * field["lag_time"].values if "lag_time" in field.coords else -_at(field, "lag")
         )
