@@ -152,7 +152,9 @@ class StoredArray(BackendArray):
         stored = tuple(key[self.axes.index(axis)] for axis in range(len(there)))
         # An axis that is indexed with an integer is dropped from the result.
         number = (int, np.integer)
-        kept = [pair for pair in zip(self.axes, key, strict=True) if not isinstance(pair[1], number)]
+        kept = [
+            pair for pair in zip(self.axes, key, strict=True) if not isinstance(pair[1], number)
+        ]
         left = [axis for axis, _ in kept if axis is not None]
         if self._values is not None:
             values = self._values[stored]

@@ -8,7 +8,7 @@ import xarray as xr
 from pydantic import Field
 
 from retinakit.contracts import Analysis, Config, Progress, groups, silent
-from retinakit.report import pixel_edges
+from retinakit.report import draw_field, extended, pixel_edges
 from retinakit.spikes import (
     ELLIPSE,
     FALSE_POSITIVE,
@@ -119,8 +119,14 @@ class STA(Analysis):
             image, course = axes[2 * row, column], axes[2 * row + 1, column]
             image.set_axis_on()
             course.set_axis_on()
-            _draw_map(image, cell)
             image.set_title(f"cell {label}")
+            if len(extended(cell["spatial"])) < 2:
+                draw_field(image, cell["sta"], labelled=row == rows - 1)
+            else:
+                _draw_map(image, cell)
+            if not extended(cell["spatial"]):  # the map above is already a course in time
+                course.set_axis_off()
+                continue
             course.plot(-1000 * cell["lag_time"], cell["temporal"], color="0.2")
             course.axhline(0, color="0.8", lw=0.8, zorder=0)
             course.set(yticks=[], xlabel="time before spike (ms)" if row == rows - 1 else "")
@@ -130,6 +136,11 @@ class STA(Analysis):
         many = sum(group.sizes["cell"] for group in groups(result).values())
         first = f" (the first 20 of {many} cells)" if many > 20 else ""
         event = "spike" if set(map(_counted, groups(result).values())) == {"spikes"} else "response"
+        place = min(len(extended(group["spatial"])) for group in groups(result).values())
+        if place < 2:
+            below = " and below it the temporal filter" if place else ""
+            how = "time (horizontal) and position" if place else "time"
+            return f"{event.capitalize()}-triggered averages{first} in {how}{below}."
         return (
             f"{event.capitalize()}-triggered averages{first}: the spatial map with the 1.5-sd "
             "outline of the fitted Gaussian, where there is one (the table gives the reason where "
