@@ -123,7 +123,8 @@ class Features(Analysis):
         ratio = peaks.min("polarity").clip(0) / peaks.max("polarity")
         sided = xr.where(peaks[0] > peaks[1], KINDS["ON"], KINDS["OFF"])
         kind = xr.where(ratio >= c.mixed, KINDS["mixed"], sided)
-        structured = z > norm.isf(c.significance)
+        several = feature.sizes["y"] * feature.sizes["x"] > 2  # or there is no autocorrelation
+        structured = z > norm.isf(c.significance) if several else activation > 0
         result = result.assign(
             morans_i=morans_i(feature),
             z=z,
@@ -284,5 +285,7 @@ def _draw(axis: Any, name: str, one: xr.Dataset) -> None:
     draw_field(axis, in_time(values, one.get(f"{name.split('_')[0]}_temporal")))
     if name == "feature":
         kind, autocorrelation = list(KINDS)[int(one["kind"])], float(one["morans_i"])
-        title = "silent" if np.isnan(autocorrelation) else f"{kind} {autocorrelation:.2f}"
+        silent = not values.notnull().any()
+        number = "" if np.isnan(autocorrelation) else f" {autocorrelation:.2f}"
+        title = "silent" if silent else f"{kind}{number}"
         axis.set_title(title, fontsize=8, pad=2, color="0.5" if kind == "noise" else "k")

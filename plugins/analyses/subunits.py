@@ -120,7 +120,7 @@ class Subunits(Analysis):
                 draw_field(axis, drawn.isel(filter=index), limit=limit)
                 if "best_match" in row:
                     axis.set_title(f"{float(row['best_match'][index]):.2f}", fontsize=8, pad=2)
-                else:
+                elif np.isfinite(row["morans_i"][index]):
                     axis.set_title(f"I = {float(row['morans_i'][index]):.2f}", fontsize=8, pad=2)
             row_axes[0].set_ylabel(label, rotation=0, ha="right", va="center")
         return figure
