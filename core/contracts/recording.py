@@ -587,8 +587,26 @@ def mean_response(split: xr.Dataset) -> xr.DataArray:
         >>> mean_response(split).values.tolist()
         [[2.0], [4.0]]
     """
-    response = split["response"]
-    return response.mean("repeat", keep_attrs=True) if "repeat" in response.dims else response
+    return mean_over_repeats(split["response"])
+
+
+def mean_over_repeats(values: xr.DataArray) -> xr.DataArray:
+    """Responses or predictions averaged over repeats, if there are any.
+
+    A model whose predictions depend on earlier spikes has one prediction for each repeat.
+
+    Args:
+        values: ([repeat,] frame, ...).
+
+    Returns:
+        (frame, ...), NaN where all repeats are NaN.
+
+    Example:
+        >>> prediction = xr.DataArray([[1.0, 2.0], [3.0, 2.0]], dims=("repeat", "frame"))
+        >>> mean_over_repeats(prediction).values.tolist()
+        [2.0, 2.0]
+    """
+    return values.mean("repeat", keep_attrs=True) if "repeat" in values.dims else values
 
 
 def space_sizes(labelled: xr.Dataset | xr.DataArray) -> dict[str, int]:

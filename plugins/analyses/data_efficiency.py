@@ -8,7 +8,16 @@ import xarray as xr
 from pydantic import Field
 
 from retinakit import scores as metrics
-from retinakit.contracts import Analysis, Config, Model, groups, mean_response, points, sweep_dims
+from retinakit.contracts import (
+    Analysis,
+    Config,
+    Model,
+    groups,
+    mean_over_repeats,
+    mean_response,
+    points,
+    sweep_dims,
+)
 from retinakit.report import curves, draw, draw_field, to_hertz
 from retinakit.simulation import poisson_spikes
 from retinakit.spikes import separate, sta
@@ -74,7 +83,7 @@ class DataEfficiency(Analysis):
         train, validation, test = (
             data[name].to_dataset() for name in ("train", "validation", "test")
         )
-        fitted, predicted = model.predict(train), model.predict(test)
+        fitted, predicted = model.predict(train), mean_over_repeats(model.predict(test))
         response = mean_response(test).astype(float)
         counted = train["response"].astype(float).where(fitted.notnull())
         result = xr.Dataset(

@@ -14,6 +14,7 @@ from retinakit.contracts import (
     Model,
     UserError,
     groups,
+    mean_over_repeats,
     points,
     segments,
     sweep_dims,
@@ -89,7 +90,7 @@ class FlashResponse(Analysis):
     def run(self, model: Model, data: xr.DataTree) -> xr.Dataset:
         c, test = self.config, data["test"].to_dataset()
         frames, after = self._frames(test)
-        predicted = model.predict(test).values[frames]
+        predicted = mean_over_repeats(model.predict(test)).values[frames]
         known = np.isfinite(predicted).all((0, 2))
         if not known.any():
             raise UserError(

@@ -8,7 +8,16 @@ import pandas as pd
 import xarray as xr
 from pydantic import Field
 
-from retinakit.contracts import Analysis, Config, Model, UserError, cases, groups, points
+from retinakit.contracts import (
+    Analysis,
+    Config,
+    Model,
+    UserError,
+    cases,
+    groups,
+    mean_over_repeats,
+    points,
+)
 from retinakit.report import draw_field, extended
 from retinakit.simulation import poisson_spikes
 from retinakit.spikes import separate, sta
@@ -59,7 +68,8 @@ class ModelReceptiveField(Analysis):
         if "channel" in train["stimulus"].dims:
             raise UserError("the stimulus has channels; model_receptive_field takes one without")
         # Frames without a prediction get no spikes, so the average excludes them.
-        rate = model.predict(train).transpose("frame", "cell").values
+        predicted = mean_over_repeats(model.predict(train))
+        rate = predicted.transpose("frame", "cell").values
         drawn = poisson_spikes(rate, self.config.trials, self.seed)
         modelled = train.assign(response=(("repeat", "frame", "cell"), drawn))
         lags = self.config.lags or model.lags

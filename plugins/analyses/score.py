@@ -8,7 +8,16 @@ import xarray as xr
 from pydantic import Field
 
 from retinakit import scores as metrics
-from retinakit.contracts import Analysis, Config, Model, groups, mean_response, points, sweep_dims
+from retinakit.contracts import (
+    Analysis,
+    Config,
+    Model,
+    groups,
+    mean_over_repeats,
+    mean_response,
+    points,
+    sweep_dims,
+)
 from retinakit.report import marks, number_axis
 
 if TYPE_CHECKING:
@@ -81,11 +90,12 @@ class Score(Analysis):
 
     def run(self, model: Model, data: xr.DataTree) -> xr.Dataset:
         test, validation = data["test"].to_dataset(), data["validation"].to_dataset()
-        predicted = model.predict(test)
+        each = model.predict(test)  # of each repeat, for a model with spike history
+        predicted = mean_over_repeats(each)
         response = test["response"].astype(float).where(predicted.notnull())
         mean = mean_response(test).astype(float)
         chosen = model.predict(validation)
-        error = (chosen - mean_response(validation).astype(float)) ** 2
+        error = (mean_over_repeats(chosen) - mean_response(validation).astype(float)) ** 2
         scores: dict[str, Any] = {
             "correlation": metrics.correlation(predicted, mean),
             "mse_validation": error.mean("frame"),
@@ -94,8 +104,8 @@ class Score(Analysis):
         if not ((response < 0).any() or (held_out < 0).any()):
             over = [dim for dim in response.dims if dim != "cell"]
             scores |= {
-                "deviance": metrics.poisson_deviance(predicted, response),
-                "bits_per_spike": metrics.bits_per_spike(predicted, response),
+                "deviance": metrics.poisson_deviance(each, response),
+                "bits_per_spike": metrics.bits_per_spike(each, response),
                 "bits_per_spike_validation": metrics.bits_per_spike(chosen, held_out),
                 "spikes": response.sum(over, min_count=1),
             }

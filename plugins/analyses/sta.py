@@ -8,7 +8,7 @@ import xarray as xr
 from pydantic import Field
 
 from retinakit.contracts import Analysis, Config, Progress, groups, silent
-from retinakit.report import draw_field, extended, pixel_edges
+from retinakit.report import draw_field, extended
 from retinakit.spikes import (
     ELLIPSE,
     FALSE_POSITIVE,
@@ -118,36 +118,28 @@ class STA(Analysis):
             row, column = divmod(index, columns)
             image, course = axes[2 * row, column], axes[2 * row + 1, column]
             image.set_axis_on()
-            course.set_axis_on()
+            _draw_map(image, cell)
             image.set_title(f"cell {label}")
-            if len(extended(cell["spatial"])) < 2:
-                draw_field(image, cell["sta"], labelled=row == rows - 1)
-            else:
-                _draw_map(image, cell)
-            if not extended(cell["spatial"]):  # the map above is already a course in time
-                course.set_axis_off()
-                continue
+            if not extended(cell["spatial"]):
+                continue  # the average is its temporal filter
+            course.set_axis_on()
             course.plot(-1000 * cell["lag_time"], cell["temporal"], color="0.2")
             course.axhline(0, color="0.8", lw=0.8, zorder=0)
-            course.set(yticks=[], xlabel="time before spike (ms)" if row == rows - 1 else "")
+            course.set(yticks=[], xlabel="time before response (ms)" if row == rows - 1 else "")
         return figure
 
     def caption(self, result: xr.DataTree) -> str:
         many = sum(group.sizes["cell"] for group in groups(result).values())
         first = f" (the first 20 of {many} cells)" if many > 20 else ""
         event = "spike" if set(map(_counted, groups(result).values())) == {"spikes"} else "response"
-        place = min(len(extended(group["spatial"])) for group in groups(result).values())
-        if place < 2:
-            below = " and below it the temporal filter" if place else ""
-            how = "time (horizontal) and position" if place else "time"
-            return f"{event.capitalize()}-triggered averages{first} in {how}{below}."
         return (
             f"{event.capitalize()}-triggered averages{first}: the spatial map with the 1.5-sd "
             "outline of the fitted Gaussian, where there is one (the table gives the reason where "
             "there is none), and below it the temporal filter. Of a large screen, only the part "
             "around the receptive field is shown, with its first and last x and y. The average is "
             "the product of the two: it is positive where the map is red and the temporal filter "
-            "is positive."
+            "is positive. For bars, the average itself is drawn over time and position, and for a "
+            "full field over time."
         )
 
     def table(self, result: xr.DataTree) -> pd.DataFrame:
@@ -170,17 +162,15 @@ def _draw_map(axis: Any, cell: xr.Dataset) -> None:
     """The spatial map and its outline; of a large screen, the part around the outline."""
     from matplotlib.patches import Ellipse
 
+    if len(extended(cell["spatial"])) < 2:  # the average itself can be drawn
+        draw_field(axis, cell["sta"], labelled=True)
+        return
     shown = _around_outline(cell)
     image = cell["spatial"].isel(shown)
-    y, x = image["y"].values, image["x"].values
-    edges = pixel_edges(y, x)
-    limit = float(np.abs(image).max()) or 1.0
-    axis.pcolormesh(edges[1], edges[0], image, cmap="RdBu_r", vmin=-limit, vmax=limit)
-    axis.set_aspect("equal")
-    axis.invert_yaxis()
+    draw_field(axis, image)
     axis.set(xticks=[], yticks=[])
     if shown:
-        axis.set(xticks=[x[0], x[-1]], yticks=[y[0], y[-1]])
+        axis.set(xticks=image["x"].values[[0, -1]], yticks=image["y"].values[[0, -1]])
         axis.tick_params(labelsize=6, length=2, pad=1)
     if np.isfinite(cell["sd_minor"]):
         axis.add_patch(

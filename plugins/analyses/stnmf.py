@@ -19,7 +19,7 @@ from retinakit.contracts import (
     sweep_dims,
 )
 from retinakit.report import draw_field
-from retinakit.spikes import morans_i, separate, sta
+from retinakit.spikes import morans_i, receptive_field, separate, sta
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -92,7 +92,7 @@ class STNMF(Analysis):
         if "channel" in train["stimulus"].dims:
             raise UserError("the stimulus has channels; stnmf takes one without")
         results = [self._one_cell(train.isel(cell=[i])) for i in range(train.sizes["cell"])]
-        result: xr.Dataset = xr.concat(results, "cell")
+        result: xr.Dataset = xr.concat(results, "cell", join="outer")
         if "truth" in data.children and "subunit_weight" in data["truth"].to_dataset():
             truth = data["truth"].to_dataset()["subunit_weight"]
             if result.sizes["y"] == truth.sizes["y"] and result.sizes["x"] == truth.sizes["x"]:
@@ -284,11 +284,13 @@ SWEEPS = 3
 
 
 def _around_peak(average: xr.DataArray, crop: int) -> dict[str, slice]:
-    """Slices of y and x: the crop around the check of most power of an average (lag, y, x)."""
-    power = (average**2).sum("lag").values
+    """Slices of y and x: the crop around the peak of a receptive field (lag, y, x)."""
+    checks = {dim: np.arange(average.sizes[dim]) for dim in ("y", "x")}
+    field = receptive_field(average.assign_coords(checks))
     found = {}
-    for dim, at in zip(("y", "x"), np.unravel_index(power.argmax(), power.shape), strict=True):
-        first = min(max(int(at) - crop // 2, 0), max(average.sizes[dim] - crop, 0))
+    for dim in checks:
+        first = int(field[f"peak_{dim}"]) - crop // 2
+        first = min(max(first, 0), max(average.sizes[dim] - crop, 0))
         found[dim] = slice(first, first + crop)
     return found
 
