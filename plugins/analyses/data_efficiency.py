@@ -18,7 +18,7 @@ from retinakit.contracts import (
     points,
     sweep_dims,
 )
-from retinakit.report import curves, draw, to_hertz
+from retinakit.report import curves, draw, draw_field, to_hertz
 from retinakit.simulation import poisson_spikes
 from retinakit.spikes import separate, sta
 
@@ -238,7 +238,5 @@ def _draw_example(row: Any, example: xr.Dataset, title: str) -> None:
     rates.set_ylabel(label)
     rates.set_title(title, loc="left", fontsize=9)
     for axis, name in zip(fields, ("data", "model"), strict=True):
-        field = example[f"field_{name}"].transpose("y", "x").values
-        limit = float(np.nanmax(np.abs(field), initial=0)) or 1.0
-        axis.imshow(field, cmap="RdBu_r", vmin=-limit, vmax=limit)
+        draw_field(axis, example[f"field_{name}"])
         axis.set(xticks=[], yticks=[])

@@ -18,6 +18,7 @@ from retinakit.contracts import (
     points,
     sweep_dims,
 )
+from retinakit.report import draw_field
 from retinakit.spikes import morans_i, receptive_field, separate, sta
 
 if TYPE_CHECKING:
@@ -72,7 +73,8 @@ class STNMF(Analysis):
     the cosine of each true subunit with the closest module.
 
     Raises:
-        UserError: if the stimulus has channels, or a cell has fewer spikes than modules.
+        UserError: if the stimulus has channels, or a cell has fewer spikes than modules, or there
+            are more than two modules per check.
 
     Example:
         >>> from retinakit.testing import small_recording
@@ -104,6 +106,12 @@ class STNMF(Analysis):
             split = split.isel(_around_peak(average, c.crop))
             average = average.isel(_around_peak(average, c.crop))
         images = effective_images(split, separate(average)["temporal"].values)
+        checks = images[0].size if len(images) else c.modules
+        if c.modules > 2 * checks:
+            raise UserError(
+                f"modules is {c.modules}, and the field of {checks} checks allows at most "
+                f"{2 * checks}; make modules smaller"
+            )
         if len(images) < c.modules:
             raise UserError(
                 f"cell {split['cell'].item()} has {len(images)} spikes, fewer than the "
@@ -155,9 +163,7 @@ class STNMF(Analysis):
             row_axes[0].set_ylabel(label, rotation=0, ha="right", va="center")
             for index, axis in enumerate(row_axes):
                 axis.set(xticks=[], yticks=[], frame_on=False)
-                image = row["module_image"].values[index]
-                limit = float(np.nanmax(image)) or 1.0
-                axis.imshow(image, cmap="RdBu_r", vmin=-limit, vmax=limit)
+                draw_field(axis, row["module_image"][index])
                 weight = "bold" if bool(row["subunit"][index]) else "normal"
                 axis.set_title(
                     f"I = {float(row['morans_i'][index]):.2f}", fontsize=8, pad=2, fontweight=weight
