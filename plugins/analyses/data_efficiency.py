@@ -8,7 +8,16 @@ import xarray as xr
 from pydantic import Field
 
 from retinakit import scores as metrics
-from retinakit.contracts import Analysis, Config, Model, groups, mean_response, points, sweep_dims
+from retinakit.contracts import (
+    Analysis,
+    Config,
+    Model,
+    full_history,
+    groups,
+    mean_response,
+    points,
+    sweep_dims,
+)
 from retinakit.report import curves, draw, to_hertz
 from retinakit.simulation import poisson_spikes
 from retinakit.spikes import separate, sta
@@ -74,7 +83,9 @@ class DataEfficiency(Analysis):
         train, validation, test = (
             data[name].to_dataset() for name in ("train", "validation", "test")
         )
-        fitted, predicted = model.predict(train), model.predict(test)
+        fitted, predicted, held_out = (
+            metrics.checked(model.predict(split), model.lags) for split in (train, test, validation)
+        )
         response = mean_response(test).astype(float)
         counted = train["response"].astype(float).where(fitted.notnull())
         result = xr.Dataset(
@@ -82,7 +93,7 @@ class DataEfficiency(Analysis):
                 "correlation": metrics.correlation(predicted, response),
                 "train_loss": metrics.poisson_loss(fitted, counted),
                 "validation_loss": metrics.poisson_loss(
-                    model.predict(validation), validation["response"].astype(float)
+                    held_out, validation["response"].astype(float)
                 ),
                 "frames": train.sizes["frame"],
                 "spikes": counted.sum([dim for dim in counted.dims if dim != "cell"]),
@@ -91,7 +102,7 @@ class DataEfficiency(Analysis):
         reason = metrics.reason(predicted, response)
         if (reason != "").any():
             result["reason"] = reason
-        known = np.flatnonzero(predicted.notnull().all("cell"))
+        known = np.flatnonzero(full_history(test["segment"], model.lags))
         shown = known[min(self.config.start, len(known) - 1) :][: self.config.frames]
         rates = {"data": response, "model": predicted}
         if "rate" in test:
