@@ -7,6 +7,7 @@ import h5py
 import numpy as np
 import pytest
 
+from retinakit.contracts import UserError
 from retinakit.spikes import sta
 from retinakit_plugins.datasets import liu2017
 from retinakit_plugins.datasets.liu2017 import Liu2017
@@ -57,6 +58,18 @@ def test_a_packed_movie_is_read_as_if_it_were_an_array():
         (np.array([0, 9]), np.array([2, 5]), np.array([1, 3, 5])),
     ):
         np.testing.assert_array_equal(lazy[key].values, array[key].values)
+
+
+@pytest.mark.parametrize("content", ["text", "another name", "another shape"])
+def test_a_damaged_file_of_the_frozen_noise_is_named(tmp_path, content):
+    path = tmp_path / liu2017.FROZEN_STIMULUS
+    if content == "text":
+        path.write_text("not found")
+    else:
+        with h5py.File(path, "w") as file:
+            file["stim" if content == "another name" else "stim_frz"] = np.zeros((2, 3))
+    with pytest.raises(UserError, match=rf"{path.name}.*download"):
+        Liu2017({"root": tmp_path})._frozen_noise()
 
 
 @needs_data

@@ -34,6 +34,7 @@ from .recording import full_history as full_history
 from .recording import lag_coordinate as lag_coordinate
 from .recording import make_recording as make_recording
 from .recording import make_split as make_split
+from .recording import mean_over_repeats as mean_over_repeats
 from .recording import mean_response as mean_response
 from .recording import segments as segments
 from .recording import space_sizes as space_sizes

@@ -84,7 +84,7 @@ class StoredArray(BackendArray):
     Attributes:
         path: the path of the file that contains the array.
         name: the path of the array in that file.
-        axes: the stored axis for each axis of this array.
+        axes: the stored axis for each axis of this array; None for an axis that is not stored.
         shape, chunks, dtype: of this array; `chunks` is None if it is not chunked in the file.
         compressed: whether the chunks are compressed.
         files: every file that stores a part of the array.
@@ -112,7 +112,7 @@ class StoredArray(BackendArray):
         self.path, self.name, self.shape, self.chunks = path, name, shape, chunks
         wide = dtype.kind == "f" and dtype.itemsize > 8  # no other machine or compiler has these
         self.dtype = np.dtype(float) if wide else dtype.newbyteorder("=")
-        self.axes = tuple(range(len(shape)))
+        self.axes: tuple[int | None, ...] = tuple(range(len(shape)))
         self.files: tuple[Path, ...] = (path,)
         self.compressed = False
         self._values = values
@@ -130,23 +130,43 @@ class StoredArray(BackendArray):
         other.axes = tuple(self.axes[axis] for axis in axes)
         return other
 
+    def expanded(self, place: int) -> "StoredArray":
+        """The array with an additional axis of size 1.
+
+        Args:
+            place: the position of the new axis.
+        """
+        other = self.transposed(range(len(self.shape)))
+        other.shape = (*self.shape[:place], 1, *self.shape[place:])
+        other.chunks = self.chunks and (*self.chunks[:place], 1, *self.chunks[place:])
+        other.axes = (*self.axes[:place], None, *self.axes[place:])
+        return other
+
     def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
         return indexing.explicit_indexing_adapter(
             key, self.shape, indexing.IndexingSupport.OUTER_1VECTOR, self._read
         )
 
     def _read(self, key: tuple[Any, ...]) -> Any:
-        stored = tuple(key[self.axes.index(axis)] for axis in range(len(self.axes)))
+        there = [axis for axis in self.axes if axis is not None]
+        stored = tuple(key[self.axes.index(axis)] for axis in range(len(there)))
         # An axis that is indexed with an integer is dropped from the result.
         number = (int, np.integer)
-        left = [axis for axis, k in zip(self.axes, key, strict=True) if not isinstance(k, number)]
+        kept = [
+            pair for pair in zip(self.axes, key, strict=True) if not isinstance(pair[1], number)
+        ]
+        left = [axis for axis, _ in kept if axis is not None]
         if self._values is not None:
             values = self._values[stored]
         else:
             with _reading(self.path), h5py.File(self.path, "r") as file:
                 values = _open(file, self.name)[stored]
         order = [sorted(left).index(axis) for axis in left]
-        return np.asarray(values.transpose(order), dtype=self.dtype, order="C")
+        values = values.transpose(order)
+        for place, (axis, k) in enumerate(kept):
+            if axis is None:
+                values = np.expand_dims(values, place)[(slice(None),) * place + (k,)]
+        return np.asarray(values, dtype=self.dtype, order="C")
 
 
 class _Search:

@@ -22,6 +22,7 @@ from retinakit.contracts.recording import (
     full_history,
     lag_coordinate,
     same_interval,
+    with_space,
 )
 
 Shown = xr.Dataset | xr.DataTree | xr.DataArray | ArrayLike
@@ -475,11 +476,12 @@ def _as_split(shown: Shown, field: xr.Dataset) -> xr.Dataset:
     elif isinstance(shown, xr.DataArray):
         split = shown.rename("stimulus").to_dataset()
     else:
-        array = np.asarray(shown)
+        array = with_space(np.asarray(shown), column=field.sizes.get("y", 1) > 1)
         if array.ndim not in (3, 4) or array.dtype.kind not in "biuf":
             raise RecordingError(
                 f"the stimulus is an array of {array.ndim} dimensions of type {array.dtype}; "
-                "give numbers (frame, [channel,] y, x)"
+                "give numbers (frame, [channel,] y, x), (frame, x) for bars, or (frame) for a full "
+                "field"
             )
         split = xr.Dataset({"stimulus": (STIMULUS_DIMS[array.ndim - 3], array)})
     dims = tuple(map(str, split["stimulus"].dims))

@@ -3,7 +3,8 @@
 A recording has the groups `train`, `validation` and `test`, and for simulated cells `truth` with
 the true parameters. Each split is a Dataset with
 
-- `stimulus (frame, [channel,] y, x)`: contrast, of any integer or float dtype, finite;
+- `stimulus (frame, [channel,] y, x)`: contrast, of any integer or float dtype, finite; y has the
+  size 1 for bars, and y and x for a full field;
 - `response ([repeat,] frame, cell)`: spikes per bin or a rate, with the attribute `units`; NaN
   where it was not recorded;
 - `rate (frame, cell)`, optional: the expected number of spikes per bin, if it is known;
@@ -76,7 +77,8 @@ def make_split(
     """One split of a recording from its arrays.
 
     Args:
-        stimulus: (frame, [channel,] y, x), an array or an xarray Variable.
+        stimulus: (frame, [channel,] y, x), an array or an xarray Variable; (frame, x) for bars and
+            (frame,) for a full field, which get y and x of size 1.
         response: ([repeat,] frame, cell).
         frame_interval: seconds between frames.
         rate: (frame, cell), expected spikes per bin, where it is known.
@@ -115,10 +117,12 @@ def make_split(
             f"'response' has {response.ndim} dimensions; give it as (frame, cell) or "
             "(repeat, frame, cell)"
         )
+    if not isinstance(stimulus, xr.Variable):
+        stimulus = with_space(stimulus)
     if stimulus.ndim not in (3, 4):
         raise RecordingError(
-            f"'stimulus' has {stimulus.ndim} dimensions; give it as (frame, y, x) or "
-            "(frame, channel, y, x)"
+            f"'stimulus' has {stimulus.ndim} dimensions; give it as (frame, y, x), "
+            "(frame, channel, y, x), (frame, x) for bars, or (frame) for a full field"
         )
     frames, cells = stimulus.shape[0], response.shape[-1]
     given = {"rate": rate, "segment": segment, "time": time, "covariates": covariates}
@@ -160,6 +164,27 @@ def make_split(
     if covariates is not None:
         split = _with_covariates(split, np.asarray(covariates), covariate_names, covariate_units)
     return _with_trials(split, trial or {})
+
+
+def with_space(stimulus: Any, column: bool = False) -> Any:
+    """A stimulus array with the dimensions y and x, of size 1 if they are missing.
+
+    Args:
+        stimulus: (frame,), (frame, x) or an array of more dimensions, which is not changed.
+        column: whether the second dimension of (frame, x) is y.
+
+    Returns:
+        (frame, y, x).
+
+    Example:
+        >>> with_space(np.zeros((9, 24))).shape, with_space(np.zeros(9)).shape
+        ((9, 1, 24), (9, 1, 1))
+    """
+    if stimulus.ndim == 1:
+        return stimulus[:, None, None]
+    if stimulus.ndim == 2:
+        return stimulus[:, :, None] if column else stimulus[:, None, :]
+    return stimulus
 
 
 def _with_covariates(
@@ -562,8 +587,26 @@ def mean_response(split: xr.Dataset) -> xr.DataArray:
         >>> mean_response(split).values.tolist()
         [[2.0], [4.0]]
     """
-    response = split["response"]
-    return response.mean("repeat", keep_attrs=True) if "repeat" in response.dims else response
+    return mean_over_repeats(split["response"])
+
+
+def mean_over_repeats(values: xr.DataArray) -> xr.DataArray:
+    """Responses or predictions averaged over repeats, if there are any.
+
+    A model whose predictions depend on earlier spikes has one prediction for each repeat.
+
+    Args:
+        values: ([repeat,] frame, ...).
+
+    Returns:
+        (frame, ...), NaN where all repeats are NaN.
+
+    Example:
+        >>> prediction = xr.DataArray([[1.0, 2.0], [3.0, 2.0]], dims=("repeat", "frame"))
+        >>> mean_over_repeats(prediction).values.tolist()
+        [2.0, 2.0]
+    """
+    return values.mean("repeat", keep_attrs=True) if "repeat" in values.dims else values
 
 
 def space_sizes(labelled: xr.Dataset | xr.DataArray) -> dict[str, int]:

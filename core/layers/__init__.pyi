@@ -1,5 +1,6 @@
 from .convolution import correlate as correlate
 from .convolution import correlate_in_time as correlate_in_time
+from .convolution import kernel_shape as kernel_shape
 from .lags import filter_in_space_and_time as filter_in_space_and_time
 from .lags import filter_over_lags as filter_over_lags
 from .lags import sum_over_lags as sum_over_lags

@@ -21,6 +21,21 @@ FOURIER_FILTERS = 8
 transform."""
 
 
+def kernel_shape(side: int, field: tuple[int, int]) -> tuple[int, int]:
+    """The height and width of a kernel; 1 along a dimension in which the field has one check.
+
+    Args:
+        side: of the kernel, in checks.
+        field: height and width of the stimulus.
+
+    Example:
+        >>> kernel_shape(7, (40, 50)), kernel_shape(7, (1, 24)), kernel_shape(7, (1, 1))
+        ((7, 7), (1, 7), (1, 1))
+    """
+    height, width = (side if checks > 1 else 1 for checks in field)
+    return height, width
+
+
 def correlate(frames: Tensor, kernels: Tensor, stride: int = 1) -> Tensor:
     """Convolves frames with kernels, "valid" and without flipping the kernels.
 

@@ -12,7 +12,7 @@ def laplacian(kernels: Tensor) -> Tensor:
     """The five-point spatial Laplacian of kernels, padded with 0.
 
     Args:
-        kernels: (..., y, x).
+        kernels: (..., y, x); along a dimension of size 1 there is no derivative.
 
     Returns:
         (..., y, x).
@@ -22,16 +22,21 @@ def laplacian(kernels: Tensor) -> Tensor:
         >>> laplacian(torch.ones(3, 3))[1, 1].item()
         0.0
     """
-    k = pad(kernels, (1, 1, 1, 1))
-    around = k[..., :-2, 1:-1] + k[..., 2:, 1:-1] + k[..., 1:-1, :-2] + k[..., 1:-1, 2:]
-    return around - 4 * kernels
+    result = torch.zeros_like(kernels)
+    if kernels.shape[-2] > 1:
+        k = pad(kernels, (0, 0, 1, 1))
+        result = result + k[..., :-2, :] + k[..., 2:, :] - 2 * kernels
+    if kernels.shape[-1] > 1:
+        k = pad(kernels, (1, 1))
+        result = result + k[..., :-2] + k[..., 2:] - 2 * kernels
+    return result
 
 
 def roughness(kernels: Tensor, normalise: bool = True) -> Tensor:
     """The squared nine-point Laplacian, summed over all kernels (Klindt et al. 2017, eq 6).
 
     Args:
-        kernels: (..., y, x), padded with 0.
+        kernels: (..., y, x), padded with 0; along a dimension of size 1 there is no derivative.
         normalise: divide the sum of each kernel by 4 Σ W², as the authors' code does, so that the
             penalty does not depend on the norm of a kernel.
 
@@ -46,7 +51,11 @@ def roughness(kernels: Tensor, normalise: bool = True) -> Tensor:
     """
     images = kernels.flatten(0, -3)[:, None]
     laplacian = torch.tensor(LAPLACIAN, dtype=kernels.dtype, device=kernels.device)
-    energy = (conv2d(images, laplacian[None, None], padding=1) ** 2).sum((1, 2, 3))
+    for dim in (0, 1):
+        if kernels.shape[dim - 2] == 1:
+            laplacian = laplacian.sum(dim, keepdim=True)
+    around = (laplacian.shape[0] // 2, laplacian.shape[1] // 2)
+    energy = (conv2d(images, laplacian[None, None], padding=around) ** 2).sum((1, 2, 3))
     if normalise:
         power = (images**2).sum((1, 2, 3))
         energy = energy / (4 * power.clamp_min(torch.finfo(power.dtype).tiny))

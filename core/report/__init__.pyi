@@ -2,6 +2,7 @@ from .axes import pixel_edges as pixel_edges
 from .axes import to_hertz as to_hertz
 from .fields import draw_field as draw_field
 from .fields import extended as extended
+from .fields import in_time as in_time
 from .page import column_texts as column_texts
 from .page import duration as duration
 from .page import tabulate as tabulate

@@ -26,13 +26,30 @@ def extended(field: xr.DataArray) -> list[str]:
     return [str(dim) for dim in SPACE if field.sizes.get(dim, 1) > 1]
 
 
+def in_time(spatial: xr.DataArray, temporal: xr.DataArray | None) -> xr.DataArray:
+    """The product of the parts of a filter, to be drawn if its space has fewer than two dimensions.
+
+    Args:
+        spatial: (..., y, x).
+        temporal: (..., lag), or None.
+
+    Returns:
+        (..., lag, y, x), or for a space with two dimensions and without several lags, `spatial`.
+
+    Example:
+        >>> import xarray as xr
+        >>> temporal = xr.DataArray([1.0, 2.0], dims="lag")
+        >>> spatial = xr.DataArray(np.ones((1, 3)), dims=("y", "x"))
+        >>> dict(in_time(spatial, temporal).sizes), dict(in_time(spatial, None).sizes)
+        ({'lag': 2, 'y': 1, 'x': 3}, {'y': 1, 'x': 3})
+    """
+    if temporal is None or temporal.sizes["lag"] == 1 or len(extended(spatial)) == 2:
+        return spatial
+    return temporal * spatial
+
+
 def draw_field(
-    axis: Any,
-    field: xr.DataArray,
-    temporal: xr.DataArray | None = None,
-    *,
-    limit: float | None = None,
-    labelled: bool = False,
+    axis: Any, field: xr.DataArray, *, limit: float | None = None, labelled: bool = False
 ) -> None:
     """Draws a filter or map in a form that suits its space.
 
@@ -44,22 +61,18 @@ def draw_field(
         axis: of matplotlib.
         field: ([lag,] [channel,] y, x), also with kernel_y and kernel_x, or map_y and map_x. The
             strongest channel is drawn.
-        temporal: (lag,), the temporal part of a filter of which `field` is the spatial part. It is
-            used where the space has fewer than two dimensions.
         limit: the absolute value of the strongest colour, or of the ends of the axis of a curve; by
             default the largest one of the field.
-        labelled: whether to label the axes.
+        labelled: whether to label the axes of time and position.
 
     Example:
         >>> from matplotlib.figure import Figure
         >>> axis = Figure().subplots()
         >>> draw_field(axis, xr.DataArray(np.ones((5, 1, 1)), dims=("lag", "y", "x")))
-        >>> axis.lines[0].get_xdata()
-        array([-4, -3, -2, -1,  0])
+        >>> axis.lines[-1].get_xdata().tolist()
+        [-4, -3, -2, -1, 0]
     """
     place = extended(field)
-    if temporal is not None and len(place) < 2 and temporal.sizes["lag"] > 1:
-        field = temporal * field
     field = _strongest(field, [str(dim) for dim in field.dims if dim not in ("lag", *SPACE)])
     timed = field.sizes.get("lag", 1) > 1
     if "lag" in field.dims and (len(place) == 2 or not timed):
@@ -70,30 +83,27 @@ def draw_field(
     colours = {"cmap": "RdBu_r", "vmin": -largest, "vmax": largest}
     if len(place) == 2:
         rows, columns = place
-        values = field.transpose(rows, columns)
         y, x = pixel_edges(_at(field, rows), _at(field, columns))
-        axis.pcolormesh(x, y, values.values, **colours)
+        axis.pcolormesh(x, y, field.transpose(rows, columns).values, **colours)
         axis.set_aspect("equal")
         axis.invert_yaxis()
-        return
-    if timed:
-        field = field.isel(lag=slice(None, None, -1))
+    elif timed:
+        field = field.assign_coords(lag=_at(field, "lag")).isel(lag=slice(None, None, -1))
         time = (
             -1000 * field["lag_time"].values if "lag_time" in field.coords else -_at(field, "lag")
         )
         if place:
-            values = field.transpose(place[0], "lag")
             y, x = pixel_edges(_at(field, place[0]), time)
-            axis.pcolormesh(x, y, values.values, **colours)
+            axis.pcolormesh(x, y, field.transpose(place[0], "lag").values, **colours)
             axis.invert_yaxis()
         else:
             _curve(axis, time, field.values, largest)
         if labelled:
             axis.set(xlabel=TIME_LABEL, ylabel="position" if place else "")
-        return
-    _curve(axis, _at(field, place[0]) if place else [0], np.atleast_1d(field.values), largest)
-    if labelled:
-        axis.set(xlabel="position" if place else "")
+    else:
+        _curve(axis, _at(field, place[0]) if place else [0], np.atleast_1d(field.values), largest)
+        if labelled:
+            axis.set(xlabel="position" if place else "")
 
 
 def _strongest(field: xr.DataArray, dims: list[str]) -> xr.DataArray:

@@ -5,6 +5,7 @@ from .poisson_spikes import poisson_spikes as poisson_spikes
 from .populations import PopulationConfig as PopulationConfig
 from .populations import poisson_like as poisson_like
 from .populations import show as show
+from .spike_feedback import simulate_with_feedback as simulate_with_feedback
 from .subunit_cells import SubunitCells as SubunitCells
 from .subunit_cells import cells_of as cells_of
 from .subunit_cells import simulate as simulate

@@ -159,7 +159,7 @@ def fit_gaussian(
         return Outline(nothing, "the field is as narrow as one check")
     variances, axes = np.linalg.eigh(covariance * np.outer(step, step))
     minor, major = np.sqrt(np.maximum(variances, 0))
-    peak = float(image.max())
+    peak = float(image[window].max())
     angle = np.arctan2(axes[0, 1], axes[1, 1]) % np.pi
     at = [
         place[0] + step[i] * centre[i] if wide[i] else place.mean()

@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from scipy.special import ndtri
 
-from retinakit.contracts.errors import UserError
 from retinakit.spikes.outline import ELLIPSE, Outline, fit_gaussian
 from retinakit.spikes.smoothing import pyramid
 
@@ -357,10 +356,7 @@ def morans_i_z(image: xr.DataArray) -> xr.DataArray:
         image: (..., y, x).
 
     Returns:
-        (...).
-
-    Raises:
-        UserError: if the map has fewer than 2 checks along y or x.
+        (...), NaN for fewer than 3 checks in a row.
 
     Example:
         >>> import numpy as np
@@ -370,13 +366,10 @@ def morans_i_z(image: xr.DataArray) -> xr.DataArray:
         True
     """
     sides = [np.arange(image.sizes[dim]) for dim in ("y", "x")]
-    if min(map(len, sides)) < 2:
-        raise UserError(
-            f"Moran's I requires maps of at least 2 x 2 checks, and this one has {len(sides[0])} x "
-            f"{len(sides[1])}; use a larger field"
-        )
     neighbours = np.add.outer(*((n > 0).astype(int) + (n < n[-1]) for n in sides))
     size, s0, s2 = neighbours.size, float(neighbours.sum()), 4 * float((neighbours**2).sum())
+    if size < 3:  # the autocorrelation of one check is not defined, and that of two is always -1
+        return xr.full_like(morans_i(image), np.nan)
     expected = -1 / (size - 1)
     squared = (2 * size**2 * s0 - size * s2 + 3 * s0**2) / ((size**2 - 1) * s0**2)
     result: xr.DataArray = (morans_i(image) - expected) / (squared - expected**2) ** 0.5

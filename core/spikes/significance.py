@@ -22,6 +22,10 @@ STRETCHES = 4
 """Number of stretches of consecutive frames, spread over the recording, that are read."""
 
 
+LONGEST_INTERVAL = 2000
+"""Number of frames over which the stimulus may be correlated in time."""
+
+
 class StimulusStatistics(NamedTuple):
     """Statistics of a stimulus over all its frames and checks.
 
@@ -67,7 +71,7 @@ def stimulus_statistics(stimulus: xr.DataArray) -> StimulusStatistics:
     read = [part - np.float32(mean) for part in read]
     # Some checks are enough for the correlation in time.
     some = [part[:, :: max(1, pixels // 256) | 1].astype(float) for part in read]
-    intervals = np.arange(max(1, length // 4))
+    intervals = np.arange(min(max(1, length // 4), LONGEST_INTERVAL))
     sums = sum(
         correlate(one, one, method="fft")[length - 1 :][: len(intervals)]
         for part in some
@@ -101,8 +105,8 @@ def analytic_noise(splits: Sequence[xr.Dataset], reach: int) -> xr.Dataset:
     The mean is that of the stimulus, or 0 for a response of either sign, whose baseline is
     subtracted as by `retinakit.spikes.sta`. The standard deviation is √(Σ_k R_k C_k) / Σ_t |r_t|
     for a stationary stimulus, where C_k is its covariance at an interval of k frames, and
-    R_k = Σ_t r_t r_{t+k} within segments, over the responses r in frames with a full history. For a
-    white stimulus with the standard deviation σ, this is σ √(Σ r²) / Σ |r|.
+    R_k = Σ_t r_t r_{t+k}, over the responses r in frames with a full history. For a white stimulus
+    with the standard deviation σ, this is σ √(Σ r²) / Σ |r|.
 
     Args:
         splits: of a recording, as for `retinakit.spikes.sta`.
@@ -122,25 +126,20 @@ def analytic_noise(splits: Sequence[xr.Dataset], reach: int) -> xr.Dataset:
         {'cell': 2, 'width': 2}
     """
     statistics = stimulus_statistics(splits[0]["stimulus"])
-    intervals = np.flatnonzero(statistics.covariance)
-    power: Any = 0.0
     total: Any = 0.0
     absolute: Any = 0.0
     squares: Any = 0.0
     fourth: Any = 0.0
+    power: Any = 0.0
     for split in baseline_subtracted(splits, reach):
         response = mean_response(split).transpose("frame", "cell")
         full = full_history(split["segment"], reach)[:, None]
         r = np.where(full & response.notnull(), response, 0).astype(float)
-        segment = split["segment"].values
         total = total + r.sum(0)
         absolute = absolute + np.abs(r).sum(0)
         squares = squares + (r**2).sum(0)
         fourth = fourth + (r**4).sum(0)
-        for k in intervals[intervals < len(r)]:
-            same = segment[k:] == segment[: len(segment) - k]
-            product = np.einsum("tc,tc,t->c", r[k:], r[: len(r) - k], same)
-            power = power + (2 if k else 1) * statistics.covariance[k] * product
+        power = power + np.array([_power(one, statistics.covariance) for one in r.T])
     divisor = np.where(absolute > 0, absolute, np.nan)
     deviation = np.sqrt(np.maximum(power, 0)) / divisor
     return _noise(
@@ -151,6 +150,16 @@ def analytic_noise(splits: Sequence[xr.Dataset], reach: int) -> xr.Dataset:
             fourth / np.where(absolute > 0, squares, np.nan) ** 2, statistics.kurtosis
         ),
     )
+
+
+def _power(response: NDArray[np.float64], covariance: NDArray[np.float64]) -> float:
+    """Σ_k R_k C_k over intervals k of either sign, with the autocorrelation R of the response."""
+    covariance = np.trim_zeros(covariance[: len(response)], "b")
+    power = float(response @ response) * (covariance[0] if len(covariance) else 0)
+    if len(covariance) > 1:
+        correlated = correlate(response, response, method="fft")[len(response) :]
+        power += 2 * float(correlated[: len(covariance) - 1] @ covariance[1:])
+    return power
 
 
 def shuffled_noise(

@@ -122,7 +122,7 @@ def whitening_matrix(covariance: NDArray[Any], shrinkage: float = 0.0) -> NDArra
         UserError: if the stimulus does not vary.
 
     Example:
-        >>> whitening_matrix(np.diag([4.0, 1.0])).tolist()
+        >>> whitening_matrix(np.diag([4.0, 1.0])).round(3).tolist()
         [[0.5, 0.0], [0.0, 1.0]]
     """
     mean = float(covariance.trace()) / len(covariance)

@@ -62,7 +62,7 @@ def tree_of(dataset: xr.Dataset) -> xr.DataTree:
 
 
 def same_values(a: xr.DataArray, b: xr.DataArray, what: str, *, tolerance: float = 1e-5) -> None:
-    """Checks that two predictions (frame, cell) are equal, with NaN equal to NaN.
+    """Checks that two predictions ([repeat,] frame, cell) are equal, with NaN equal to NaN.
 
     Args:
         a, b: the predictions.
@@ -80,11 +80,11 @@ def same_values(a: xr.DataArray, b: xr.DataArray, what: str, *, tolerance: float
     scale = tolerance * float(np.nanmax(np.abs(one), initial=0))
     wrong = ~np.isclose(one, other, rtol=0, atol=scale, equal_nan=True)
     if wrong.any():
-        frame, cell = (int(index[0]) for index in np.nonzero(wrong))
+        first = tuple(int(index[0]) for index in np.nonzero(wrong))  # ([repeat,] frame, cell)
         raise AssertionError(
             f"{what}, in {np.count_nonzero(wrong)} of {wrong.size} predictions; the first is "
-            f"frame {frame} of the cell at index {cell}: {one[frame, cell]:.6g} became "
-            f"{other[frame, cell]:.6g}"
+            f"frame {first[-2]} of the cell at index {first[-1]}: {one[first]:.6g} became "
+            f"{other[first]:.6g}"
         )
 
 

@@ -14,11 +14,12 @@ from retinakit.contracts import (
     Model,
     full_history,
     groups,
+    mean_over_repeats,
     mean_response,
     points,
     sweep_dims,
 )
-from retinakit.report import curves, draw, to_hertz
+from retinakit.report import curves, draw, draw_field, to_hertz
 from retinakit.simulation import poisson_spikes
 from retinakit.spikes import separate, sta
 
@@ -83,9 +84,10 @@ class DataEfficiency(Analysis):
         train, validation, test = (
             data[name].to_dataset() for name in ("train", "validation", "test")
         )
-        fitted, predicted, held_out = (
-            metrics.checked(model.predict(split), model.lags) for split in (train, test, validation)
+        fitted, held_out = (
+            metrics.checked(model.predict(split), model.lags) for split in (train, validation)
         )
+        predicted = metrics.checked(mean_over_repeats(model.predict(test)), model.lags)
         response = mean_response(test).astype(float)
         counted = train["response"].astype(float).where(fitted.notnull())
         result = xr.Dataset(
@@ -240,7 +242,5 @@ def _draw_example(row: Any, example: xr.Dataset, title: str) -> None:
     rates.set_ylabel(label)
     rates.set_title(title, loc="left", fontsize=9)
     for axis, name in zip(fields, ("data", "model"), strict=True):
-        field = example[f"field_{name}"].transpose("y", "x").values
-        limit = float(np.nanmax(np.abs(field), initial=0)) or 1.0
-        axis.imshow(field, cmap="RdBu_r", vmin=-limit, vmax=limit)
+        draw_field(axis, example[f"field_{name}"])
         axis.set(xticks=[], yticks=[])

@@ -18,6 +18,7 @@ from retinakit.contracts import (
     groups,
     points,
 )
+from retinakit.report import draw_field, in_time
 from retinakit.spikes import morans_i, morans_i_z, separate, space_and_time
 
 if TYPE_CHECKING:
@@ -122,7 +123,8 @@ class Features(Analysis):
         ratio = peaks.min("polarity").clip(0) / peaks.max("polarity")
         sided = xr.where(peaks[0] > peaks[1], KINDS["ON"], KINDS["OFF"])
         kind = xr.where(ratio >= c.mixed, KINDS["mixed"], sided)
-        structured = z > norm.isf(c.significance)
+        several = feature.sizes["y"] * feature.sizes["x"] > 2  # or there is no autocorrelation
+        structured = z > norm.isf(c.significance) if several else activation > 0
         result = result.assign(
             morans_i=morans_i(feature),
             z=z,
@@ -280,10 +282,10 @@ def _draw(axis: Any, name: str, one: xr.Dataset) -> None:
         axis.plot(-one["lag_time"], values, color="0.3", lw=1)
         axis.axhline(0, color="0.8", lw=0.6, zorder=0)
         return
-    image = values.transpose(*sorted(map(str, values.dims), reverse=True)).values  # y before x
-    limit = float(np.nanmax(np.abs(image), initial=0)) or 1.0
-    axis.imshow(image, cmap="RdBu_r", vmin=-limit, vmax=limit)
+    draw_field(axis, in_time(values, one.get(f"{name.split('_')[0]}_temporal")))
     if name == "feature":
         kind, autocorrelation = list(KINDS)[int(one["kind"])], float(one["morans_i"])
-        title = "silent" if np.isnan(autocorrelation) else f"{kind} {autocorrelation:.2f}"
+        silent = not values.notnull().any()
+        number = "" if np.isnan(autocorrelation) else f" {autocorrelation:.2f}"
+        title = "silent" if silent else f"{kind}{number}"
         axis.set_title(title, fontsize=8, pad=2, color="0.5" if kind == "noise" else "k")

@@ -15,6 +15,7 @@ from retinakit.contracts import (
     UserError,
     full_history,
     groups,
+    mean_over_repeats,
     points,
     segments,
     sweep_dims,
@@ -96,7 +97,7 @@ class FlashResponse(Analysis):
     def run(self, model: Model, data: xr.DataTree) -> xr.Dataset:
         c, test = self.config, data["test"].to_dataset()
         frames, after = self._frames(test)
-        predicted = model.predict(test).values[frames]
+        predicted = mean_over_repeats(model.predict(test)).values[frames]
         known = full_history(test["segment"], model.lags)[frames].all(0)
         if not known.any():
             raise UserError(

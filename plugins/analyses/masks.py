@@ -8,7 +8,7 @@ import xarray as xr
 from pydantic import Field
 
 from retinakit.contracts import Analysis, Config, Model, UserError, cases, groups
-from retinakit.report import rows
+from retinakit.report import draw_field, extended, rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -180,11 +180,11 @@ def _shown_cells(case: xr.Dataset) -> Any:
 def _draw_mask(axis: Any, cell: xr.Dataset) -> None:
     # Masks of recordings with fields of different sizes are stored in the larger one.
     image = cell["mask_image"].dropna("map_y", how="all").dropna("map_x", how="all")
-    limit = float(abs(image).max()) or 1.0
-    y, x = image["map_y"].values, image["map_x"].values
-    extent = (x[0] - 0.5, x[-1] + 0.5, y[-1] + 0.5, y[0] - 0.5)
+    place = extended(image)
     axis.axis("off")
-    axis.imshow(image.values, cmap="RdBu_r", vmin=-limit, vmax=limit, extent=extent)
+    draw_field(axis, image)
     axis.set_title(f"cell {cell['cell'].item()}", fontsize=8)
     if "true_y" in cell:
-        axis.plot(float(cell["true_x"]), float(cell["true_y"]), "k+", ms=9, mew=0.8)
+        y = float(cell["true_y"]) if len(place) == 2 else 0.0
+        x = float(cell["true_y"] if place == ["map_y"] else cell["true_x"])
+        axis.plot(x, y, "k+", ms=9, mew=0.8)

@@ -8,7 +8,17 @@ import pandas as pd
 import xarray as xr
 from pydantic import Field
 
-from retinakit.contracts import Analysis, Config, Model, UserError, cases, groups, points
+from retinakit.contracts import (
+    Analysis,
+    Config,
+    Model,
+    UserError,
+    cases,
+    groups,
+    mean_over_repeats,
+    points,
+)
+from retinakit.report import draw_field, extended
 from retinakit.simulation import poisson_spikes
 from retinakit.spikes import separate, sta
 
@@ -58,7 +68,8 @@ class ModelReceptiveField(Analysis):
         if "channel" in train["stimulus"].dims:
             raise UserError("the stimulus has channels; model_receptive_field takes one without")
         # Frames without a prediction get no spikes, so the average excludes them.
-        rate = model.predict(train).transpose("frame", "cell").values
+        predicted = mean_over_repeats(model.predict(train))
+        rate = predicted.transpose("frame", "cell").values
         drawn = poisson_spikes(rate, self.config.trials, self.seed)
         modelled = train.assign(response=(("repeat", "frame", "cell"), drawn))
         lags = self.config.lags or model.lags
@@ -90,9 +101,8 @@ class ModelReceptiveField(Analysis):
             axis.set_axis_off()
         for (label, one), axes in zip(shown, grid.reshape(-1, panels), strict=False):
             for axis, source in zip(axes, ("data", "model"), strict=False):
-                image = one["spatial"].sel(source=source)
-                limit = float(abs(image).max()) or 1.0
-                axis.imshow(image, cmap="RdBu_r", vmin=-limit, vmax=limit)
+                field = one["spatial"] if len(extended(one["spatial"])) == 2 else one["sta"]
+                draw_field(axis, field.sel(source=source))
                 axis.set_axis_on()
                 axis.set(xticks=[], yticks=[])
             axes[0].set_ylabel(label, rotation=0, ha="right", va="center")
@@ -107,7 +117,8 @@ class ModelReceptiveField(Analysis):
         timed = any("temporal" in group for group in groups(result).values())
         return (
             "Receptive fields from the cell's spikes and from spikes drawn from the model: the "
-            "spatial map of the spike-triggered average of the training stimulus"
+            "spatial map of the spike-triggered average of the training stimulus (for bars, the "
+            "average in time and space, and for a full field in time)"
             + (" and its time course (black: cell, orange: model)" * timed)
             + ". In brackets is the cosine between cell and model."
             + (f" The first 12 of {cells} panels are shown." if cells > 12 else "")

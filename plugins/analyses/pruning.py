@@ -54,7 +54,7 @@ class Pruning(Analysis):
     ranking. A constant prediction has correlation 0, and a cell without test responses has NaN.
 
     Raises:
-        UserError: if the model has no layers, or its filters have channels.
+        UserError: if the model has no layers, or its filters have channels or fewer than 3 checks.
 
     Example:
         >>> from retinakit.testing import small_recording
@@ -78,6 +78,11 @@ class Pruning(Analysis):
             )
         layer = next(iter(model.layers()))
         spatial = space_and_time(model)["spatial"]
+        if spatial.sizes["y"] * spatial.sizes["x"] < 3:
+            raise UserError(
+                "filters are ranked by their autocorrelation in space, and these have only "
+                f"{spatial.sizes['y']} x {spatial.sizes['x']} checks; use a larger kernel and field"
+            )
         autocorrelation, z = morans_i(spatial), morans_i_z(spatial)
         # A filter of zeros has no autocorrelation, and is ranked last.
         ranking = np.argsort(-autocorrelation.fillna(-np.inf).values, kind="stable")

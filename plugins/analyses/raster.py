@@ -14,6 +14,7 @@ from retinakit.contracts import (
     Model,
     full_history,
     groups,
+    mean_over_repeats,
     mean_response,
     sweep_dims,
 )
@@ -38,15 +39,15 @@ class RasterConfig(Config):
 
 
 class Raster(Analysis):
-    """Recorded trials, Poisson trials drawn from the model's rate, and both rates.
+    """Recorded trials, trials drawn from the model, and both rates.
 
     The result has `data (trial, frame, cell)`, the recorded spikes; `model (model_trial, frame,
-    cell)`, Poisson spikes drawn from the prediction with the step's seed, if the responses are
-    spikes per bin; `rate_data (frame, cell)`, the mean over all repeats, `rate_model (frame,
-    cell)` and, where it is known, `rate_true (frame, cell)`, in the units of the response;
-    `correlation (cell)` of the prediction with the mean response in the frames shown; and `reason
-    (cell)` where there is no correlation. Other responses than spike counts, such as dF/F, are
-    drawn as traces only.
+    cell)`, if the responses are spikes per bin: Poisson spikes drawn from the prediction with the
+    step's seed, or those simulated by a model with spike history; `rate_data (frame, cell)`, the
+    mean over all repeats, `rate_model (frame, cell)` and, where it is known, `rate_true (frame,
+    cell)`, in the units of the response; `correlation (cell)` of the prediction with the mean
+    response in the frames shown; and `reason (cell)` where there is no correlation. Other responses
+    than spike counts, such as dF/F, are drawn as traces only.
 
     Example:
         >>> from retinakit.testing import SmallModel, small_recording
@@ -62,7 +63,7 @@ class Raster(Analysis):
 
     def run(self, model: Model, data: xr.DataTree) -> xr.Dataset:
         c, test = self.config, data["test"].to_dataset()
-        predicted = model.predict(test)
+        predicted = mean_over_repeats(model.predict(test))
         known = np.flatnonzero(full_history(test["segment"], model.lags))
         shown = known[min(c.start, len(known) - 1) :][: c.frames]
         test, predicted = test.isel(frame=shown), predicted.isel(frame=shown)
@@ -84,7 +85,11 @@ class Raster(Analysis):
         if (why != "").any():
             result["reason"] = why
         if response.attrs["units"] == SPIKES_PER_BIN and not (response < 0).any():
-            drawn = poisson_spikes(predicted.values, trials, self.seed)
+            if "response" in getattr(model, "inputs", ()):  # spikes depend on those before
+                simulated = model.simulate(data["test"], trials, self.seed)  # type: ignore[attr-defined]
+                drawn = simulated.values[:, shown]
+            else:
+                drawn = poisson_spikes(predicted.values, trials, self.seed)
             result["model"] = (("model_trial", "frame", "cell"), drawn)
             result = result.assign_coords(model_trial=np.arange(trials))
         if "rate" in test:
@@ -129,7 +134,7 @@ class Raster(Analysis):
         cells = len(_cells(result))
         some = f" (the first {CELLS_SHOWN} of {cells} cells)" if cells > CELLS_SHOWN else ""
         counted = all("model" in group for group in groups(result).values())
-        trials = "recorded trials, Poisson trials drawn from the prediction of each model, and "
+        trials = "recorded trials, trials drawn from the prediction of each model, and "
         return (
             f"For each cell, {trials if counted else ''}the mean response and the predictions"
             f"{some}. For a model that was swept, the last point of the sweep "

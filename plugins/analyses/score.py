@@ -9,7 +9,16 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from retinakit import scores as metrics
-from retinakit.contracts import Analysis, Config, Model, groups, mean_response, points, sweep_dims
+from retinakit.contracts import (
+    Analysis,
+    Config,
+    Model,
+    groups,
+    mean_over_repeats,
+    mean_response,
+    points,
+    sweep_dims,
+)
 from retinakit.report import marks, number_axis
 
 if TYPE_CHECKING:
@@ -107,23 +116,24 @@ class Score(Analysis):
 
     def run(self, model: Model, data: xr.DataTree) -> xr.Dataset:
         test, validation = data["test"].to_dataset(), data["validation"].to_dataset()
-        single = metrics.checked(model.predict(test), model.lags)
-        predicted = single.mean("repeat") if "repeat" in single.dims else single
+        each = metrics.checked(model.predict(test), model.lags)
+        predicted = _of_mean_response(each, test)
         mean = mean_response(test).astype(float)
         response = test["response"].astype(float).where(predicted.notnull())
         held_out = validation["response"].astype(float)
         chosen = metrics.checked(model.predict(validation), model.lags)
+        validated = (
+            _of_mean_response(chosen, validation),
+            mean_response(validation).astype(float),
+        )
         scores: dict[str, Any] = {
             "correlation": metrics.correlation(predicted, mean),
-            "mse_validation": metrics.mean_squared_error(
-                chosen.mean("repeat") if "repeat" in chosen.dims else chosen,
-                mean_response(validation).astype(float),
-            ),
+            "mse_validation": metrics.mean_squared_error(*validated),
         }
         counted = not ((response < 0).any() or (held_out < 0).any())
         if counted:
             floor = self.config.rate_floor
-            rate, held_rate = (p if floor is None else p.clip(floor) for p in (single, chosen))
+            rate, held_rate = (p if floor is None else p.clip(floor) for p in (each, chosen))
             interval = test.attrs["frame_interval"]
             scores |= {
                 "deviance": metrics.poisson_deviance(rate, response),
@@ -145,10 +155,9 @@ class Score(Analysis):
             low, high = metrics.correlation_interval(predicted, mean, *options)
             scores |= {"correlation_low": low, "correlation_high": high}
         reason = metrics.reason(predicted, mean)
-        worse = _worse(
-            held_rate if counted else chosen, held_out, data["train"].to_dataset(), counted
-        )
-        both = (reason, metrics.reason(chosen, held_out))
+        compared = (held_rate, held_out) if counted else validated
+        loss = metrics.poisson_loss if counted else metrics.mean_squared_error
+        both = (reason, metrics.reason(*validated))
         warnings = {
             MISSING: (both[0] == metrics.NOT_PREDICTED) | (both[1] == metrics.NOT_PREDICTED)
         }
@@ -158,7 +167,9 @@ class Score(Analysis):
             warnings[IMPOSSIBLE] = in_test | in_validation
             why = xr.where(in_test, metrics.SPIKE_AT_ZERO_RATE, SPIKE_IN_VALIDATION)
             reason = xr.where((reason == "") & warnings[IMPOSSIBLE], why, reason)
-        warnings[WORSE] = worse
+        train = data["train"].to_dataset()["response"]
+        constant = xr.where(compared[0].notnull(), train.mean(_bins(train)), np.nan)
+        warnings[WORSE] = loss(*compared) > loss(constant, compared[1])
         warning = reason.copy(data=np.select(list(warnings.values()), list(warnings), ""))
         for name, text in {"reason": reason, "warning": warning}.items():
             if (text != "").any():
@@ -264,22 +275,18 @@ def _with_repeats(predicted: xr.DataArray, response: xr.DataArray) -> dict[str, 
     return scores
 
 
+def _of_mean_response(each: xr.DataArray, split: xr.Dataset) -> xr.DataArray:
+    """The prediction of the mean response, from the repeats in which the response is known.
+
+    A model with spike history predicts each repeat.
+    """
+    if "repeat" in each.dims:
+        each = each.where(split["response"].notnull())
+    return mean_over_repeats(each)
+
+
 def _bins(response: xr.DataArray) -> list[str]:
     return [str(dim) for dim in response.dims if dim != "cell"]
-
-
-def _worse(
-    predicted: xr.DataArray, response: xr.DataArray, train: xr.Dataset, counted: bool
-) -> xr.DataArray:
-    """Whether a model is worse on the validation frames than the mean response in training."""
-    constant = xr.where(
-        predicted.notnull(), train["response"].mean(_bins(train["response"])), np.nan
-    )
-    loss = metrics.poisson_loss if counted else metrics.mean_squared_error
-    if not counted and "repeat" in response.dims:
-        response = response.mean("repeat")
-    worse: xr.DataArray = loss(predicted, response) > loss(constant, response)
-    return worse
 
 
 def _summary(name: str, values: xr.DataArray) -> str:

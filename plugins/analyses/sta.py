@@ -8,7 +8,7 @@ import xarray as xr
 from pydantic import Field
 
 from retinakit.contracts import Analysis, Config, Progress, groups, silent
-from retinakit.report import pixel_edges
+from retinakit.report import draw_field, extended
 from retinakit.spikes import (
     ELLIPSE,
     FALSE_POSITIVE,
@@ -118,12 +118,14 @@ class STA(Analysis):
             row, column = divmod(index, columns)
             image, course = axes[2 * row, column], axes[2 * row + 1, column]
             image.set_axis_on()
-            course.set_axis_on()
             _draw_map(image, cell)
             image.set_title(f"cell {label}")
+            if not extended(cell["spatial"]):
+                continue  # the average is its temporal filter
+            course.set_axis_on()
             course.plot(-1000 * cell["lag_time"], cell["temporal"], color="0.2")
             course.axhline(0, color="0.8", lw=0.8, zorder=0)
-            course.set(yticks=[], xlabel="time before spike (ms)" if row == rows - 1 else "")
+            course.set(yticks=[], xlabel="time before response (ms)" if row == rows - 1 else "")
         return figure
 
     def caption(self, result: xr.DataTree) -> str:
@@ -136,7 +138,8 @@ class STA(Analysis):
             "there is none), and below it the temporal filter. Of a large screen, only the part "
             "around the receptive field is shown, with its first and last x and y. The average is "
             "the product of the two: it is positive where the map is red and the temporal filter "
-            "is positive."
+            "is positive. For bars, the average itself is drawn over time and position, and for a "
+            "full field over time."
         )
 
     def table(self, result: xr.DataTree) -> pd.DataFrame:
@@ -159,17 +162,15 @@ def _draw_map(axis: Any, cell: xr.Dataset) -> None:
     """The spatial map and its outline; of a large screen, the part around the outline."""
     from matplotlib.patches import Ellipse
 
+    if len(extended(cell["spatial"])) < 2:  # the average itself can be drawn
+        draw_field(axis, cell["sta"], labelled=True)
+        return
     shown = _around_outline(cell)
     image = cell["spatial"].isel(shown)
-    y, x = image["y"].values, image["x"].values
-    edges = pixel_edges(y, x)
-    limit = float(np.abs(image).max()) or 1.0
-    axis.pcolormesh(edges[1], edges[0], image, cmap="RdBu_r", vmin=-limit, vmax=limit)
-    axis.set_aspect("equal")
-    axis.invert_yaxis()
+    draw_field(axis, image)
     axis.set(xticks=[], yticks=[])
     if shown:
-        axis.set(xticks=[x[0], x[-1]], yticks=[y[0], y[-1]])
+        axis.set(xticks=image["x"].values[[0, -1]], yticks=image["y"].values[[0, -1]])
         axis.tick_params(labelsize=6, length=2, pad=1)
     if np.isfinite(cell["sd_minor"]):
         axis.add_patch(
@@ -186,19 +187,18 @@ def _draw_map(axis: Any, cell: xr.Dataset) -> None:
 
 
 def _around_outline(cell: xr.Dataset) -> dict[str, slice]:
-    """4 standard deviations around the centre, at least 8 checks; empty if that is half of it."""
+    """4 standard deviations around the centre, at least 8 checks; empty on a small screen."""
     if not np.isfinite(cell["sd_minor"]):
         return {}
-    shown = {}
+    shown, large = {}, False
     for dim in ("y", "x"):
         place = cell[dim].values
         step = abs(place[-1] - place[0]) / (len(place) - 1)
         half = int(np.ceil(max(4 * float(cell["sd_major"]) / step, 8)))
         middle = int(np.abs(place - float(cell[f"centre_{dim}"])).argmin())
         shown[dim] = slice(max(0, middle - half), middle + half + 1)
-        if 4 * half >= len(place):
-            return {}
-    return shown
+        large |= 4 * half < len(place)
+    return shown if large else {}
 
 
 def _one_point(cell: xr.Dataset) -> xr.Dataset:

@@ -18,7 +18,8 @@ from retinakit.contracts import (
     points,
     sweep_dims,
 )
-from retinakit.spikes import morans_i, separate, sta
+from retinakit.report import draw_field
+from retinakit.spikes import morans_i, receptive_field, separate, sta
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -72,7 +73,8 @@ class STNMF(Analysis):
     the cosine of each true subunit with the closest module.
 
     Raises:
-        UserError: if the stimulus has channels, or a cell has fewer spikes than modules.
+        UserError: if the stimulus has channels, or a cell has fewer spikes than modules, or there
+            are more than two modules per check.
 
     Example:
         >>> from retinakit.testing import small_recording
@@ -90,7 +92,7 @@ class STNMF(Analysis):
         if "channel" in train["stimulus"].dims:
             raise UserError("the stimulus has channels; stnmf takes one without")
         results = [self._one_cell(train.isel(cell=[i])) for i in range(train.sizes["cell"])]
-        result: xr.Dataset = xr.concat(results, "cell")
+        result: xr.Dataset = xr.concat(results, "cell", join="outer")
         if "truth" in data.children and "subunit_weight" in data["truth"].to_dataset():
             truth = data["truth"].to_dataset()["subunit_weight"]
             if result.sizes["y"] == truth.sizes["y"] and result.sizes["x"] == truth.sizes["x"]:
@@ -104,6 +106,12 @@ class STNMF(Analysis):
             split = split.isel(_around_peak(average, c.crop))
             average = average.isel(_around_peak(average, c.crop))
         images = effective_images(split, separate(average)["temporal"].values)
+        checks = images[0].size if len(images) else c.modules
+        if c.modules > 2 * checks:
+            raise UserError(
+                f"modules is {c.modules}, and the field of {checks} checks allows at most "
+                f"{2 * checks}; make modules smaller"
+            )
         if len(images) < c.modules:
             raise UserError(
                 f"cell {split['cell'].item()} has {len(images)} spikes, fewer than the "
@@ -155,9 +163,7 @@ class STNMF(Analysis):
             row_axes[0].set_ylabel(label, rotation=0, ha="right", va="center")
             for index, axis in enumerate(row_axes):
                 axis.set(xticks=[], yticks=[], frame_on=False)
-                image = row["module_image"].values[index]
-                limit = float(np.nanmax(image)) or 1.0
-                axis.imshow(image, cmap="RdBu_r", vmin=-limit, vmax=limit)
+                draw_field(axis, row["module_image"][index])
                 weight = "bold" if bool(row["subunit"][index]) else "normal"
                 axis.set_title(
                     f"I = {float(row['morans_i'][index]):.2f}", fontsize=8, pad=2, fontweight=weight
@@ -278,11 +284,13 @@ SWEEPS = 3
 
 
 def _around_peak(average: xr.DataArray, crop: int) -> dict[str, slice]:
-    """Slices of y and x: the crop around the check of most power of an average (lag, y, x)."""
-    power = (average**2).sum("lag").values
+    """Slices of y and x: the crop around the peak of a receptive field (lag, y, x)."""
+    checks = {dim: np.arange(average.sizes[dim]) for dim in ("y", "x")}
+    field = receptive_field(average.assign_coords(checks))
     found = {}
-    for dim, at in zip(("y", "x"), np.unravel_index(power.argmax(), power.shape), strict=True):
-        first = min(max(int(at) - crop // 2, 0), max(average.sizes[dim] - crop, 0))
+    for dim in checks:
+        first = int(field[f"peak_{dim}"]) - crop // 2
+        first = min(max(first, 0), max(average.sizes[dim] - crop, 0))
         found[dim] = slice(first, first + crop)
     return found
 

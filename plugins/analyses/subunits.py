@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
 from retinakit.contracts import Analysis, Config, Model, UserError, cases, groups, points
+from retinakit.report import draw_field, in_time
 from retinakit.spikes import morans_i, space_and_time
 
 if TYPE_CHECKING:
@@ -108,17 +109,18 @@ class Subunits(Analysis):
         for axis in axes.flat:
             axis.set(xticks=[], yticks=[], frame_on=False)
         if truth is not None:
-            for axis, image in zip(axes[0], truth.values, strict=False):
-                _show(axis, image, np.abs(image).max())
+            for axis, image in zip(axes[0], truth, strict=False):
+                draw_field(axis, image)
             axes[0, 0].set_ylabel("true", rotation=0, ha="right", va="center")
         for row_axes, (label, row) in zip(axes[extra:], rows, strict=True):
             weighted = row["filter_image"] * row["strength"]  # weak filters are drawn pale
-            drawn = weighted.transpose("filter", "y", "x").values
+            drawn = in_time(weighted, row.get("temporal"))
+            limit = float(abs(drawn).max())
             for axis, index in zip(row_axes, _order(row), strict=False):
-                _show(axis, drawn[index], np.abs(drawn).max())
+                draw_field(axis, drawn.isel(filter=index), limit=limit)
                 if "best_match" in row:
                     axis.set_title(f"{float(row['best_match'][index]):.2f}", fontsize=8, pad=2)
-                else:
+                elif np.isfinite(row["morans_i"][index]):
                     axis.set_title(f"I = {float(row['morans_i'][index]):.2f}", fontsize=8, pad=2)
             row_axes[0].set_ylabel(label, rotation=0, ha="right", va="center")
         return figure
@@ -242,7 +244,3 @@ def _order(row: xr.Dataset) -> NDArray[Any]:
     labels = row["filter"].values.tolist()
     first = [labels.index(f) for f in row["matched_filter"].values if f >= 0 and f in labels]
     return np.array([*first, *[i for i in order if i not in first]])
-
-
-def _show(axis: Any, image: NDArray[Any], limit: float) -> None:
-    axis.imshow(image, cmap="RdBu_r", vmin=-(limit or 1.0), vmax=limit or 1.0)

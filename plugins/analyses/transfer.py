@@ -15,6 +15,7 @@ from retinakit.contracts import (
     UserError,
     full_history,
     groups,
+    mean_over_repeats,
     mean_response,
     sweep_dims,
 )
@@ -115,7 +116,8 @@ class Transfer(Analysis):
 
     def _column(self, family: dict[str, FittedModel], test: xr.Dataset) -> xr.Dataset:
         """Scores and rates of all models on the test of one cell."""
-        each = [member.model.predict(test).isel(cell=0) for member in family.values()]
+        models = [member.model for member in family.values()]
+        each = [mean_over_repeats(model.predict(test)).isel(cell=0) for model in models]
         predicted = xr.concat([one.drop_vars("cell") for one in each], "model_of").astype(float)
         predicted = predicted.assign_coords(model_of=list(family))
         lags = max(member.model.lags for member in family.values())

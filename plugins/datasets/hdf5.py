@@ -49,11 +49,13 @@ class HDF5Config(Config):
     stimulus_dims: list[str] | None = Field(
         None,
         description="Order of the stimulus's dimensions: frame, channel, y, x. By default frame, "
-        "y, x; in a MATLAB file y, x, frame if the last dimension is as long as the response.",
+        "y, x, or frame, x for an array of two dimensions (bars), or frame (a full field); in a "
+        "MATLAB file with frame last if the last dimension is as long as the response.",
     )
     response_dims: list[str] = Field(
         ["frame", "cell"],
-        description="Order of the response's dimensions: repeat, frame, cell.",
+        description="Order of the response's dimensions: repeat, frame, cell. An array of one "
+        "dimension is the response of one cell.",
     )
     response_units: str = Field("spikes per bin", description="Units of the response.")
     frame_rate: float = Field(30.0, gt=0, description="Frames per second.")
@@ -213,19 +215,24 @@ class HDF5(Dataset):
             UserError: if an array is missing, or the two do not fit together.
         """
         path = self.config.path
-        answers = self._ordered(find_array(path, response), response, response_dims, RESPONSE)
+        answers = find_array(path, response)
+        if len(answers.shape) == 1:
+            response_dims = ["frame"]
+        answers = self._ordered(answers, response, response_dims, RESPONSE)
         frames = answers.shape[-2]
         array = find_array(path, stimulus)
         dims = self.config.stimulus_dims
         if dims is None:
             dims = ["frame", "y", "x"]
-            if is_matlab(path) and array.shape[-1:] == (frames,):
+            if len(array.shape) < len(dims):
+                dims = ["frame", "x"][: len(array.shape)]
+            if is_matlab(path) and array.shape[-1:] == (frames,) and len(dims) > 1:
                 if array.shape[0] == frames:
                     raise UserError(
                         f"{path}: the first and the last dimension of '{stimulus}' are both as "
                         "long as the response; give the order in stimulus_dims"
                     )
-                dims = ["y", "x", "frame"]
+                dims = [*dims[1:], "frame"]
         shown = self._ordered(array, stimulus, dims, STIMULUS)
         if shown.shape[0] != frames:
             raise UserError(
@@ -238,7 +245,9 @@ class HDF5(Dataset):
     def _ordered(
         self, array: StoredArray, name: str, given: list[str], order: tuple[str, ...]
     ) -> StoredArray:
-        optional = {"channel", "repeat"}
+        optional = {"channel", "repeat", "y", "x"}
+        if len(array.shape) == 1:
+            optional |= {"cell"}
         if (
             len(array.shape) != len(given)
             or not set(order) - optional <= set(given) <= set(order)
@@ -248,7 +257,13 @@ class HDF5(Dataset):
                 f"{self.config.path}: '{name}' is of shape {array.shape} and its dimensions are "
                 f"given as {given}; give one of {list(order)} for each dimension"
             )
-        return array.transposed([given.index(dim) for dim in order if dim in given])
+        array = array.transposed([given.index(dim) for dim in order if dim in given])
+        # Bars and full fields have no y, or neither y nor x.
+        kept = [dim for dim in order if dim in given or dim not in ("channel", "repeat")]
+        for place, dim in enumerate(kept):
+            if dim not in given:
+                array = array.expanded(place)
+        return array
 
     def _movie(self, array: StoredArray) -> xr.Variable:
         """A stimulus as a variable: in memory if it is small, else lazy or as a dask array."""

@@ -5,6 +5,7 @@ noise, which differ between trials, each followed by the same 300 frames of froz
 stimulus has 200 x 150 checks (x by y) at 30 Hz.
 """
 
+import hashlib
 import json
 import logging
 import os
@@ -128,10 +129,7 @@ class Liu2017(Dataset):
                 )
             middle = None
         splits = self._running(noise, region, running[cells], cells, middle)
-        with h5py.File(self._root() / FROZEN_STIMULUS) as file:
-            movie = file["stim_frz"][region[0] : region[1], region[2] : region[3]].transpose(
-                2, 1, 0
-            )
+        movie = self._frozen_noise()[:, region[2] : region[3], region[0] : region[1]]
         splits["test"] = make_split(
             movie,
             frozen[cells].transpose(2, 1, 0),
@@ -175,6 +173,23 @@ class Liu2017(Dataset):
             )
         return running, frozen
 
+    def _frozen_noise(self) -> NDArray[np.int8]:
+        """The frozen noise (frame, y, x)."""
+        path = self._root() / FROZEN_STIMULUS
+        try:
+            with h5py.File(path) as file:
+                movie = np.asarray(file["stim_frz"])
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{path} cannot be read as the published file ({error}); download it again"
+            ) from None
+        if movie.shape != (WIDTH, HEIGHT, FROZEN):
+            raise UserError(
+                f"{path}: stim_frz is of shape {movie.shape}, and the published one is of "
+                f"{(WIDTH, HEIGHT, FROZEN)}; download the file again"
+            )
+        return movie.transpose(2, 1, 0)
+
     def _running(
         self,
         noise: NDArray[np.uint8],
@@ -211,7 +226,8 @@ class Liu2017(Dataset):
     ) -> tuple[float, float]:
         """Column and row of a receptive field in the training trials, from the cache if there."""
         every = self.config.validation_every
-        path = cache_folder() / f"liu2017-centres-{every}" / f"{cell}.json"
+        spikes = hashlib.sha256(counts.tobytes()).hexdigest()[:16]
+        path = cache_folder() / f"liu2017-centres-{every}" / f"{cell}-{spikes}.json"
         if path.exists():
             column, row = json.loads(path.read_text())
             return column, row

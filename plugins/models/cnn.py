@@ -12,7 +12,13 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, softplus
 
 from retinakit.contracts import Shown, UserError, as_response, first_frames
-from retinakit.layers import correlate, correlate_in_time, filter_over_lags, laplacian
+from retinakit.layers import (
+    correlate,
+    correlate_in_time,
+    filter_over_lags,
+    kernel_shape,
+    laplacian,
+)
 from retinakit.spikes import sta
 from retinakit.training import TorchConfig, TorchModel
 
@@ -28,7 +34,12 @@ class CNNConfig(TorchConfig):
     """
 
     filters: int = Field(4, ge=1, description="Number of filters in each convolution layer.")
-    kernel: int = Field(7, ge=1, description="Side of the first layer's filters, in checks.")
+    kernel: int = Field(
+        7,
+        ge=1,
+        description="Side of the first layer's filters, in checks; 1 where the "
+        "stimulus has one row or column.",
+    )
     stride: int = Field(1, ge=1, description="Stride of the first convolution, in checks.")
     layers: int = Field(1, ge=1, le=3, description="Number of convolution layers.")
     deeper_kernel: int = Field(
@@ -96,22 +107,26 @@ class CNNModule(nn.Module):
         self.stride = config.stride
         self.positive = config.dense_sign == "positive"
         self.separable = config.rank is not None
-        scale, filters, k = 0.05, config.filters, config.kernel
+        scale, filters = 0.05, config.filters
+        sides = kernel_shape(config.kernel, (height, width))
+        deeper_sides = kernel_shape(config.deeper_kernel, (height, width))
         if config.rank is None:
-            self.kernel = nn.Parameter(torch.randn(config.lags, filters, channels, k, k) * scale)
+            self.kernel = nn.Parameter(torch.randn(config.lags, filters, channels, *sides) * scale)
         else:
-            self.space = nn.Parameter(torch.randn(config.rank, filters, channels, k, k) * scale)
+            self.space = nn.Parameter(torch.randn(config.rank, filters, channels, *sides) * scale)
             self.course = nn.Parameter(torch.randn(config.lags, config.rank, filters) * scale)
         self.bias = nn.Parameter(torch.zeros(filters))
         self.deeper = nn.ParameterList()
         self.deeper_bias = nn.ParameterList()
-        height, width = (height - k) // self.stride + 1, (width - k) // self.stride + 1
+        height, width = (
+            (checks - side) // self.stride + 1
+            for checks, side in zip((height, width), sides, strict=True)
+        )
         for _ in range(config.layers - 1):
-            d = config.deeper_kernel
-            self.deeper.append(nn.Parameter(torch.randn(filters, filters, d, d) * scale))
+            self.deeper.append(nn.Parameter(torch.randn(filters, filters, *deeper_sides) * scale))
             self.deeper_bias.append(nn.Parameter(torch.zeros(filters)))
             if self.padding == "valid":
-                height, width = height - d + 1, width - d + 1
+                height, width = height - deeper_sides[0] + 1, width - deeper_sides[1] + 1
         self.map = (height, width)
         dense = torch.randn(cells, filters, height, width) * scale
         self.dense = nn.Parameter(dense.abs() if self.positive else dense)
@@ -237,7 +252,7 @@ class CNN(TorchModel):
         height, width = field.sizes["y"], field.sizes["x"]
         later = (c.layers - 1) * (c.deeper_kernel - 1) if c.deeper_padding == "valid" else 0
         needed = c.kernel + later * c.stride  # a position of the first map is `stride` checks
-        if min(height, width) < needed:
+        if any(1 < checks < needed for checks in (height, width)):
             raise UserError(
                 f"filters of {c.kernel} checks with stride {c.stride} in {c.layers} layers need a "
                 f"field of {needed} x {needed} checks or more and it has {height} x {width}; make "
@@ -276,20 +291,22 @@ class CNN(TorchModel):
                 patch = image * torch.exp(-distance / (2 * c.patch_size**2))
                 patch = patch * 2 / patch.norm() / scale
                 # A map position whose window has the patch near its middle.
+                sides = kernel_shape(c.kernel, (len(image), image.shape[1]))
                 top, left = (
-                    _place(at, size, c.kernel, c.stride)
-                    for at, size in zip((y, x), image.shape, strict=True)
+                    _place(at, size, side, c.stride)
+                    for at, size, side in zip((y, x), image.shape, sides, strict=True)
                 )
                 rows_, columns_ = (
-                    slice(p * c.stride, p * c.stride + c.kernel) for p in (top, left)
+                    slice(p * c.stride, p * c.stride + side)
+                    for p, side in zip((top, left), sides, strict=True)
                 )
                 module.add(index, course, patch[rows_, columns_])
                 if c.layers == 1:
                     module.dense[:, index, top, left] += 1
             if c.layers > 1:
                 for deeper in module.deeper:
-                    centre = deeper.shape[-1] // 2
-                    deeper[:, :, centre, centre] += torch.eye(c.filters)
+                    row, column = (side // 2 for side in deeper.shape[-2:])
+                    deeper[:, :, row, column] += torch.eye(c.filters)
                 # The output weights start as a mean over the maps: a sum would saturate the output.
                 module.dense.add_(1 / module.dense[0].numel())
             if module.log_a.requires_grad:
@@ -383,10 +400,9 @@ class CNN(TorchModel):
                 deeper.detach().numpy(),
             )
             parameters[f"kernel_bias_{layer}"] = ("filter", bias.detach().numpy())
-            size = deeper.shape[-1]
             parameters = parameters.assign_coords(
                 filter_in=filter_index,
-                deeper_y=np.arange(size),
-                deeper_x=np.arange(size),
+                deeper_y=np.arange(deeper.shape[-2]),
+                deeper_x=np.arange(deeper.shape[-1]),
             )
         return parameters.drop_vars([d for d in ("y", "x") if d in parameters.coords])

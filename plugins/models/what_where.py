@@ -20,6 +20,7 @@ from retinakit.layers import (
     Support,
     correlate_in_time,
     group_sparsity,
+    kernel_shape,
     roughness,
 )
 from retinakit.spikes import CELLS_AT_ONCE, STA_SMOOTHING, locations
@@ -51,7 +52,10 @@ class WhatWhereConfig(ImageModelConfig):
         description="Number of filters in each layer; those of the last layer are the features.",
     )
     kernels: list[int] = Field(
-        [5, 5, 5], min_length=1, description="Side of the filters in each layer, in checks."
+        [5, 5, 5],
+        min_length=1,
+        description="Side of the filters in each layer, in checks; 1 where the "
+        "stimulus has one row or column.",
     )
     padding: Literal["valid", "same"] = Field(
         "valid",
@@ -199,6 +203,12 @@ class WhatWhereConfig(ImageModelConfig):
             )
         return self
 
+    def lost(self, field: tuple[int, int]) -> tuple[int, int]:
+        """By how many checks the last map is smaller than the field (height and width)."""
+        sides = self.kernels if self.padding == "valid" else self.kernels[:1]
+        shapes = [kernel_shape(side, field) for side in sides]
+        return sum(y - 1 for y, _ in shapes), sum(x - 1 for _, x in shapes)
+
 
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
@@ -211,7 +221,7 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class ConvolutionLayers(nn.Module):
     """The convolution layers shared by all cells, from frames to feature maps."""
 
-    def __init__(self, config: WhatWhereConfig, channels: int):
+    def __init__(self, config: WhatWhereConfig, channels: int, field: tuple[int, int]):
         super().__init__()
         self.config = config
         self.kernel = nn.ParameterList()
@@ -219,7 +229,7 @@ class ConvolutionLayers(nn.Module):
         self.norm = nn.ModuleList()
         incoming = channels
         for layer, (filters, side) in enumerate(zip(config.filters, config.kernels, strict=True)):
-            shape = (filters, incoming, side, side)
+            shape = (filters, incoming, *kernel_shape(side, field))
             lags = (config.lags,) if layer == 0 else ()
             kernel = torch.randn(*lags, *shape)
             inputs = kernel.numel() / filters
@@ -272,10 +282,12 @@ class ConvolutionLayers(nn.Module):
 class WhatWhereModule(nn.Module):
     """Convolution layers shared by all cells, and a readout for each cell."""
 
-    def __init__(self, config: WhatWhereConfig, cells: int, channels: int, places: tuple[int, int]):
+    def __init__(self, config: WhatWhereConfig, cells: int, channels: int, field: tuple[int, int]):
         super().__init__()
         self.config = config
-        self.core = ConvolutionLayers(config, channels)
+        self.core = ConvolutionLayers(config, channels, field)
+        lost = config.lost(field)
+        places = (field[0] - lost[0], field[1] - lost[1])
         features = config.filters[-1]
         self.readout: SeparableReadout | FullReadout
         signs = {"positive_weight": config.positive_weight, "bias": config.bias}
@@ -378,20 +390,15 @@ class WhatWhere(TorchModel):
 
     def build(self, field: xr.Dataset) -> nn.Module:
         c = self.config
-        places = (field.sizes["y"] - self._lost, field.sizes["x"] - self._lost)
-        if min(places) < 1:
+        size = (field.sizes["y"], field.sizes["x"])
+        lost = c.lost(size)
+        if any(checks <= less for checks, less in zip(size, lost, strict=True)):
             raise UserError(
                 f"filters of {', '.join(map(str, c.kernels))} checks need a field larger than "
-                f"{self._lost} checks and it has {field.sizes['y']} x {field.sizes['x']}; set "
+                f"{max(lost)} checks and it has {size[0]} x {size[1]}; set "
                 "smaller kernels, or fewer layers with shorter lists of both filters and kernels"
             )
-        return WhatWhereModule(c, field.sizes["cell"], field.sizes.get("channel", 1), places)
-
-    @property
-    def _lost(self) -> int:
-        """Number of checks by which a side of the last map is smaller than the stimulus."""
-        sides = self.config.kernels if self.config.padding == "valid" else self.config.kernels[:1]
-        return sum(side - 1 for side in sides)
+        return WhatWhereModule(c, field.sizes["cell"], field.sizes.get("channel", 1), size)
 
     def initialise(self, module: nn.Module, recording: xr.DataTree) -> None:
         """Sets masks at the peaks of the spike-triggered averages, and biases from the means."""
@@ -411,8 +418,9 @@ class WhatWhere(TorchModel):
             with torch.no_grad():
                 readout.mask.abs_()
         if c.readout == "fixed" or c.mask_start == "sta":
-            margin = self._lost // 2
-            centres = locations(split, c.lags, c.sta_smoothing, (margin, margin)) - margin
+            lost = c.lost((split.sizes["y"], split.sizes["x"]))
+            margin = (lost[0] // 2, lost[1] // 2)
+            centres = locations(split, c.lags, c.sta_smoothing, margin) - np.array(margin)
             centres = np.minimum(centres, np.array(readout.places) - 1)
             places = torch.from_numpy(centres)
             if c.readout == "fixed":
@@ -531,9 +539,10 @@ class WhatWhere(TorchModel):
             "kernel_x": np.arange(first.shape[-1]),
             "feature": np.arange(c.filters[-1]),
         }
-        for axis, places in zip("yx", readout.places, strict=True):
+        lost = c.lost((self.field.sizes["y"], self.field.sizes["x"]))
+        for axis, places, less in zip("yx", readout.places, lost, strict=True):
             coords[f"map_{axis}"] = np.arange(places)
-            coords[f"centre_{axis}"] = (f"map_{axis}", np.arange(places) + self._lost / 2)
+            coords[f"centre_{axis}"] = (f"map_{axis}", np.arange(places) + less / 2)
         variables: dict[str, Any] = {"kernel": kernel.transpose("filter", "lag", ...)}
         incoming = "filter"
         for layer, weights in enumerate(deeper, start=2):
