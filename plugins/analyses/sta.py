@@ -187,19 +187,18 @@ def _draw_map(axis: Any, cell: xr.Dataset) -> None:
 
 
 def _around_outline(cell: xr.Dataset) -> dict[str, slice]:
-    """4 standard deviations around the centre, at least 8 checks; empty if that is half of it."""
+    """4 standard deviations around the centre, at least 8 checks; empty on a small screen."""
     if not np.isfinite(cell["sd_minor"]):
         return {}
-    shown = {}
+    shown, large = {}, False
     for dim in ("y", "x"):
         place = cell[dim].values
         step = abs(place[-1] - place[0]) / (len(place) - 1)
         half = int(np.ceil(max(4 * float(cell["sd_major"]) / step, 8)))
         middle = int(np.abs(place - float(cell[f"centre_{dim}"])).argmin())
         shown[dim] = slice(max(0, middle - half), middle + half + 1)
-        if 4 * half >= len(place):
-            return {}
-    return shown
+        large |= 4 * half < len(place)
+    return shown if large else {}
 
 
 def _one_point(cell: xr.Dataset) -> xr.Dataset:
