@@ -189,7 +189,7 @@ def _derivatives(design: NDArray[np.float32], slopes: tuple[Array, Array]) -> tu
 
 
 def _evidence(
-    hessian: Array, target: Array, priors: Priors, precision: Array, most: int = 100
+    hessian: Array, target: Array, priors: Priors, precision: Array, most: int = 20
 ) -> Array:
     """The precisions (group,) that maximise the evidence of a quadratic log-likelihood.
 
