@@ -137,7 +137,9 @@ class Model(Plugin, ABC):
             progress: is called during the fit.
 
         Returns:
-            The training curves, along the dimension `check` (one entry for each validation).
+            The training curves, along the dimension `check` (one entry for each validation). A text
+            variable `warning` is shown at the top of the report where it is not empty, after the
+            name of the model: "has not converged", for example.
 
         Raises:
             UserError: if the recording does not suit the model.
