@@ -116,6 +116,8 @@ def run(
             "reasons",
             file=sys.stderr,
         )
+    for warning in ended.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     for problem in ended.problems:
         print(problem, file=sys.stderr)
     return 1 if ended.lost or ended.problems else 0

@@ -1,24 +1,83 @@
 """Scores of predictions against a known rate, repeated trials, or single-trial spike counts.
 
 All functions take DataArrays with the dimension `frame` and reduce it; other dimensions (`cell`,
-sweeps) remain. Frames in which the prediction or the observation is NaN are excluded. Scores are
-not clipped to a range. A score that is not defined is NaN, and `reason` gives the reason.
+sweeps) remain. Scores are not clipped to a range.
+
+The scored frames are the same for every model. Frames in which the observation is NaN are excluded,
+and so are the first frames of each segment (coordinate `segment`) up to the first prediction, which
+have no full history. If any other prediction is NaN or infinite, the score is NaN. `reason` gives
+the reason why a score is NaN.
+
+The Poisson scores (likelihood, loss, deviance, bits) take a negative rate as 0. In a bin without
+spikes a negative rate is therefore as good as 0 and not better. In a bin with a spike a rate of 0
+or less has a likelihood of 0, so the log-likelihood and the bits are -inf, and loss and deviance
+are +inf.
 """
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
+from scipy.special import gammaln, xlogy
+
+from retinakit.contracts.recording import full_history, segments
 
 NOT_RECORDED = "the cell was not recorded"
 """The `reason` for a cell that was not recorded in the scored frames."""
 
+NOT_PREDICTED = "a prediction is NaN or infinite"
+"""The `reason` for a cell whose prediction is missing in a frame with a full history."""
+
+CONSTANT_PREDICTION = "the prediction is constant"
+"""The `reason` for a cell without a correlation because its prediction does not vary."""
+
+SPIKE_AT_ZERO_RATE = "a rate of 0 or less is predicted in a bin with a spike"
+"""The `reason` for Poisson scores that are infinite."""
+
 RATE_FLOOR = 1e-8
-"""Added to the rate in the logarithm of the Poisson loss, here and in training."""
+"""Added to the rate in the logarithm of the Poisson loss in training, which keeps it finite."""
+
+SMALLEST_POPULATION = 3
+"""Cells of a population correlation; that of two cells is always 1 or -1."""
+
+
+def checked(predicted: xr.DataArray, lags: int) -> xr.DataArray:
+    """A prediction in which missing values in frames with a full history are infinite.
+
+    Scores of a prediction that is NaN from the start of a segment cannot tell a missing value from
+    a frame without a full history. With the number of lags they can.
+
+    Args:
+        predicted: (frame, ...), with the coordinate `segment` if there are several.
+        lags: of the model.
+
+    Example:
+        >>> predicted = xr.DataArray([np.nan, np.nan, 0.5], dims="frame")
+        >>> checked(predicted, lags=2).values
+        array([nan, inf, 0.5])
+    """
+    frames = predicted.sizes["frame"]
+    segment = predicted["segment"] if "segment" in predicted.coords else np.zeros(frames, int)
+    full = xr.DataArray(full_history(segment, lags), dims="frame")
+    marked: xr.DataArray = predicted.where(predicted.notnull() | ~full, np.inf)
+    return marked.transpose(*predicted.dims)
+
+
+def _scored(predicted: xr.DataArray, observed: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
+    """Whether each bin is scored, and whether each cell lacks a prediction in such a bin."""
+    others = [dim for dim in predicted.dims if dim != "frame"]
+    missing = predicted.isnull().all(others).values
+    for part in segments(predicted):
+        missing[part] = np.logical_and.accumulate(missing[part])
+    scored = observed.notnull() & xr.DataArray(~missing, dims="frame")
+    over = [dim for dim in ("repeat", "frame") if dim in (scored & predicted.notnull()).dims]
+    return scored, (scored & ~np.isfinite(predicted)).any(over)
 
 
 def _pair(predicted: xr.DataArray, observed: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
-    both = predicted.notnull() & observed.notnull()
-    return predicted.where(both), observed.where(both)
+    """Both traces, NaN in the bins that are not scored and throughout for a missing prediction."""
+    scored, lacking = _scored(predicted, observed)
+    scored = scored & ~lacking
+    return predicted.where(scored), observed.where(scored)
 
 
 def correlation(predicted: xr.DataArray, observed: xr.DataArray) -> xr.DataArray:
@@ -66,6 +125,10 @@ def correlation_interval(
     """
     frames = predicted.notnull().any("cell").values
     both = [a.transpose("frame", "cell").isel(frame=frames) for a in _pair(predicted, observed)]
+    coords = {"cell": predicted["cell"].variable}
+    if not frames.any():
+        empty = xr.DataArray(np.full(predicted.sizes["cell"], np.nan), coords, ("cell",))
+        return empty, empty
     a, b = (_deviation(trace)[0].values for trace in both)
     known = np.isfinite(a)
     a, b = np.where(known, a, 0), np.where(known, b, 0)
@@ -80,10 +143,9 @@ def correlation_interval(
         drawn = random.integers(0, len(starts), -(-len(a) // length))
         n, *moments = of_block[:, drawn].sum(1)
         values.append(_correlation_of_moments(n, *moments))
-    missing = correlation(*both).isnull().values
+    missing = correlation(*both).isnull().values | np.isnan(values).all(0)
     drawn_values = np.where(missing, 0.0, np.array(values))
     low, high = np.nanpercentile(drawn_values, [2.5, 97.5], axis=0)
-    coords = {"cell": predicted["cell"].variable}
     low, high = (
         xr.DataArray(np.where(missing, np.nan, edge), coords, ("cell",)) for edge in (low, high)
     )
@@ -109,11 +171,11 @@ def reason(predicted: xr.DataArray, observed: xr.DataArray) -> xr.DataArray:
     """The reason why a score is not defined, as text.
 
     Args:
-        predicted: (frame, ...).
+        predicted: ([repeat,] frame, ...).
         observed: ([repeat,] frame, ...).
 
     Returns:
-        (...), "" where the score is defined.
+        (...), "" where the correlation is defined.
 
     Example:
         >>> dims = ("frame", "cell")
@@ -123,13 +185,17 @@ def reason(predicted: xr.DataArray, observed: xr.DataArray) -> xr.DataArray:
     """
     if "repeat" in observed.dims:
         observed = observed.mean("repeat")
+    if "repeat" in predicted.dims:
+        predicted = predicted.mean("repeat")
     recorded = observed.notnull().any("frame")
+    lacking = _scored(predicted, observed)[1]
     predicted, observed = _pair(predicted, observed)
     reasons = {
         NOT_RECORDED: ~recorded,
+        NOT_PREDICTED: lacking,
         "no response in a frame with a full history": observed.isnull().all("frame"),
         "the response is constant": ~_deviation(observed)[1],
-        "the prediction is constant": ~_deviation(predicted)[1],
+        CONSTANT_PREDICTION: ~_deviation(predicted)[1],
     }
     holds = [condition.broadcast_like(recorded).values for condition in reasons.values()]
     return recorded.copy(data=np.select(holds, list(reasons), ""))
@@ -152,7 +218,8 @@ def fraction_of_explained_variance(predicted: xr.DataArray, rate: xr.DataArray) 
         predicted, rate: (frame, ...), in the same units.
 
     Returns:
-        (...), at most 1, and negative for a prediction worse than the mean rate.
+        (...), at most 1, and negative for a prediction worse than the mean rate; NaN if the rate is
+        constant.
 
     Example:
         >>> rate = xr.DataArray([0.0, 1.0, 2.0, 1.0], dims="frame")
@@ -161,7 +228,53 @@ def fraction_of_explained_variance(predicted: xr.DataArray, rate: xr.DataArray) 
         [1.0, 0.0]
     """
     predicted, rate = _pair(predicted, rate)
-    return 1 - ((predicted - rate) ** 2).mean("frame") / rate.var("frame")
+    variance = rate.var("frame").where(_deviation(rate)[1])
+    return 1 - ((predicted - rate) ** 2).mean("frame") / variance
+
+
+def mean_squared_error(predicted: xr.DataArray, observed: xr.DataArray) -> xr.DataArray:
+    """Mean squared error over frames.
+
+    Args:
+        predicted, observed: (frame, ...), in the same units.
+
+    Returns:
+        (...), in squared units of the response.
+
+    Example:
+        >>> observed = xr.DataArray([0.0, 2.0], dims="frame")
+        >>> float(mean_squared_error(observed + 3, observed))
+        9.0
+    """
+    predicted, observed = _pair(predicted, observed)
+    return ((predicted - observed) ** 2).mean("frame")
+
+
+def population_correlation(predicted: xr.DataArray, observed: xr.DataArray) -> xr.DataArray:
+    """Pearson correlation over cells between the means over time of prediction and response.
+
+    It says whether the model predicts which cells respond more, whatever their time courses.
+
+    Args:
+        predicted, observed: (frame, cell, ...), in the same units.
+
+    Returns:
+        (...), NaN for fewer than three cells with responses, if either mean is the same for all
+        cells, or if a prediction is missing.
+
+    Example:
+        >>> rate = xr.DataArray([[0.0, 1.0, 4.0], [2.0, 1.0, 8.0]], dims=("frame", "cell"))
+        >>> float(population_correlation(rate[::-1], rate).round(6))
+        1.0
+    """
+    scored, lacking = _scored(predicted, observed)
+    means = [trace.where(scored).mean("frame") for trace in (predicted.where(~lacking), observed)]
+    first, second = (
+        mean.rename(cell="frame").drop_vars("frame", errors="ignore") for mean in means
+    )
+    # A missing prediction counts as infinite, so that its cell is not left out.
+    first = first.where(first.notnull() | second.isnull(), np.inf)
+    return correlation(first, second).where(second.count("frame") >= SMALLEST_POPULATION)
 
 
 def explainable_variance(response: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
@@ -205,7 +318,7 @@ def feve(predicted: xr.DataArray, response: xr.DataArray) -> xr.DataArray:
         >>> round(float(feve(response.mean("repeat"), response)), 3)  # with only two repeats
         1.214
     """
-    response = response.where(predicted.notnull())
+    predicted, response = _pair(predicted, response)
     explainable, noise = explainable_variance(response)
     mse = ((response - predicted) ** 2).mean(("repeat", "frame"))
     return 1 - (mse - noise) / explainable.where(explainable > 0)
@@ -229,75 +342,118 @@ def correlation_ceiling(response: xr.DataArray) -> xr.DataArray:
         >>> round(float(correlation_ceiling(same)), 6)  # responses without noise
         1.0
     """
+    total, power, repeats, _ = _repeats(response)
+    return _ceiling(total, power.sum("repeat"), repeats)
+
+
+def correlation_ceiling_error(response: xr.DataArray) -> xr.DataArray:
+    """The standard error of `correlation_ceiling`, by the jackknife over repeats.
+
+    SE² = (n - 1) / n Σ (CC_i - mean CC)², where CC_i is the ceiling without repeat i (Efron & Stein
+    1981). It estimates the spread over other draws of the repeats with the same stimulus, and is
+    on average somewhat larger.
+
+    Args:
+        response: as for `correlation_ceiling`.
+
+    Returns:
+        (...), NaN for fewer than three repeats or if a ceiling without a repeat is not defined.
+
+    Example:
+        >>> rate = np.random.default_rng(0).gamma(1.0, 1.0, 200)
+        >>> counts = np.random.default_rng(1).poisson(rate, (10, 200))
+        >>> response = xr.DataArray(counts, dims=("repeat", "frame"))
+        >>> 0.002 < float(correlation_ceiling_error(response)) < 0.01
+        True
+    """
+    total, power, repeats, kept = _repeats(response)
+    recorded = power.notnull()
+    without = _ceiling(total - kept.fillna(0), power.sum("repeat") - power, repeats - 1)
+    mean = without.where(recorded).sum("repeat") / repeats.where(repeats > 0)
+    squares = ((without - mean) ** 2).where(recorded, 0.0).sum("repeat", skipna=False)
+    return (squares * (repeats - 1) / repeats.where(repeats > 2)) ** 0.5
+
+
+def _repeats(
+    response: xr.DataArray,
+) -> tuple[xr.DataArray, xr.DataArray, xr.DataArray, xr.DataArray]:
+    """The sum over repeats, the variance of each, their number, and the responses that are used."""
     recorded = response.notnull().any("frame")
     repeats = recorded.sum("repeat")
     complete = (response.notnull() | ~recorded).all("repeat") & (repeats > 1)
     response = response.where(complete)
-    power_of_sum = response.sum("repeat").where(complete).var("frame", ddof=1)
-    sum_of_powers = response.var("frame", ddof=1).sum("repeat")
-    signal = (power_of_sum - sum_of_powers) / (repeats * (repeats - 1)).where(repeats > 1)
-    variance = response.mean("repeat").var("frame", ddof=1)
+    total = response.sum("repeat").where(complete)
+    return total, response.var("frame", ddof=1), repeats, response
+
+
+def _ceiling(total: xr.DataArray, powers: xr.DataArray, repeats: xr.DataArray) -> xr.DataArray:
+    """The ceiling from the sum of repeats, the sum of their variances, and their number."""
+    power = total.var("frame", ddof=1)
+    signal = (power - powers) / (repeats * (repeats - 1)).where(repeats > 1)
+    variance = power / (repeats**2).where(repeats > 1)
     return (signal / variance.where(variance > 0)).where(signal > 0) ** 0.5
+
+
+def poisson_log_likelihood(predicted: xr.DataArray, response: xr.DataArray) -> xr.DataArray:
+    """Mean Poisson log-likelihood per bin, y log p - p - log y!.
+
+    Args:
+        predicted: ([repeat,] frame, ...), p, expected spikes per bin; negative ones are taken as 0.
+        response: ([repeat,] frame, ...), y, spikes per bin.
+
+    Returns:
+        (...), in nats per bin; -inf if a rate is 0 or less in a bin with a spike.
+
+    Example:
+        >>> counts = xr.DataArray([0.0, 1.0], dims="frame")
+        >>> [float(poisson_log_likelihood(p, counts)) for p in (counts, 1 - counts)]
+        [-0.5, -inf]
+    """
+    terms, response = _poisson_terms(predicted, response)
+    return (terms - gammaln(response + 1)).mean(_bins(terms))
 
 
 def poisson_deviance(predicted: xr.DataArray, response: xr.DataArray) -> xr.DataArray:
     """Mean Poisson deviance per bin, 2 (y log(y / p) - y + p).
 
     Args:
-        predicted: (frame, ...), p, expected spikes per bin.
+        predicted: ([repeat,] frame, ...), p, expected spikes per bin; negative ones are taken as 0.
         response: ([repeat,] frame, ...), y, spikes per bin.
 
     Returns:
-        (...), 0 for a prediction equal to the response, and NaN if a prediction is negative.
+        (...), 0 for a prediction equal to the response; inf if a rate is 0 or less in a bin with a
+        spike.
 
     Example:
         >>> counts = xr.DataArray([1.0, 2.0, 3.0], dims="frame")
         >>> [round(float(poisson_deviance(p, counts)), 3) for p in (counts, counts + 1)]
         [0.0, 0.422]
     """
-    predicted, response = _pair(predicted, response)
-    positive = response > 0
-    ratio = _log(xr.where(positive, response, 1.0)) - _log(predicted.where(positive, 1.0))
-    terms = 2 * (xr.where(positive, response * ratio, 0.0) - response + predicted)
-    dims = [dim for dim in ("repeat", "frame") if dim in terms.dims]
-    mean = terms.where(response.notnull() & predicted.notnull()).mean(dims)
-    return mean.where(_is_rate(predicted))
+    terms, response = _poisson_terms(predicted, response)
+    saturated = xr.apply_ufunc(xlogy, response, response, dask="allowed") - response
+    return 2 * (saturated - terms).mean(_bins(terms))
 
 
 def poisson_loss(predicted: xr.DataArray, response: xr.DataArray) -> xr.DataArray:
-    """Mean Poisson loss per bin, p - y log(p + RATE_FLOOR), as minimised in training.
+    """Mean Poisson loss per bin, p - y log p.
 
-    This is the negative log-likelihood up to a term that depends on the response only.
+    This is the negative log-likelihood up to a term that depends on the response only. In training
+    it has `RATE_FLOOR` in the logarithm, which keeps it finite.
 
     Args:
-        predicted: (frame, ...), p, expected spikes per bin.
+        predicted: ([repeat,] frame, ...), p, expected spikes per bin; negative ones are taken as 0.
         response: ([repeat,] frame, ...), y, spikes per bin.
 
     Returns:
-        (...), in nats per bin, NaN if a prediction is negative.
+        (...), in nats per bin; inf if a rate is 0 or less in a bin with a spike.
 
     Example:
         >>> counts = xr.DataArray([1.0, 2.0], dims="frame")
         >>> round(float(poisson_loss(counts, counts)), 3)
         0.807
     """
-    predicted, response = _pair(predicted, response)
-    terms = predicted - response * _log(predicted + RATE_FLOOR)
-    mean = terms.mean([dim for dim in ("repeat", "frame") if dim in terms.dims])
-    return mean.where(_is_rate(predicted))
-
-
-def _is_rate(predicted: xr.DataArray) -> xr.DataArray:
-    """Whether no prediction is negative, so that it is the mean of a Poisson distribution."""
-    over = [dim for dim in ("repeat", "frame") if dim in predicted.dims]
-    return ~(predicted < 0).any(over)
-
-
-def _log(values: xr.DataArray) -> xr.DataArray:
-    """The logarithm, without a warning: -inf for 0 or less, NaN for NaN."""
-    with np.errstate(divide="ignore"):
-        logarithm: xr.DataArray = xr.ufuncs.log(values.clip(0))
-    return logarithm
+    terms, _ = _poisson_terms(predicted, response)
+    return -terms.mean(_bins(terms))
 
 
 def bits_per_spike(predicted: xr.DataArray, response: xr.DataArray) -> xr.DataArray:
@@ -306,23 +462,66 @@ def bits_per_spike(predicted: xr.DataArray, response: xr.DataArray) -> xr.DataAr
     (LL(predicted) - LL(mean response)) / (spikes · ln 2), over the same frames.
 
     Args:
-        predicted: (frame, ...), expected spikes per bin.
+        predicted: ([repeat,] frame, ...), expected spikes per bin; negative ones are taken as 0.
         response: ([repeat,] frame, ...), spikes per bin.
 
     Returns:
-        (...), NaN without spikes or if a prediction is negative.
+        (...), NaN without spikes; -inf if a rate is 0 or less in a bin with a spike.
 
     Example:
         >>> counts = xr.DataArray([0.0, 4.0], dims="frame")
-        >>> [float(bits_per_spike(p, counts)) for p in (counts, counts * 0 + 2)]
-        [1.0, 0.0]
+        >>> [float(bits_per_spike(p, counts)) for p in (counts, counts * 0 + 2, 4 - counts)]
+        [1.0, 0.0, -inf]
     """
-    response = response.where(predicted.notnull())
-    predicted = predicted.where(response.notnull())
-    dims = [dim for dim in ("repeat", "frame") if dim in response.dims]
-    spikes, bins = response.sum(dims), response.notnull().sum(dims)
-    constant = spikes / bins
-    likelihood = (response * _log(predicted.where(response != 0, 1.0)) - predicted).sum(dims)
-    null = spikes * np.log(constant.where(spikes > 0)) - spikes
-    gain = (likelihood - null) / (spikes.where(spikes > 0) * np.log(2))
-    return gain.where(_is_rate(predicted))
+    bits, spikes, _ = _bits_gained(predicted, response)
+    return bits / spikes.where(spikes > 0)
+
+
+def bits_per_second(
+    predicted: xr.DataArray, response: xr.DataArray, frame_interval: float
+) -> xr.DataArray:
+    """Gain in Poisson log-likelihood over a constant rate, in bits per second.
+
+    (LL(predicted) - LL(mean response)) / (bins · frame_interval · ln 2), over the same frames. It
+    is `bits_per_spike` times the firing rate, and it is defined without spikes too.
+
+    Args:
+        predicted: ([repeat,] frame, ...), expected spikes per bin; negative ones are taken as 0.
+        response: ([repeat,] frame, ...), spikes per bin.
+        frame_interval: the duration of a bin in seconds.
+
+    Returns:
+        (...), -inf if a rate is 0 or less in a bin with a spike.
+
+    Example:
+        >>> counts = xr.DataArray([0.0, 4.0], dims="frame")  # 4 spikes of 1 bit each in 0.5 s
+        >>> float(bits_per_second(counts, counts, frame_interval=0.25))
+        8.0
+    """
+    bits, _, bins = _bits_gained(predicted, response)
+    return bits / (bins.where(bins > 0) * frame_interval)
+
+
+def _bits_gained(
+    predicted: xr.DataArray, response: xr.DataArray
+) -> tuple[xr.DataArray, xr.DataArray, xr.DataArray]:
+    """The gain over the mean response in bits, the number of spikes, and the number of bins."""
+    terms, response = _poisson_terms(predicted, response)
+    over = _bins(terms)
+    spikes, bins = response.sum(over, min_count=1), response.notnull().sum(over)
+    constant = spikes / bins.where(bins > 0)
+    null = xr.apply_ufunc(xlogy, spikes, constant, dask="allowed") - spikes
+    return (terms.sum(over, min_count=1) - null) / np.log(2), spikes, bins
+
+
+def _poisson_terms(
+    predicted: xr.DataArray, response: xr.DataArray
+) -> tuple[xr.DataArray, xr.DataArray]:
+    """y log p - p of each scored bin, with negative rates taken as 0, and the responses y there."""
+    predicted, response = _pair(predicted.astype(float), response.astype(float))
+    rate = predicted.clip(0)
+    return xr.apply_ufunc(xlogy, response, rate, dask="allowed") - rate, response
+
+
+def _bins(terms: xr.DataArray) -> list[str]:
+    return [dim for dim in ("repeat", "frame") if dim in terms.dims]

@@ -11,7 +11,7 @@ from retinakit.testing import small_recording
 from retinakit_plugins.analyses.data_efficiency import DataEfficiency
 from retinakit_plugins.analyses.model_receptive_field import ModelReceptiveField
 from retinakit_plugins.analyses.raster import Raster
-from retinakit_plugins.analyses.score import NEGATIVE, Score
+from retinakit_plugins.analyses.score import Score
 from retinakit_plugins.models.ln import LN
 from retinakit_plugins.models.regression import Ridge
 
@@ -29,23 +29,30 @@ def linear(recording):
     return model
 
 
-@pytest.mark.parametrize(
-    "score", [scores.bits_per_spike, scores.poisson_deviance, scores.poisson_loss]
-)
-def test_a_negative_prediction_has_no_poisson_score(score):
-    counts = xr.DataArray([[1.0, 2.0], [3.0, 1.0]], dims=("frame", "cell"))
-    predicted = xr.DataArray([[-0.1, 2.0], [3.0, 1.0]], dims=("frame", "cell"))
-    assert np.isnan(score(predicted, counts)).values.tolist() == [True, False]
-
-
-def test_the_score_names_the_reason(linear, recording):
+def test_a_rate_of_0_or_less_with_a_spike_scores_minus_infinity_with_the_reason(linear, recording):
+    test = recording["test"].to_dataset()
+    spikes = test["response"].sum("repeat") > 0
+    impossible = ((linear.predict(test) <= 0) & spikes).any("frame").values
+    assert impossible.any()
     result = Score({"draws": 0}).run(linear, recording)
-    negative = (linear.predict(recording["test"]) < 0).any("frame").values
-    assert (result["reason"] == NEGATIVE).values.tolist() == negative.tolist()
-    assert np.isnan(result["bits_per_spike"]).values.tolist() == negative.tolist()
+    assert (result["reason"] == scores.SPIKE_AT_ZERO_RATE).values.tolist() == impossible.tolist()
+    assert np.isneginf(result["bits_per_spike"]).values.tolist() == impossible.tolist()
+    assert np.isposinf(result["deviance"]).values.tolist() == impossible.tolist()
+    assert (result["warning"].str.contains("rate of 0 or less")).values.tolist() == [True, True]
     assert result["correlation"].notnull().all()
-    tree = xr.DataTree.from_dict({"/ridge": result})
-    assert Score({}).plot(tree) and Score({}).caption(tree)
+
+
+def test_a_floor_of_the_rate_gives_finite_scores_and_is_named(linear, recording):
+    score = Score({"draws": 0, "rate_floor": 0.01})
+    result = score.run(linear, recording)
+    floored = linear.predict(recording["test"]).clip(0.01)
+    expected = scores.bits_per_spike(floored, recording["test"]["response"])
+    np.testing.assert_allclose(result["bits_per_spike"], expected)
+    assert np.isfinite(expected).all()
+    assert result["bits_per_spike"].attrs["rate_floor"] == 0.01
+    assert "below 0.01 spikes per bin count as 0.01" in score.caption(
+        xr.DataTree.from_dict({"/ridge": result})
+    )
 
 
 def test_a_negative_rate_gives_no_spikes(linear, recording):

@@ -331,6 +331,24 @@ def test_a_run_without_failures_says_so(run: Path) -> None:
     assert "All steps succeeded" in page and 'id="failures"' not in page
 
 
+def test_warnings_in_results_and_training_curves_stand_at_the_top(run: Path) -> None:
+    poor = xr.DataArray(
+        [["", ""], ["poor", "poor"]], {"filters": [1, 2], "cell": [3, 5]}, ("filters", "cell")
+    )
+    results = {"/cnn": xr.Dataset({"correlation": poor != "", "warning": poor})}
+    xr.DataTree.from_dict(results).to_netcdf(run / "analyses" / "score.nc", engine="h5netcdf")
+    curves = xr.Dataset({"warning": ("filters", ["", "is slow"])}, {"filters": [1, 2]})
+    fits = xr.DataTree.from_dict({"curves": curves})
+    fits.to_netcdf(run / "models" / "cnn.nc", engine="h5netcdf")
+    report = write_report(run, Installed(score=Score, broken=Broken))
+    warnings = ["cnn (filters 2) is slow", "score: cnn (filters 2, cell 3; filters 2, cell 5) poor"]
+    assert report.warnings == warnings
+    top = report.path.read_text(encoding="utf-8").partition("<svg")[0].partition("<main>")[2]
+    text = re.sub(r"\s+", " ", Elements(top).text)
+    assert "All steps ran, with 2 warnings" in text and "succeeded" not in text
+    assert all(f"{warning}." in text for warning in warnings)
+
+
 def test_every_cell_is_listed(run: Path) -> None:
     rows = Elements(section(draw(run), "score"))
     assert all(f"cell{i}" in rows.text for i in range(CELLS))

@@ -324,6 +324,17 @@ class ChangesData(GoodDerived):
     breaks: ClassVar[list[str]] = ["data_unchanged"]
 
 
+class WithoutFirstRow(GoodDerived):
+    """The rows after the first one are needed."""
+
+    def load(self, data: xr.DataTree) -> xr.DataTree:
+        if data["train"].sizes["y"] == 1:
+            raise ValueError("there is no second row")
+        return super().load(data)
+
+    breaks: ClassVar[list[str]] = ["bars_and_full_field"]
+
+
 # Models.
 
 
@@ -577,6 +588,20 @@ class SharesBetweenCells(GoodModel):
         return curves
 
     breaks: ClassVar[list[str]] = ["cells_independent"]
+
+
+class NeedsTwoRows(GoodModel):
+    def fit(self, recording: xr.DataTree, **kwargs: Any) -> xr.Dataset:
+        if recording["train"].sizes["y"] == 1:
+            raise UserError("the stimulus has one row")
+        return super().fit(recording, **kwargs)
+
+    breaks: ClassVar[list[str]] = ["bars_and_full_field"]
+
+
+class DeclaresTwoRows(NeedsTwoRows):
+    any_field = False
+    breaks: ClassVar[list[str]] = []
 
 
 class WithPupil(GoodModel):
@@ -894,6 +919,7 @@ class AsksForSpikes(GoodAnalysis):
         "plotted_after_sweep",
         "caption_given",
         "table_given",
+        "bars_and_full_field",
     ]
 
 
@@ -938,6 +964,15 @@ class WantsEveryCell(GoodAnalysis):
     breaks: ClassVar[list[str]] = ["unrecorded_cell"]
 
 
+class DrawsTwoRows(GoodAnalysis):
+    def run(self, data: xr.DataTree) -> xr.Dataset:
+        if data["train"].sizes["y"] == 1:
+            raise ValueError("not enough rows")
+        return super().run(data)
+
+    breaks: ClassVar[list[str]] = ["bars_and_full_field"]
+
+
 class ResultNotStored(GoodAnalysis):
     def run(self, data: xr.DataTree) -> xr.Dataset:
         return super().run(data).assign_attrs(kept=None)
@@ -955,14 +990,22 @@ class PlotsFromItself(GoodAnalysis):
         figure.subplots().plot(self.spikes)
         return figure
 
-    breaks: ClassVar[list[str]] = ["plotted_from_disk", "plotted_after_sweep"]
+    breaks: ClassVar[list[str]] = [
+        "plotted_from_disk",
+        "plotted_after_sweep",
+        "bars_and_full_field",
+    ]
 
 
 class PlotsAxes(GoodAnalysis):
     def plot(self, result: xr.DataTree) -> Any:
         return super().plot(result).axes[0]
 
-    breaks: ClassVar[list[str]] = ["plotted_from_disk", "plotted_after_sweep"]
+    breaks: ClassVar[list[str]] = [
+        "plotted_from_disk",
+        "plotted_after_sweep",
+        "bars_and_full_field",
+    ]
 
 
 class PlotsNoSweep(GoodAnalysis):
@@ -1002,7 +1045,8 @@ def test_a_dataset_that_keeps_the_contract_passes(
 
 
 @pytest.mark.parametrize(
-    "model", [SmallModel, GoodModel, WithPupil, WithSpikeHistory, Layered, Several]
+    "model",
+    [SmallModel, GoodModel, WithPupil, WithSpikeHistory, Layered, Several, DeclaresTwoRows],
 )
 def test_a_model_that_keeps_the_contract_passes(model: type[Model], inputs: Inputs) -> None:
     check_model(model, inputs(model))

@@ -70,7 +70,9 @@ class Analysis(Plugin, ABC):
     - `progress`: a `retinakit.contracts.Progress` to report progress to.
 
     The result of a cell that was not recorded is NaN, and a text variable `reason (cell)` gives
-    the reason (see `retinakit.scores.reason`).
+    the reason (see `retinakit.scores.reason`). A text variable `warning`, with any dimensions, is
+    shown at the top of the report where it is not empty, after the name of the model or dataset:
+    "predicts worse than a constant rate", for example.
 
     The pipeline combines the results of single runs into one DataTree with one group for each model
     or dataset, in which every sweep is a dimension.

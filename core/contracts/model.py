@@ -78,6 +78,10 @@ class Model(Plugin, ABC):
     extends: ClassVar[str] = ""
     """The option, such as `steps`, that can be raised to continue a finished fit; "" for none."""
 
+    any_field: ClassVar[bool] = True
+    """Whether `fit` accepts stimuli of one row, one column or one check, such as bars and full
+    fields. If it does not, a pipeline refuses them."""
+
     several: ClassVar[bool] = False
     """Whether `fit` accepts several recordings, as a mapping from their names."""
 
@@ -133,7 +137,9 @@ class Model(Plugin, ABC):
             progress: is called during the fit.
 
         Returns:
-            The training curves, along the dimension `check` (one entry for each validation).
+            The training curves, along the dimension `check` (one entry for each validation). A text
+            variable `warning` is shown at the top of the report where it is not empty, after the
+            name of the model: "has not converged", for example.
 
         Raises:
             UserError: if the recording does not suit the model.
@@ -264,6 +270,23 @@ class Model(Plugin, ABC):
         """
         if not hasattr(self, "field"):
             raise UserError(f"the {type(self).__name__} is not fitted; call fit or load first")
+
+    def check_field(self, recording: xr.DataTree) -> None:
+        """Checks that the model supports the field of a recording; a pipeline does before `fit`.
+
+        Args:
+            recording: see `retinakit.contracts.recording`.
+
+        Raises:
+            UserError: if the stimulus has one row or one column of checks and the model does not
+                have `any_field`.
+        """
+        height, width = (recording["train"].sizes[dim] for dim in ("y", "x"))
+        if min(height, width) == 1 and not self.any_field:
+            raise UserError(
+                f"a {type(self).__name__} needs a stimulus of several rows and columns and this "
+                f"one has {height} x {width} checks; choose another model"
+            )
 
     def prepare(self, split: Shown) -> xr.Dataset:
         """Converts the argument of `predict` to a split and checks it against the fitted recording.

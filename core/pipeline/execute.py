@@ -166,6 +166,8 @@ class Workbench:
             names = [name for name, _ in task.members["data"]]
             keys = task.inputs["data"]
             recording = {n: self.recording(key) for n, key in zip(names, keys, strict=True)}
+        for one in [recording] if "data" not in task.members else recording.values():
+            model.check_field(one)
         checkpoint = self.store.checkpoint(task.key)
         amount = getattr(model.config, model.extends) if task.extended else 0
         try:

@@ -85,11 +85,13 @@ class Run:
         folder: of the run.
         outcomes: of its tasks.
         problems: sentences on results that could not be joined or drawn.
+        warnings: sentences on results that are doubtful, such as those of a useless model.
     """
 
     folder: Path
     outcomes: list[Outcome]
     problems: list[str]
+    warnings: list[str]
 
     @property
     def lost(self) -> int:
@@ -170,10 +172,15 @@ def run_pipeline(
             problems = write_folder(
                 partial, graph, outcomes, store, started, time.monotonic() - begun
             )
-            problems += ended_early + _report(partial, registry)
-            run = Run(folder, list(outcomes.values()), problems)
+            troubles, warnings = _report(partial, registry)
+            problems += ended_early + troubles
+            run = Run(folder, list(outcomes.values()), problems, warnings)
             log.write(
-                "finished", seconds=time.monotonic() - begun, failed=run.lost, problems=problems
+                "finished",
+                seconds=time.monotonic() - begun,
+                failed=run.lost,
+                problems=problems,
+                warnings=warnings,
             )
             log.close()
             (partial / ALIVE).unlink(missing_ok=True)
@@ -199,20 +206,21 @@ def sweep_dead(parent: Path) -> None:
                 shutil.rmtree(partial, ignore_errors=True)
 
 
-def _report(folder: Path, registry: Registry) -> list[str]:
-    """Draws the report, and returns sentences on what could not be drawn.
+def _report(folder: Path, registry: Registry) -> tuple[list[str], list[str]]:
+    """Draws the report, and returns sentences on what could not be drawn, and the warnings.
 
     The arrays of the run are kept even if the report itself goes wrong.
     """
     from retinakit.report.page import write_report
 
     try:
-        return write_report(folder, registry).troubles
+        report = write_report(folder, registry)
+        return report.troubles, report.warnings
     except Exception as error:
         if isinstance(error, OSError):
             blame(error, folder)
         reason = describe(error)
-        return [f"the report could not be drawn ({reason}); `retina-run report` tries again"]
+        return [f"the report could not be drawn ({reason}); `retina-run report` tries again"], []
 
 
 def _new_folder(parent: Path, started: datetime) -> tuple[Path, Path]:

@@ -45,6 +45,8 @@ LISTED = 10
 """Largest number of recordings of a sweep that the page describes."""
 OPENED = 5
 """Largest number of files of a step whose arrays the page lists."""
+WARNED = 5
+"""Largest number of cells and points that a warning lists."""
 # The colour-blind safe palette of Okabe and Ito, without the pale yellow.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
 INK, FAINT = "#33332f", "#77776f"
@@ -66,10 +68,12 @@ class Report(NamedTuple):
     Attributes:
         path: path of the HTML page.
         troubles: a sentence for each part that could not be drawn, with the name of its step.
+        warnings: a sentence for each warning in the results (see `Analysis`).
     """
 
     path: Path
     troubles: list[str]
+    warnings: list[str]
 
 
 def write_report(folder: Path, registry: Registry) -> Report:
@@ -100,7 +104,7 @@ def write_report(folder: Path, registry: Registry) -> Report:
     source = folder / "provenance.json"
     try:
         run = json.loads(source.read_text(encoding="utf-8"))
-        page, troubles = _render(folder, run, registry)
+        page, troubles, warnings = _render(folder, run, registry)
     except (LookupError, TypeError, AttributeError, ValueError) as error:
         raise UserError(
             f"{source} does not describe a run ({describe(error)}); it may be damaged, so "
@@ -114,10 +118,12 @@ def write_report(folder: Path, registry: Registry) -> Report:
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
-    return Report(path, troubles)
+    return Report(path, troubles, [str(warning) for warning in warnings])
 
 
-def _render(folder: Path, run: Mapping[str, Any], registry: Registry) -> tuple[str, list[str]]:
+def _render(
+    folder: Path, run: Mapping[str, Any], registry: Registry
+) -> tuple[str, list[str], list["Warned"]]:
     steps = run["steps"]
     # The caller's matplotlib style does not affect the page and is restored afterwards.
     with style.context(["default", STYLE, {"font.family": _fonts()}]):
@@ -131,6 +137,7 @@ def _render(folder: Path, run: Mapping[str, Any], registry: Registry) -> tuple[s
         for number, path in enumerate(step["files"])
     ]
     tasks = [task for step in steps for task in step["tasks"]]
+    warnings = [warning for step in steps for warning in _warnings(folder, step)]
     resolved = folder / "resolved.yaml"
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -146,6 +153,7 @@ def _render(folder: Path, run: Mapping[str, Any], registry: Registry) -> tuple[s
         command=shlex.join(run["command"]),
         sections=by_kind,
         failures=_failures(steps),
+        warnings=warnings,
         lost=Counter(task["status"] for task in tasks if task["status"] not in DONE),
         graph=_graph(steps),
         tasks=tasks,
@@ -155,7 +163,7 @@ def _render(folder: Path, run: Mapping[str, Any], registry: Registry) -> tuple[s
         resolved=resolved.read_text("utf-8", "replace") if resolved.is_file() else "",
     )
     troubles = [f"{s['step']['name']}: {t.sentence}" for s in sections for t in s["troubles"]]
-    return page, troubles
+    return page, troubles, warnings
 
 
 @dataclass(frozen=True)
@@ -399,6 +407,48 @@ def _failures(steps: Sequence[Step]) -> list[dict[str, Any]]:
             failure = alike.setdefault(key, {**task, "step": step["name"], "labels": []})
             failure["labels"].append(task["label"])
     return sorted(alike.values(), key=lambda failure: failure["status"] == "skipped")
+
+
+@dataclass(frozen=True)
+class Warned:
+    """A warning in the result of a step, and the cells and points of the sweep that it concerns."""
+
+    step: str
+    about: str
+    text: str
+    where: list[str]
+
+    def __str__(self) -> str:
+        about = f": {self.about}" if self.about else ""
+        return f"{self.step}{about}{self.places} {self.text}"
+
+    @property
+    def places(self) -> str:
+        """The cells and points in parentheses, or ""."""
+        left = len(self.where) - WARNED
+        more = f"; and {left} more" if left > 0 else ""
+        return f" ({'; '.join(self.where[:WARNED])}{more})" if any(self.where) else ""
+
+
+def _warnings(folder: Path, step: Step) -> list[Warned]:
+    """The warnings in the results of an analysis or in the training curves of a model."""
+    path = next(iter(step["files"]), None)
+    if path is None or step["kind"] == "dataset":
+        return []
+    tree, _ = _attempt(read_netcdf, folder / path)  # what cannot be read is reported elsewhere
+    found: dict[tuple[str, str], list[str]] = {}
+    for node in tree.subtree if tree is not None else ():
+        group = node.to_dataset()
+        if "warning" not in group:
+            continue
+        values = group["warning"]
+        name = "" if step["kind"] == "model" else node.path.strip("/")
+        for place, text in np.ndenumerate(values.values):
+            if text:
+                at = dict(zip(values.dims, place, strict=True))
+                label = ", ".join(f"{dim} {values[dim].values[i]}" for dim, i in at.items())
+                found.setdefault((name, str(text)), []).append(label)
+    return [Warned(step["name"], name, text, where) for (name, text), where in found.items()]
 
 
 def _graph(steps: Sequence[Step]) -> dict[str, Any]:

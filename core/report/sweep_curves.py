@@ -79,7 +79,8 @@ def curves(
         repeated = [dim for dim in spread if dim in values.dims]
         number = values.notnull().sum(repeated)
         mean = values.sum(repeated) / number.where(number > 0)
-        squares = ((values - mean) ** 2).sum(repeated)
+        finite = mean.where(np.isfinite(mean))  # a mean of -inf has no deviation
+        squares = ((values - finite) ** 2).sum(repeated).where(finite.notnull())
         part = xr.Dataset(
             {
                 "mean": mean,
@@ -111,7 +112,9 @@ def chosen(
         result: a combined result of the pipeline.
         options: swept options; those that a model was not swept over are ignored for it.
         by: the variable whose mean over `cell` is compared; it should be one that is measured on
-            the validation frames.
+            the validation frames. A point at which a cell has no value that it has at others is
+            not chosen. Of points whose mean is infinitely bad, such as -inf bits per spike, the one
+            with the fewest such cells, and then with the best mean of the others, is chosen.
         largest: whether the largest value is the best; else the smallest.
 
     Returns:
@@ -151,10 +154,17 @@ def _chosen(
         raise UserError(
             f"the results of '{name}' have no '{by}'; {nearest(by, map(str, group.data_vars))}"
         )
-    value = group[by].mean("cell") if "cell" in group[by].dims else group[by]
-    stacked = (value if largest else -value).stack(candidate=dims)
+    value = (group[by] if largest else -group[by]).stack(candidate=dims)
+    cells = ["cell"] if "cell" in value.dims else []
+    # A cell of another recording has no value at any point.
+    lacking = (value.isnull() & value.notnull().any("candidate")).any(cells)
+    infinite = xr.DataArray(np.isneginf(value))
+    worst = infinite.sum(cells)
+    worst = worst.where(~lacking, np.inf)
+    fewest = worst == worst.min("candidate")
+    mean = value.where(~infinite).mean(cells)
     # A model whose values are all NaN gets its first point.
-    place = stacked.fillna(-np.inf).argmax("candidate")
+    place = mean.where(fewest).fillna(-np.inf).argmax("candidate")
     best = group.stack(candidate=dims).isel(candidate=place)
     best = (
         best.drop_vars("candidate")
@@ -191,7 +201,8 @@ def rows(model: str, numbers: xr.Dataset) -> "pd.DataFrame":
 def draw(axis: Any, drawn: xr.Dataset, over: str, **style: Any) -> None:
     """Draws the result of `curves`: means with error bars of one standard deviation.
 
-    A model that was not swept over the option is drawn as a horizontal line.
+    A model that was not swept over the option is drawn as a horizontal line. Infinite means are
+    drawn as triangles at the lower (-inf) or upper (inf) edge of the panel.
 
     Args:
         axis: a matplotlib Axes.
@@ -218,10 +229,14 @@ def draw(axis: Any, drawn: xr.Dataset, over: str, **style: Any) -> None:
     for index, label in enumerate(drawn["curve"].values):
         curve, marker, level = drawn.isel(curve=index), *marks(index)
         common = {"color": f"C{index}", "label": str(label)}
-        if not curve["swept"]:
+        for edge, sign, symbol in ((0.03, -1, "v"), (0.97, 1, "^")):
+            lost = curve[over].values[curve["mean"].values == sign * np.inf]
+            place = axis.get_xaxis_transform()
+            axis.plot(lost, [edge] * len(lost), symbol, color=f"C{index}", ms=6, transform=place)
+        curve = curve.isel({over: np.flatnonzero(np.isfinite(curve["mean"]))})
+        if not curve["swept"] and curve.sizes[over]:
             axis.axhline(float(curve["mean"][0]), ls=level, **common)
             continue
-        curve = curve.isel({over: np.flatnonzero(curve["mean"].notnull())})
         look = {"marker": marker, "ms": 4, "capsize": 2.5} | common | style
         axis.errorbar(curve[over], curve["mean"], curve["deviation"].fillna(0), **look)
 

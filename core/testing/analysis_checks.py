@@ -18,6 +18,7 @@ from retinakit.testing.case import Case, demand, instance_of, run_checks
 from retinakit.testing.comparisons import difference_of, labelled, through_netcdf, tree_of
 from retinakit.testing.model_case import hide
 from retinakit.testing.plugin_checks import PLUGIN_CHECKS
+from retinakit.testing.small_fields import refitted, small_fields
 from retinakit.testing.small_inputs import SmallModel, small_recording
 
 RUN_PARAMETERS = ("data", "model", "recordings", "models", "results", "progress")
@@ -280,6 +281,31 @@ def table_given(case: AnalysisCase) -> None:
         )
 
 
+def bars_and_full_field(case: AnalysisCase) -> None:
+    """Stimuli of one row and of one check are analysed and drawn, or refused with a UserError.
+
+    The models are fitted to them, except those without `any_field`.
+    """
+    wanted = {"data", "recordings", "model", "models"} & set(case.wanted)
+    for field, recording in small_fields(case.recording).items() if wanted else ():
+        models: dict[str, Model] = {}
+        for name, model in case.models.items() if {"model", "models"} & wanted else ():
+            if model.any_field:
+                recording, models[name] = refitted(model, case.recording, field)
+        if {"model", "models"} & wanted and not models:
+            return
+        small = AnalysisCase(case.plugin, recording, models, case.results)
+        try:
+            _draw(case.fresh(), small.combined)
+        except UserError:
+            continue
+        except Exception as error:
+            raise AssertionError(
+                f"with a stimulus of {field}, it raised {type(error).__name__} ({error}); raise a "
+                "UserError if such stimuli cannot be analysed"
+            ) from error
+
+
 ANALYSIS_CHECKS: tuple[Callable[[Any], None], ...] = (
     *PLUGIN_CHECKS,
     run_parameters,
@@ -292,4 +318,5 @@ ANALYSIS_CHECKS: tuple[Callable[[Any], None], ...] = (
     plotted_after_sweep,
     caption_given,
     table_given,
+    bars_and_full_field,
 )

@@ -11,11 +11,13 @@ import numpy as np
 import xarray as xr
 
 from retinakit.contracts.dataset import Dataset
+from retinakit.contracts.errors import UserError
 from retinakit.contracts.recording import SPIKES_PER_BIN, SPLITS, segments, validate
 from retinakit.registry.find import Entry
 from retinakit.testing.case import Case, demand, instance_of, run_checks
 from retinakit.testing.comparisons import difference_of, labelled, through_netcdf
 from retinakit.testing.plugin_checks import PLUGIN_CHECKS
+from retinakit.testing.small_fields import small_fields
 from retinakit.testing.small_inputs import small_recording
 
 
@@ -149,6 +151,22 @@ def data_unchanged(case: DatasetCase) -> None:
     demand(difference is None, f"load() changed the recording it was given: {difference}")
 
 
+def bars_and_full_field(case: DatasetCase) -> None:
+    """A dataset derived from another one accepts bars and full fields, or raises a UserError."""
+    if not case.made_from_data:
+        return
+    for field, data in small_fields(case.data).items():
+        try:
+            validate(case.load(data))
+        except UserError:
+            continue
+        except Exception as error:
+            raise AssertionError(
+                f"with a stimulus of {field}, it raised {type(error).__name__} ({error}); raise a "
+                "UserError if such stimuli are not supported"
+            ) from error
+
+
 DATASET_CHECKS: tuple[Callable[[Any], None], ...] = (
     *PLUGIN_CHECKS,
     recording_valid,
@@ -158,4 +176,5 @@ DATASET_CHECKS: tuple[Callable[[Any], None], ...] = (
     recording_stored,
     files_listed,
     data_unchanged,
+    bars_and_full_field,
 )

@@ -28,6 +28,7 @@ from retinakit.testing.model_case import (
 )
 from retinakit.testing.plugin_checks import PLUGIN_CHECKS
 from retinakit.testing.several_checks import SEVERAL_CHECKS
+from retinakit.testing.small_fields import small_fields
 from retinakit.testing.small_inputs import small_recording
 
 
@@ -39,7 +40,7 @@ def check_model(
 ) -> None:
     """Checks that a model satisfies its contract.
 
-    The model is fitted about five times, and more often if it accepts several recordings.
+    The model is fitted about seven times, and more often if it accepts several recordings.
 
     Args:
         model: a class or an entry of the registry, which are checked with their `quick` options, or
@@ -420,6 +421,23 @@ def interrupted_fit(case: ModelCase) -> None:
         )
 
 
+def bars_and_full_field(case: ModelCase) -> None:
+    """A model with `any_field` can be fitted to a stimulus of one row and to one of one check."""
+    if not case.plugin.any_field:
+        return
+    for field, recording in small_fields(case.recording).items():
+        try:
+            prediction = case.fit(recording).predict(recording["test"].to_dataset())
+        except Exception as error:
+            raise AssertionError(
+                f"with a stimulus of {field}, it raised {type(error).__name__} ({error}); set the "
+                "attribute any_field to False if the model does not support such stimuli"
+            ) from error
+        demand(
+            np.isfinite(prediction).any(), f"with a stimulus of {field}, no prediction is finite"
+        )
+
+
 MODEL_CHECKS: tuple[Callable[[Any], None], ...] = (
     *PLUGIN_CHECKS,
     curves_labelled,
@@ -447,4 +465,5 @@ MODEL_CHECKS: tuple[Callable[[Any], None], ...] = (
     interrupted_fit,
     *LAYER_CHECKS,
     *SEVERAL_CHECKS,
+    bars_and_full_field,
 )

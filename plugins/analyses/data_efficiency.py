@@ -12,6 +12,7 @@ from retinakit.contracts import (
     Analysis,
     Config,
     Model,
+    full_history,
     groups,
     mean_over_repeats,
     mean_response,
@@ -83,7 +84,10 @@ class DataEfficiency(Analysis):
         train, validation, test = (
             data[name].to_dataset() for name in ("train", "validation", "test")
         )
-        fitted, predicted = model.predict(train), mean_over_repeats(model.predict(test))
+        fitted, held_out = (
+            metrics.checked(model.predict(split), model.lags) for split in (train, validation)
+        )
+        predicted = metrics.checked(mean_over_repeats(model.predict(test)), model.lags)
         response = mean_response(test).astype(float)
         counted = train["response"].astype(float).where(fitted.notnull())
         result = xr.Dataset(
@@ -91,7 +95,7 @@ class DataEfficiency(Analysis):
                 "correlation": metrics.correlation(predicted, response),
                 "train_loss": metrics.poisson_loss(fitted, counted),
                 "validation_loss": metrics.poisson_loss(
-                    model.predict(validation), validation["response"].astype(float)
+                    held_out, validation["response"].astype(float)
                 ),
                 "frames": train.sizes["frame"],
                 "spikes": counted.sum([dim for dim in counted.dims if dim != "cell"]),
@@ -100,7 +104,7 @@ class DataEfficiency(Analysis):
         reason = metrics.reason(predicted, response)
         if (reason != "").any():
             result["reason"] = reason
-        known = np.flatnonzero(predicted.notnull().all("cell"))
+        known = np.flatnonzero(full_history(test["segment"], model.lags))
         shown = known[min(self.config.start, len(known) - 1) :][: self.config.frames]
         rates = {"data": response, "model": predicted}
         if "rate" in test:

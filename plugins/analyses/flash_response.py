@@ -13,6 +13,7 @@ from retinakit.contracts import (
     Config,
     Model,
     UserError,
+    full_history,
     groups,
     mean_over_repeats,
     points,
@@ -20,7 +21,13 @@ from retinakit.contracts import (
     sweep_dims,
 )
 from retinakit.report import pixel_edges
-from retinakit.scores import NOT_RECORDED, correlation, correlation_ceiling
+from retinakit.scores import (
+    NOT_PREDICTED,
+    NOT_RECORDED,
+    checked,
+    correlation,
+    correlation_ceiling,
+)
 from retinakit.simulation import poisson_spikes
 from retinakit.spikes import ELLIPSE, analytic_noise, receptive_field, sta
 
@@ -91,7 +98,7 @@ class FlashResponse(Analysis):
         c, test = self.config, data["test"].to_dataset()
         frames, after = self._frames(test)
         predicted = mean_over_repeats(model.predict(test)).values[frames]
-        known = np.isfinite(predicted).all((0, 2))
+        known = full_history(test["segment"], model.lags)[frames].all(0)
         if not known.any():
             raise UserError(
                 f"the model needs {model.lags} frames of history, and no segment of the test has "
@@ -133,11 +140,14 @@ class FlashResponse(Analysis):
             for name in ("silent_data", "silent_both"):
                 result[name] = result[name].where(~lost)
             result["reason"] = xr.where(lost, NOT_RECORDED, "")
-        # The scores compare along `frame`, and here along images.
+        # The scores compare along `frame`, and here along images. No prediction may be missing.
         over_images = {"image": "frame"}
         result["correlation"] = correlation(
-            result["count_model"].rename(over_images), result["count_data"].rename(over_images)
+            checked(result["count_model"].rename(over_images), lags=1),
+            result["count_data"].rename(over_images),
         )
+        if (lacking := result["count_model"].isnull().any("image") & ~lost).any():
+            result["reason"] = xr.where(lacking, NOT_PREDICTED, xr.where(lost, NOT_RECORDED, ""))
         result["ceiling"] = correlation_ceiling(
             xr.DataArray(counts, {"cell": test["cell"]}, ("repeat", "frame", "cell"))
         )

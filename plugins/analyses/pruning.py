@@ -11,7 +11,7 @@ from pydantic import Field
 from scipy.stats import norm
 
 from retinakit.contracts import Analysis, Config, Model, UserError, groups, mean_response, points
-from retinakit.scores import correlation
+from retinakit.scores import CONSTANT_PREDICTION, checked, correlation, reason
 from retinakit.spikes import morans_i, morans_i_z, space_and_time
 
 if TYPE_CHECKING:
@@ -95,7 +95,8 @@ class Pruning(Analysis):
         @cache
         def score(kept: frozenset[int]) -> xr.DataArray:
             left_out = sorted(set(range(filters)) - kept)
-            return _correlations(model.without(layer, left_out).predict(test), test)
+            pruned = checked(model.without(layer, left_out).predict(test), model.lags)
+            return _correlations(pruned, test)
 
         def curve(order: NDArray[Any]) -> xr.DataArray:
             scores = [score(frozenset(order[:n].tolist())) for n in range(filters + 1)]
@@ -136,7 +137,7 @@ class Pruning(Analysis):
             mean, spread = numbers["random"].values.ravel(), numbers["sd"].values.ravel()
             effective.plot(full, pruned, "o", color=color, label=name)
             random.errorbar(full, mean, spread, fmt="o", color=color, capsize=2, lw=1)
-            low = min(low, np.nanmin(pruned), np.nanmin(mean - spread))
+            low = min(low, *(np.nanmin(v, initial=0) for v in (pruned, mean - spread)))
             for values, style, label in (
                 (group["correlation"], "-", f"{name}, by Moran's I"),
                 (group["correlation_random"], "--", f"{name}, at random"),
@@ -202,7 +203,9 @@ def _correlations(predicted: xr.DataArray, test: xr.Dataset) -> xr.DataArray:
     if "rate" in test:
         known["rate"] = test["rate"]
     scores = [
-        correlation(predicted, observed).fillna(0).where(observed.notnull().any("frame"))
+        correlation(predicted, observed).where(
+            reason(predicted, observed) != CONSTANT_PREDICTION, 0
+        )
         for observed in known.values()
     ]
     joined: xr.DataArray = xr.concat(scores, "against").assign_coords(against=list(known))

@@ -12,13 +12,14 @@ from retinakit.contracts import (
     Analysis,
     Config,
     Model,
+    full_history,
     groups,
     mean_over_repeats,
     mean_response,
     sweep_dims,
 )
 from retinakit.report import to_hertz
-from retinakit.scores import correlation, reason
+from retinakit.scores import checked, correlation, reason
 from retinakit.simulation import poisson_spikes
 
 if TYPE_CHECKING:
@@ -63,9 +64,11 @@ class Raster(Analysis):
     def run(self, model: Model, data: xr.DataTree) -> xr.Dataset:
         c, test = self.config, data["test"].to_dataset()
         predicted = mean_over_repeats(model.predict(test))
-        known = np.flatnonzero(predicted.notnull().all("cell"))
+        known = np.flatnonzero(full_history(test["segment"], model.lags))
         shown = known[min(c.start, len(known) - 1) :][: c.frames]
         test, predicted = test.isel(frame=shown), predicted.isel(frame=shown)
+        # All these frames have a full history, so that no prediction may be missing.
+        compared = (checked(predicted, lags=1), mean_response(test).astype(float))
         response = test["response"]
         if "repeat" not in response.dims:
             response = response.expand_dims("repeat")
@@ -75,10 +78,10 @@ class Raster(Analysis):
                 "data": response.isel(repeat=slice(0, trials)).rename(repeat="trial"),
                 "rate_data": mean_response(test).astype(float),
                 "rate_model": predicted,
-                "correlation": correlation(predicted, mean_response(test).astype(float)),
+                "correlation": correlation(*compared),
             }
         )
-        why = reason(predicted, mean_response(test).astype(float))
+        why = reason(*compared)
         if (why != "").any():
             result["reason"] = why
         if response.attrs["units"] == SPIKES_PER_BIN and not (response < 0).any():

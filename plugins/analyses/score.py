@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pandas as pd
 import xarray as xr
+from numpy.typing import NDArray
 from pydantic import Field
 
 from retinakit import scores as metrics
@@ -27,15 +28,24 @@ LABELS = {
     "correlation_rate": "correlation with the true rate",
     "correlation": "correlation with the response",
     "ceiling": "noise ceiling",
+    "ceiling_error": "standard error of the noise ceiling",
     "normalised_correlation": "correlation / ceiling",
+    "population_correlation": "correlation of the mean responses over cells",
     "feve": "FEVE",
     "fev": "FEV",
     "bits_per_spike": "bits per spike",
+    "bits_per_second": "bits per second",
     "mse_validation": "mean squared error on the validation frames",
 }
+POISSON = ("deviance", "bits_per_spike", "bits_per_second", "bits_per_spike_validation")
 
+WORSE = "predicts the validation frames worse than a constant rate, the cell's mean in training"
+IMPOSSIBLE = (
+    "predicts a rate of 0 or less in a bin with a spike, which scores -inf bits per spike; the "
+    "option rate_floor gives a finite score"
+)
+MISSING = f"has no score, because {metrics.NOT_PREDICTED}"
 
-NEGATIVE = "a prediction is negative, so the Poisson scores are not defined"
 ROOM = 36
 """Largest number of letters of all model names together that are written horizontally."""
 
@@ -52,29 +62,45 @@ class ScoreConfig(Config):
     block: int = Field(
         10, ge=1, description="Block length of the bootstrap, in frames that are drawn together."
     )
+    rate_floor: float | None = Field(
+        None,
+        gt=0,
+        description="Lower bound of the predicted rates in the Poisson scores, in spikes per bin, "
+        "for models that predict rates of 0 or less; null: none, and a rate of 0 or less in a bin "
+        "with a spike scores -inf.",
+    )
 
 
 class Score(Analysis):
     """Prediction scores of each cell on the test frames, which were not used for fitting.
 
-    Frames without a full history are left out. All scores have the dimension `cell`
+    Frames without a full history are left out. Scores have the dimension `cell`
     (`retinakit.scores` has the equations).
 
     - Of the mean response over repeats: `correlation`; `correlation_low` and `correlation_high`,
       its 95 % interval by a bootstrap over blocks of frames; with repeats, the noise `ceiling` of
-      the correlation, `normalised_correlation` = correlation / ceiling (Schoppe et al. 2016),
-      `explainable`, the fraction of the variance that is explainable, and `feve`, the fraction of
-      the explainable variance that is explained (not clipped).
+      the correlation and its standard error `ceiling_error` by the jackknife over repeats,
+      `normalised_correlation` = correlation / ceiling (Schoppe et al. 2016), `explainable`, the
+      fraction of the variance that is explainable, and `feve`, the fraction of the explainable
+      variance that is explained (not clipped).
     - Of the true rate, where it is known: `correlation_rate` and `fev`, the fraction of its
       variance that is explained.
     - Of the responses in single bins, unless some are negative: the Poisson `deviance` per bin,
-      `bits_per_spike` over a constant rate, and `bits_per_spike_validation` on the validation
-      frames.
+      `bits_per_spike` and `bits_per_second` over a constant rate, and `bits_per_spike_validation`
+      on the validation frames. A negative rate is taken as 0, and a rate of 0 or less in a bin with
+      a spike scores -inf (the deviance inf), unless the option `rate_floor` sets a lower bound,
+      which is then an attribute of these scores.
     - `mse_validation`, the mean squared error on the validation frames, by which fits are chosen.
     - Of the recording, with repeats: `reliability`, the correlation between odd and even repeats,
       and `stability`, the correlation between the first and the last third of the repeats.
+    - Of three cells or more together, without the dimension `cell`: `population_correlation`, the
+      correlation over cells between the means over time of prediction and response.
 
-    A score that cannot be computed is NaN, and `reason (cell)` says why.
+    A score that cannot be computed is NaN, and `reason (cell)` says why. It also says why Poisson
+    scores are -inf. The report shows `warning (cell)` at its top: for these cells, for missing
+    predictions, and for a model that is worse on the validation frames than a constant, the mean
+    response in training, by the Poisson likelihood or, if some responses are negative, by the mean
+    squared error.
 
     Example:
         >>> from retinakit.testing import SmallModel, small_recording
@@ -90,60 +116,71 @@ class Score(Analysis):
 
     def run(self, model: Model, data: xr.DataTree) -> xr.Dataset:
         test, validation = data["test"].to_dataset(), data["validation"].to_dataset()
-        each = model.predict(test)  # of each repeat, for a model with spike history
-        predicted = mean_over_repeats(each)
-        response = test["response"].astype(float).where(predicted.notnull())
+        each = metrics.checked(model.predict(test), model.lags)
+        predicted = _of_mean_response(each, test)
         mean = mean_response(test).astype(float)
-        chosen = model.predict(validation)
-        error = (mean_over_repeats(chosen) - mean_response(validation).astype(float)) ** 2
+        response = test["response"].astype(float).where(predicted.notnull())
+        held_out = validation["response"].astype(float)
+        chosen = metrics.checked(model.predict(validation), model.lags)
+        validated = (
+            _of_mean_response(chosen, validation),
+            mean_response(validation).astype(float),
+        )
         scores: dict[str, Any] = {
             "correlation": metrics.correlation(predicted, mean),
-            "mse_validation": error.mean("frame"),
+            "mse_validation": metrics.mean_squared_error(*validated),
         }
-        held_out = validation["response"].astype(float)
-        if not ((response < 0).any() or (held_out < 0).any()):
-            over = [dim for dim in response.dims if dim != "cell"]
+        counted = not ((response < 0).any() or (held_out < 0).any())
+        if counted:
+            floor = self.config.rate_floor
+            rate, held_rate = (p if floor is None else p.clip(floor) for p in (each, chosen))
+            interval = test.attrs["frame_interval"]
             scores |= {
-                "deviance": metrics.poisson_deviance(each, response),
-                "bits_per_spike": metrics.bits_per_spike(each, response),
-                "bits_per_spike_validation": metrics.bits_per_spike(chosen, held_out),
-                "spikes": response.sum(over, min_count=1),
+                "deviance": metrics.poisson_deviance(rate, response),
+                "bits_per_spike": metrics.bits_per_spike(rate, response),
+                "bits_per_second": metrics.bits_per_second(rate, response, interval),
+                "bits_per_spike_validation": metrics.bits_per_spike(held_rate, held_out),
+                "spikes": response.sum(_bins(response), min_count=1),
             }
         if "repeat" in response.dims and response.sizes["repeat"] > 1:
-            known = predicted.notnull().any("cell").values
-            scored = response.isel(frame=known)
-            explainable, noise = metrics.explainable_variance(scored)
-            scores["explainable"] = explainable / (explainable + noise)
-            scores["feve"] = metrics.feve(predicted.isel(frame=known), scored)
-            scores["ceiling"] = metrics.correlation_ceiling(scored)
+            scores |= _with_repeats(predicted, response)
             scores["normalised_correlation"] = scores["correlation"] / scores["ceiling"]
-            scores["reliability"] = metrics.correlation(
-                scored.isel(repeat=slice(0, None, 2)).mean("repeat"),
-                scored.isel(repeat=slice(1, None, 2)).mean("repeat"),
-            )
-            third = scored.sizes["repeat"] // 3
-            if third:
-                scores["stability"] = metrics.correlation(
-                    scored.isel(repeat=slice(0, third)).mean("repeat"),
-                    scored.isel(repeat=slice(-third, None)).mean("repeat"),
-                )
         if "rate" in test:
             scores["correlation_rate"] = metrics.correlation(predicted, test["rate"])
             scores["fev"] = metrics.fraction_of_explained_variance(predicted, test["rate"])
+        if predicted.sizes["cell"] >= metrics.SMALLEST_POPULATION:
+            scores["population_correlation"] = metrics.population_correlation(predicted, mean)
         if self.config.draws:
             options = (self.config.draws, self.config.block, self.seed)
             low, high = metrics.correlation_interval(predicted, mean, *options)
             scores |= {"correlation_low": low, "correlation_high": high}
         reason = metrics.reason(predicted, mean)
-        if "bits_per_spike" in scores:
-            negative = (reason == "") & (predicted.where(mean.notnull()) < 0).any("frame")
-            reason = xr.where(negative, NEGATIVE, reason)
-        if (reason != "").any():
-            scores["reason"] = reason
+        compared = (held_rate, held_out) if counted else validated
+        loss = metrics.poisson_loss if counted else metrics.mean_squared_error
+        both = (reason, metrics.reason(*validated))
+        warnings = {
+            MISSING: (both[0] == metrics.NOT_PREDICTED) | (both[1] == metrics.NOT_PREDICTED)
+        }
+        if counted:
+            in_test = scores["bits_per_spike"] == -np.inf
+            in_validation = scores["bits_per_spike_validation"] == -np.inf
+            warnings[IMPOSSIBLE] = in_test | in_validation
+            why = xr.where(in_test, metrics.SPIKE_AT_ZERO_RATE, SPIKE_IN_VALIDATION)
+            reason = xr.where((reason == "") & warnings[IMPOSSIBLE], why, reason)
+        train = data["train"].to_dataset()["response"]
+        constant = xr.where(compared[0].notnull(), train.mean(_bins(train)), np.nan)
+        warnings[WORSE] = loss(*compared) > loss(constant, compared[1])
+        warning = reason.copy(data=np.select(list(warnings.values()), list(warnings), ""))
+        for name, text in {"reason": reason, "warning": warning}.items():
+            if (text != "").any():
+                scores[name] = text
         result = xr.Dataset(scores).drop_vars(["time", "segment", "frame"], errors="ignore")
         for name, label in LABELS.items():
             if name in result:
                 result[name].attrs["long_name"] = label
+        if counted and self.config.rate_floor is not None:
+            for name in POISSON:
+                result[name].attrs["rate_floor"] = self.config.rate_floor
         return result
 
     def plot(self, result: xr.DataTree) -> "Figure":
@@ -157,6 +194,8 @@ class Score(Analysis):
             for index, (model, group) in enumerate(by_model.items()):
                 _draw(ax, index, model, group[name], swept)
             ax.set_ylabel(LABELS[name])
+            if any(np.isneginf(group[name]).any() for group in by_model.values()):
+                ax.set_title("▼ -inf", fontsize=9, loc="right")
             if swept:
                 axes = [group[swept].values for group in by_model.values() if swept in group.dims]
                 number_axis(ax, swept, np.unique(np.concatenate(axes)))
@@ -171,24 +210,28 @@ class Score(Analysis):
 
     def caption(self, result: xr.DataTree) -> str:
         by_model = groups(result)
-        name = _headline(by_model)
+        first, second = _headline(by_model), _second(by_model)
         parts = []
-        for model, group in by_model.items():
-            values = group[name]
-            best = f", {float(values.max()):.3f} at best" if values.size > 1 else ""
-            parts.append(f"{model} {float(values.mean()):.3f}{best}")
+        for name in (first, second):
+            numbers = "; ".join(f"{m} {_summary(name, g[name])}" for m, g in by_model.items())
+            parts.append(f"{LABELS[name]} ({numbers})")
+        centre = "means, of bits per spike medians" if second == "bits_per_spike" else "means"
+        floor = self.config.rate_floor
+        bound = f"below {floor:g} spikes per bin count as {floor:g}" if floor else ""
         return (
-            f"Scores on the test frames: {LABELS[name]} ({'; '.join(parts)}), and "
-            f"{LABELS[_second(by_model)]}. Each dot is a cell or a fit, and lines or bars are "
-            "means."
+            f"Scores on the test frames: {', and '.join(parts)}. Each dot is a cell or a fit, and "
+            f"lines or bars are {centre}."
+            + f" In the Poisson scores, predicted rates {bound}."
+            * bool(bound)
         )
 
     def table(self, result: xr.DataTree) -> pd.DataFrame:
         order = [
-            *("correlation", "ceiling", "normalised_correlation", "correlation_rate", "fev"),
-            *("feve", "bits_per_spike", "bits_per_spike_validation", "correlation_low"),
-            *("correlation_high", "explainable", "deviance", "reliability", "stability", "spikes"),
-            *("mse_validation", "reason"),
+            *("correlation", "ceiling", "ceiling_error", "normalised_correlation"),
+            *("correlation_rate", "fev", "feve", "bits_per_spike", "bits_per_second"),
+            *("bits_per_spike_validation", "correlation_low", "correlation_high", "explainable"),
+            *("deviance", "reliability", "stability", "spikes", "mse_validation"),
+            *("population_correlation", "reason"),
         ]
         frames = []
         for model, group in groups(result).items():
@@ -197,11 +240,74 @@ class Score(Analysis):
             frame.insert(0, "model", model)
             # Cells that belong to other points of the sweep have neither scores nor a reason.
             frame = frame.replace({"reason": ""}, np.nan) if "reason" in frame else frame
-            frames.append(frame.dropna(how="all", subset=columns))
+            of_cells = [name for name in columns if "cell" in group[name].dims]
+            frames.append(frame.dropna(how="all", subset=of_cells))
         table = pd.concat(frames, ignore_index=True)
         if "reason" in table:
             table["reason"] = table["reason"].fillna("")
         return table[[*points(result), *[name for name in order if name in table]]]
+
+
+SPIKE_IN_VALIDATION = f"{metrics.SPIKE_AT_ZERO_RATE} of the validation frames"
+
+
+def _with_repeats(predicted: xr.DataArray, response: xr.DataArray) -> dict[str, xr.DataArray]:
+    """The scores that need repeats, from the frames with a full history."""
+    known = predicted.notnull().any("cell").values
+    scored = response.isel(frame=known)
+    explainable, noise = metrics.explainable_variance(scored)
+    total = explainable + noise
+
+    def agreement(first: slice, second: slice) -> xr.DataArray:
+        one, other = (scored.isel(repeat=part).mean("repeat") for part in (first, second))
+        return metrics.correlation(one, other.where(one.notnull()))
+
+    scores = {
+        "explainable": explainable / total.where(total > 0),
+        "feve": metrics.feve(predicted.isel(frame=known), scored),
+        "ceiling": metrics.correlation_ceiling(scored),
+        "ceiling_error": metrics.correlation_ceiling_error(scored),
+        "reliability": agreement(slice(0, None, 2), slice(1, None, 2)),
+    }
+    third = scored.sizes["repeat"] // 3
+    if third:
+        scores["stability"] = agreement(slice(0, third), slice(-third, None))
+    return scores
+
+
+def _of_mean_response(each: xr.DataArray, split: xr.Dataset) -> xr.DataArray:
+    """The prediction of the mean response, from the repeats in which the response is known.
+
+    A model with spike history predicts each repeat.
+    """
+    if "repeat" in each.dims:
+        each = each.where(split["response"].notnull())
+    return mean_over_repeats(each)
+
+
+def _bins(response: xr.DataArray) -> list[str]:
+    return [str(dim) for dim in response.dims if dim != "cell"]
+
+
+def _summary(name: str, values: xr.DataArray) -> str:
+    """The mean, for bits per spike the median too, and the numbers of cells of -inf and at best."""
+    flat = values.values.ravel()
+    known = flat[~np.isnan(flat)]
+    if len(known) == 0:
+        return "none"
+    text = f"{known.mean():.3f}"
+    if name == "bits_per_spike" and len(known) > 1:
+        text = f"median {_median(known):.3f}, mean {text}"
+    if infinite := np.isneginf(known).sum():
+        text += f", -inf in {infinite} of {len(known)}"
+    return text + (f", {known.max():.3f} at best" if len(known) > 1 else "")
+
+
+def _median(values: NDArray[Any]) -> float:
+    """The median, which may be -inf; that of two middle values is their mean."""
+    ordered = np.sort(values[~np.isnan(values)])
+    middle = ordered[[(len(ordered) - 1) // 2, len(ordered) // 2]] if len(ordered) else [np.nan]
+    return float(np.mean(middle))
 
 
 def _headline(by_model: dict[str, xr.Dataset]) -> str:
@@ -226,27 +332,47 @@ def _numeric_sweep(by_model: dict[str, xr.Dataset]) -> str | None:
 
 
 def _draw(ax: Any, index: int, model: str, values: xr.DataArray, swept: str | None) -> None:
-    """Draws one model's scores against the swept option, as a horizontal line, or as a bar."""
+    """Draws one model's scores against the swept option, as a horizontal line, or as a bar.
+
+    Scores of -inf are triangles at the lower edge of the panel.
+    """
     color, (marker, level) = f"C{index}", marks(index)
+    centre = _median if values.name == "bits_per_spike" else _mean
     if swept and swept in values.dims:
         flat = values.transpose(swept, ...).values.reshape(values.sizes[swept], -1)
         x = values[swept].values
-        ax.plot(x, flat, marker, ms=4, color=color, alpha=0.6)
-        ax.plot(
-            x,
-            values.mean([d for d in values.dims if d != swept]),
-            marker=marker,
-            ms=4,
-            color=color,
-            label=model,
-        )
+        ax.plot(x, _finite(flat), marker, ms=4, color=color, alpha=0.6)
+        _mark_infinite(ax, np.repeat(x, flat.shape[1]), flat.ravel(), color)
+        line = _finite(np.array([centre(row) for row in flat]))
+        ax.plot(x, line, marker=marker, ms=4, color=color, label=model)
         return
     each = values.values.ravel()
-    mean = float(values.mean())
+    middle = centre(each)
     if swept:
-        ax.axhline(mean, color=color, ls=level, label=model)
+        ax.axhline(float(_finite(middle)), color=color, ls=level, label=model)
+        if np.isneginf(middle):
+            ax.plot(0.02, 0.03, "v", ms=6, color=color, transform=ax.transAxes)
         return
-    ax.bar(index, mean, width=0.6, color=color, alpha=0.35)
+    ax.bar(index, np.nan_to_num(_finite(middle)), width=0.6, color=color, alpha=0.35)
     half = 0.2 if len(each) > 1 else 0.0
-    spread = np.linspace(-half, half, len(each))
-    ax.plot(index + spread, each, "o", ms=4, color=color)
+    spread = index + np.linspace(-half, half, len(each))
+    ax.plot(spread, _finite(each), "o", ms=4, color=color)
+    _mark_infinite(ax, spread, each, color)
+
+
+def _mean(values: NDArray[Any]) -> float:
+    """The mean of the values that are not NaN."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else np.nan
+
+
+def _finite(values: Any) -> Any:
+    """Values with NaN, which is not drawn, in the place of infinite ones."""
+    return np.where(np.isfinite(values), values, np.nan)
+
+
+def _mark_infinite(ax: Any, x: NDArray[Any], values: NDArray[Any], color: str) -> None:
+    """Draws triangles at the lower edge of the panel for scores of -inf."""
+    lost = x[np.isneginf(values)]
+    place = ax.get_xaxis_transform()
+    ax.plot(lost, np.full(len(lost), 0.03), "v", ms=6, color=color, transform=place)

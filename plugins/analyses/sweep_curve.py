@@ -146,7 +146,14 @@ class SweepCurve(Analysis):
         number = int(table["number"].max())
         what = f"mean ± standard deviation of {number}" if number > 1 else "one value per point"
         level = "" if table["swept"].all() else " Dashed: models that were not swept over it."
-        return f"Scores against {table.attrs['over']}: {what}.{level}{self._reached(table)}"
+        floor = self.config.floor
+        clipped = "" if floor is None else f" Scores below {floor:g} count as {floor:g}."
+        infinite = int(np.isinf(table["mean"]).sum())
+        edge = f" Triangles at the edge: {infinite} infinite means." if infinite else ""
+        return (
+            f"Scores against {table.attrs['over']}: {what}.{level}{clipped}{edge}"
+            f"{self._reached(table)}"
+        )
 
     def _reached(self, table: xr.Dataset) -> str:
         if "reached" not in table:

@@ -13,13 +13,14 @@ from retinakit.contracts import (
     Config,
     FittedModel,
     UserError,
+    full_history,
     groups,
     mean_over_repeats,
     mean_response,
     sweep_dims,
 )
 from retinakit.report import to_hertz
-from retinakit.scores import correlation, correlation_ceiling, reason
+from retinakit.scores import checked, correlation, correlation_ceiling, reason
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -119,7 +120,10 @@ class Transfer(Analysis):
         each = [mean_over_repeats(model.predict(test)).isel(cell=0) for model in models]
         predicted = xr.concat([one.drop_vars("cell") for one in each], "model_of").astype(float)
         predicted = predicted.assign_coords(model_of=list(family))
-        known = predicted.notnull().all("model_of").values
+        lags = max(member.model.lags for member in family.values())
+        known = full_history(test["segment"], lags)
+        # A missing prediction is infinite, which gives the score NaN with its reason.
+        predicted = checked(predicted, lags)
         predicted, test = predicted.isel(frame=known), test.isel(frame=known)
         mean = mean_response(test).astype(float)
         column = {

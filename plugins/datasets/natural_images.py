@@ -50,8 +50,9 @@ class NaturalImages(Dataset):
     `test_response` of the dataset `hdf5` instead.
 
     Raises:
-        UserError: if the recording has no simulated cells or was filtered in time, the blank is
-            shorter than the cells' filters, or an image is larger than a photograph.
+        UserError: if the recording has no simulated cells, was filtered in time or has a stimulus
+            of one row or column, the blank is shorter than the cells' filters, or an image is
+            larger than a photograph.
 
     Example:
         >>> from retinakit.testing import small_recording
@@ -79,6 +80,11 @@ class NaturalImages(Dataset):
                 "as test_stimulus"
             )
         train, truth = data["train"].to_dataset(), data["truth"].to_dataset()
+        if min(train.sizes["y"], train.sizes["x"]) == 1:
+            raise UserError(
+                f"photographs have two dimensions, and the stimulus has {train.sizes['y']} x "
+                f"{train.sizes['x']} checks; use a stimulus of several rows and columns"
+            )
         interval = float(train.attrs["frame_interval"])
         flash, blank = (max(1, round(seconds / interval)) for seconds in (c.flash, c.blank))
         needed = truth.sizes["lag"] - 1

@@ -38,6 +38,7 @@ class ExampleSharedCore(TorchModel):
     Config = ExampleSharedCoreConfig
     quick: ClassVar[dict[str, Any]] = TorchModel.quick | {"filters": 2, "kernel": 3}
     shared: ClassVar[tuple[str, ...]] = ("core",)
+    any_field: ClassVar[bool] = False  # filters have several rows and columns
 
     def build(self, field: xr.Dataset) -> nn.Module:
         return SharedModule(self.config.filters, self.config.kernel, field.sizes)
