@@ -79,6 +79,16 @@ SHAPES = {
 }
 
 
+    def test_the_threshold_grows_with_the_tails_of_the_noise(self):
+        movie = field([4, 8, 2, 1.5, 0.3], size=(10, 14))
+        noise = of_unit_variance(movie)
+        found = [
+            float(receptive_field(movie, noise.assign(kurtosis=noise["kurtosis"] + k))["threshold"])
+            for k in (0, 1e-12, 1e-6, 1e-4, 1.1e-4, 1e-2, 1)
+        ]
+        assert found == sorted(found) and found[4] < 1.01 * found[0] < found[6] / 1.3
+
+
 class TestShapes:
     @pytest.mark.parametrize("name", SHAPES)
     def test_the_outline_is_that_of_the_field(self, name):

@@ -281,7 +281,7 @@ def _bennett(normal: float, kurtosis: float) -> float:
     """The z of noise with an excess kurtosis that is as probable as `normal` in normal noise."""
     from scipy.optimize import brentq
 
-    if not kurtosis > 0:
+    if not kurtosis > 1e-4:  # below, the equation loses its digits
         return normal
     b, exponent = kurtosis**0.5, normal**2 / 2
     # Bernstein's inequality is the weaker one, so its solution is an upper limit.
