@@ -65,6 +65,15 @@ class TestWholeScreen:
         assert not bool(found["found"]) and np.isnan(found["sd_major"])
         assert 5.5 < float(found["threshold"]) < 6 and "below" in found["reason"].item()
 
+    def test_the_threshold_grows_with_the_tails_of_the_noise(self):
+        movie = field([4, 8, 2, 1.5, 0.3], size=(10, 14))
+        noise = of_unit_variance(movie)
+        found = [
+            float(receptive_field(movie, noise.assign(kurtosis=noise["kurtosis"] + k))["threshold"])
+            for k in (0, 1e-12, 1e-6, 1e-4, 1.1e-4, 1e-2, 1)
+        ]
+        assert found == sorted(found) and found[4] < 1.01 * found[0] < found[6] / 1.3
+
 
 SHAPES = {
     "few checks": {"shape": [20, 40, 0.7, 0.7, 0], "peak": 15},
@@ -77,16 +86,6 @@ SHAPES = {
     "10 x 14": {"shape": [4, 8, 2, 1.5, 0.3], "size": (10, 14)},
     "8 x 8": {"shape": [3, 4, 1.2, 1.2, 0], "size": (8, 8)},
 }
-
-
-    def test_the_threshold_grows_with_the_tails_of_the_noise(self):
-        movie = field([4, 8, 2, 1.5, 0.3], size=(10, 14))
-        noise = of_unit_variance(movie)
-        found = [
-            float(receptive_field(movie, noise.assign(kurtosis=noise["kurtosis"] + k))["threshold"])
-            for k in (0, 1e-12, 1e-6, 1e-4, 1.1e-4, 1e-2, 1)
-        ]
-        assert found == sorted(found) and found[4] < 1.01 * found[0] < found[6] / 1.3
 
 
 class TestShapes:
