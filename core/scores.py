@@ -197,8 +197,8 @@ def reason(predicted: xr.DataArray, observed: xr.DataArray) -> xr.DataArray:
         "the response is constant": ~_deviation(observed)[1],
         CONSTANT_PREDICTION: ~_deviation(predicted)[1],
     }
-    holds = [condition.broadcast_like(recorded).values for condition in reasons.values()]
-    return recorded.copy(data=np.select(holds, list(reasons), ""))
+    holds = xr.broadcast(*reasons.values())
+    return holds[0].copy(data=np.select([one.values for one in holds], list(reasons), ""))
 
 
 def _deviation(trace: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:

@@ -112,6 +112,27 @@ def test_transfer_to_a_lost_cell_has_no_score(recording):
     assert np.isfinite(result["mean_self"]).all()
 
 
+def test_transfer_of_a_model_with_a_missing_prediction_has_no_mean(recording):
+    class Holed(Positive):
+        def respond(self, split):
+            rate = super().respond(split)
+            rate[-3] = np.nan
+            return rate
+
+    members = []
+    for cell, kind in enumerate((Positive, Positive, Holed)):
+        one = recording.map_over_datasets(lambda d: d.isel(cell=[0]) if "cell" in d.dims else d)
+        model = kind()
+        model.fit(one)
+        members.append(Member(cell, model, one))
+    result = Transfer({"frames": 20}).run(members[:2])
+    assert np.isfinite(result["mean_transfer"]).all() and (result["reason"] == "").all()
+    result = Transfer({"frames": 20}).run(members)
+    assert result["correlation"].isnull().sum("data_of").values.tolist() == [[0, 0, 3]]
+    assert (result["reason"] == scores.NOT_PREDICTED).all()
+    assert result["mean_transfer"].isnull().all() and result["mean_self"].isnull().all()
+
+
 class Member(FittedModel):
     """A member of a family that needs no store."""
 

@@ -113,14 +113,13 @@ def receptive_field(
 
     Returns:
         For each field: `temporal (..., lag)` with unit norm and `spatial (..., y, x)` in the units
-        of the field, which is positive at its largest absolute value in the window;
-        `separability (...)`, the fraction of the field's power in the window that is in their
-        product; `deviation (...)`, the standard deviation of the noise; `peak_z (...)` with
-        `peak_lag`, `peak_y` and `peak_x (...)`, its lag and place, and `peak_width (...)`, the
-        width of the smoothing in checks; the `threshold (...)` of |z|; `found (...)`, whether |z|
-        is above it; the variables of `fit_ellipse`, NaN if no receptive field was found or no
-        Gaussian could be fitted; and `reason (...)`, why there is no outline, empty if there is
-        one.
+        of the field, which is positive at the peak; `separability (...)`, the fraction of the
+        field's power in the window that is in their product; `deviation (...)`, the standard
+        deviation of the noise; `peak_z (...)` with `peak_lag`, `peak_y` and `peak_x (...)`, its lag
+        and place, and `peak_width (...)`, the width of the smoothing in checks; the
+        `threshold (...)` of |z|; `found (...)`, whether |z| is above it; the variables of
+        `fit_ellipse`, NaN if no receptive field was found or no Gaussian could be fitted; and
+        `reason (...)`, why there is no outline, empty if there is one.
 
     Example:
         >>> import numpy as np
@@ -196,10 +195,10 @@ def _receptive_field(
     part = field[window]
     blurred = gaussian_filter(part, peak.width, axes=(1, 2)) if peak.width else part
     temporal = np.linalg.svd(blurred.reshape(len(part), -1), full_matrices=False)[0][:, 0]
+    if temporal @ blurred[:, peak.y - window[1].start, peak.x - window[2].start] < 0:
+        temporal = -temporal
     spatial = np.tensordot(temporal, field, 1)
     inside = spatial[window[1:]]
-    if inside.flat[np.abs(inside).argmax()] < 0:
-        temporal, spatial = -temporal, -spatial
     power = (part**2).sum()
     threshold = peak.threshold if false_positive < 1 else 0.0
     found = bool(peak.z > threshold)
@@ -282,7 +281,7 @@ def _bennett(normal: float, kurtosis: float) -> float:
     """The z of noise with an excess kurtosis that is as probable as `normal` in normal noise."""
     from scipy.optimize import brentq
 
-    if not kurtosis > 0:
+    if not kurtosis > 1e-4:  # below, the equation loses its digits
         return normal
     b, exponent = kurtosis**0.5, normal**2 / 2
     # Bernstein's inequality is the weaker one, so its solution is an upper limit.

@@ -21,7 +21,6 @@ STIMULUS_VALUES = 2**25
 STRETCHES = 4
 """Number of stretches of consecutive frames, spread over the recording, that are read."""
 
-
 LONGEST_INTERVAL = 2000
 """Number of frames over which the stimulus may be correlated in time."""
 

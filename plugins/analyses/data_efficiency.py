@@ -61,8 +61,9 @@ class DataEfficiency(Analysis):
 
     The result has, for each cell, `correlation` with the mean response of the test frames and
     `correlation_rate` with the true rate where it is known, the Poisson losses `train_loss` and
-    `validation_loss` per bin, the number of training `frames` and of `spikes` in them, and a
-    `reason` where there is no correlation. For the examples in the figure it has the rates
+    `validation_loss` per bin (inf if a rate of 0 or less is predicted in a bin with a spike), the
+    number of training `frames` and of `spikes` in them, and a `reason` where there is no
+    correlation. For the examples in the figure it has the rates
     `rate_data`, `rate_model` and `rate_true (frame, cell)` in spikes per bin in a part of the test,
     and `field_data` and `field_model (cell, y, x)`, the spatial parts of the spike-triggered
     averages of the cell's training spikes and of Poisson spikes drawn from the model's prediction.

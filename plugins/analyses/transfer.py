@@ -20,7 +20,14 @@ from retinakit.contracts import (
     sweep_dims,
 )
 from retinakit.report import to_hertz
-from retinakit.scores import checked, correlation, correlation_ceiling, reason
+from retinakit.scores import (
+    CONSTANT_PREDICTION,
+    NOT_PREDICTED,
+    checked,
+    correlation,
+    correlation_ceiling,
+    reason,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,7 +62,8 @@ class Transfer(Analysis):
     of `correlation`; `best_of_row` and `best_of_column (family)`, the number of rows and columns in
     which the diagonal is largest; and the rates `rate_model (family, data_of, model_of, frame)` and
     `rate_data (family, data_of, frame)` in spikes per bin. If a recording's cell has no score,
-    `reason (family, data_of)` says why.
+    `reason (family, data_of)` says why. A constant prediction has correlation 0. The means leave
+    out cells without a score of any model, and are NaN if a single prediction is missing.
 
     Raises:
         UserError: if there are fewer than two models, or a recording has several cells.
@@ -92,10 +100,18 @@ class Transfer(Analysis):
         whole = [one[known].reindex(model_of=labels, data_of=labels) for one in found]
         result = xr.concat(whole, "family", join="inner").assign_coords(family=list(families))
         own, others = _diagonal(result[_headline(result)])
+        without = [
+            result[_headline(result)].transpose("family", "model_of", "data_of").isnull().all(dim)
+            for dim in ("data_of", "model_of")
+        ]
+        lost = without[0].values[:, :, None] | without[1].values[:, None]
+        same = np.eye(lost.shape[1], dtype=bool)
         rivals = np.nan_to_num(others, nan=-np.inf)
+        complete = ~(result["reason"] == NOT_PREDICTED).any("data_of").values
+        own_kept = ~np.diagonal(lost, axis1=1, axis2=2)
         return result.assign(
-            mean_self=("family", _mean(own, (1,))),
-            mean_transfer=("family", _mean(others, (1, 2))),
+            mean_self=("family", np.where(complete, _mean(own, own_kept), np.nan)),
+            mean_transfer=("family", np.where(complete, _mean(others, ~(lost | same)), np.nan)),
             best_of_row=("family", (own > rivals.max(2)).sum(1)),
             best_of_column=("family", (own > rivals.max(1)).sum(1)),
         )
@@ -126,12 +142,18 @@ class Transfer(Analysis):
         predicted = checked(predicted, lags)
         predicted, test = predicted.isel(frame=known), test.isel(frame=known)
         mean = mean_response(test).astype(float)
+        why = reason(predicted, mean)
+        # What concerns the response is the same for all models.
+        first = why.isel(model_of=0, drop=True)
+        lacking = (why == NOT_PREDICTED).any()
         column = {
-            "correlation": correlation(predicted, mean),
-            "reason": reason(predicted.isel(model_of=0, drop=True), mean),
+            "correlation": _correlation(predicted, mean),
+            "reason": xr.where(
+                lacking, NOT_PREDICTED, xr.where(first == CONSTANT_PREDICTION, "", first)
+            ),
         }
         if "rate" in test:
-            column["correlation_rate"] = correlation(predicted, test["rate"])
+            column["correlation_rate"] = _correlation(predicted, test["rate"])
         if test.sizes.get("repeat", 1) > 1:
             column["ceiling"] = correlation_ceiling(test["response"].astype(float))
             column["normalised_correlation"] = column["correlation"] / column["ceiling"]
@@ -247,10 +269,16 @@ def _diagonal(matrix: xr.DataArray) -> tuple[NDArray[Any], NDArray[Any]]:
     return np.diagonal(values, axis1=1, axis2=2), np.where(same, np.nan, values)
 
 
-def _mean(values: NDArray[Any], axis: tuple[int, ...]) -> NDArray[Any]:
-    """The mean of the finite values along axes, NaN where there are none."""
-    known = np.isfinite(values)
-    total, count = np.where(known, values, 0).sum(axis), known.sum(axis)
+def _correlation(predicted: xr.DataArray, observed: xr.DataArray) -> xr.DataArray:
+    """The correlation, 0 for a constant prediction."""
+    constant = reason(predicted, observed) == CONSTANT_PREDICTION
+    return correlation(predicted, observed).where(~constant, 0)
+
+
+def _mean(values: NDArray[Any], kept: NDArray[Any]) -> NDArray[Any]:
+    """The mean (family) of the values (family, ...) that are kept, NaN where there are none."""
+    over = tuple(range(1, values.ndim))
+    total, count = np.where(kept, values, 0).sum(over), kept.sum(over)
     return np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0)
 
 

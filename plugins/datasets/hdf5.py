@@ -235,10 +235,16 @@ class HDF5(Dataset):
                 dims = [*dims[1:], "frame"]
         shown = self._ordered(array, stimulus, dims, STIMULUS)
         if shown.shape[0] != frames:
+            swapped = frames in array.shape and self.config.stimulus_dims is None
             raise UserError(
                 f"{path}: '{response}' has {frames} frames and '{stimulus}' has "
-                f"{shown.shape[0]} (dimension 'frame'); cut them to the same frames, one bin of "
-                "the response for each frame shown"
+                f"{shown.shape[0]} (dimension 'frame'); "
+                + (
+                    f"it is of shape {array.shape}, so give the order of its dimensions in "
+                    "stimulus_dims"
+                    if swapped
+                    else "cut them to the same frames, one bin of the response for each frame shown"
+                )
             )
         return shown, answers
 
