@@ -497,7 +497,9 @@ def _as_split(shown: Shown, field: xr.Dataset) -> xr.Dataset:
     elif isinstance(shown, xr.DataArray):
         split = shown.rename("stimulus").to_dataset()
     else:
-        array = with_space(np.asarray(shown), column=field.sizes.get("y", 1) > 1)
+        array, height, width = np.asarray(shown), field.sizes.get("y"), field.sizes.get("x")
+        if 1 in (height, width):
+            array = with_space(array, column=width == 1)
         if array.ndim not in (3, 4) or array.dtype.kind not in "biuf":
             raise RecordingError(
                 f"the stimulus is an array of {array.ndim} dimensions of type {array.dtype}; "

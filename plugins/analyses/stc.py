@@ -1,6 +1,7 @@
 """Spike-triggered covariance (Schwartz et al. 2006): axes whose variance differs before spikes."""
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -9,6 +10,7 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 from pydantic import Field
+from scipy.sparse.linalg import ArpackError, eigsh
 from scipy.stats import t
 
 from retinakit.contracts import (
@@ -129,11 +131,13 @@ class STC(Analysis):
         covariance = before["covariance"].values
         shrinkage = white_shrinkage(covariance, int(frames.sum()))
         binary = shrinkage > WHITE and bool(before.attrs["two_valued"])
+        shrinkage = 1.0 if binary else max(shrinkage, self.config.shrinkage)
+        whitening = whitening_matrix(covariance, shrinkage)
         return _Prior(
             np.flatnonzero(frames),
             covariance,
             before["mean"].values.ravel(),
-            whitening_matrix(covariance, 1 if binary else max(shrinkage, self.config.shrinkage)),
+            whitening if shrinkage < 1 else float(whitening[0, 0]),
             binary,
         )
 
@@ -155,7 +159,8 @@ class STC(Analysis):
         number = min(c.components, len(values))
         space = split["stimulus"].dims[1:]
         shape = (number, c.lags, *split["stimulus"].shape[1:])
-        sides = np.stack([vectors[:, ::-1].T[:number], vectors.T[:number]]) @ prior.whitening
+        sides = np.stack([vectors[:, ::-1].T[:number], vectors.T[:number]])
+        sides = np.dot(sides, prior.whitening)
         sides /= np.linalg.norm(sides, axis=-1, keepdims=True)
         coords: dict[str, Any] = {
             "rank": np.arange(len(values)),
@@ -198,7 +203,7 @@ class STC(Analysis):
     ) -> tuple[float, float]:
         """The band of the null hypothesis, in the space orthogonal to some axes (feature, axis)."""
         c = self.config
-        extremes = [np.linalg.eigvalsh(_without(null, axes))[[0, -1]] for null in nulls]
+        extremes = [_extremes(_without(null, axes)) for null in nulls]
         spread = np.std(extremes, 0, ddof=1) * (1 + 1 / c.draws) ** 0.5
         margin = t.isf(c.level / 2, c.draws - 1) * spread + ROUNDING
         low, high = np.mean(extremes, 0) + margin * (-1, 1)
@@ -228,11 +233,11 @@ class STC(Analysis):
         change = found["stc"].values - prior.covariance
         if prior.binary:
             np.fill_diagonal(change, 0)
-        average = prior.whitening @ (found["sta"].values.ravel() - prior.mean)
+        average = np.dot(prior.whitening, found["sta"].values.ravel() - prior.mean)
         norm = np.linalg.norm(average)
         known = self.config.remove_sta and norm > 0
         direction = (average / norm if known else average[:0]).reshape(len(average), -1)
-        return prior.whitening @ change @ prior.whitening, direction
+        return np.dot(np.dot(prior.whitening, change), prior.whitening), direction
 
     def plot(self, result: xr.DataTree) -> "Figure":
         from matplotlib.figure import Figure
@@ -299,6 +304,14 @@ AXES_SHOWN = 6
 HELD = 2**28
 """Bytes up to which the covariances of all shifts are held in memory and not computed again."""
 
+LARGE = 500
+"""Features from which the Lanczos method is used for the extreme eigenvalues, which is faster."""
+
+NOTICEABLE = 0.4
+"""Part of the band from which a term on the diagonal can make an eigenvalue exceed the band. In a
+large random matrix, terms from about half of it have an eigenvalue apart from those of the noise
+(Baik, Ben Arous & Péché 2005)."""
+
 ITERATIONS = 20
 """Iterations of the diagonal in binary white noise."""
 
@@ -313,14 +326,14 @@ class _Prior(NamedTuple):
         frames: the indices of the frames.
         covariance: (feature, feature).
         mean: (feature,).
-        whitening: (feature, feature).
+        whitening: (feature, feature), or a number for a white stimulus.
         binary: whether the stimulus is binary white noise.
     """
 
     frames: NDArray[np.int64]
     covariance: NDArray[np.float64]
     mean: NDArray[np.float64]
-    whitening: NDArray[np.float64]
+    whitening: NDArray[np.float64] | float
     binary: bool
 
 
@@ -341,9 +354,8 @@ def _significant(
 
     In binary white noise the variance of a check does not depend on the spikes, so the diagonal is
     0. It lacks the contributions of the axes, which are large for axes of few checks and then
-    appear as further axes of the opposite sign. If they exceed half of the band, they are inserted,
-    as in principal factor analysis. For this the axes are added one by one, the most significant
-    first.
+    appear as further axes of the opposite sign. In that case they are inserted, as in principal
+    factor analysis. For this the axes are added one by one, the most significant first.
 
     Args:
         change: (feature, feature).
@@ -359,7 +371,7 @@ def _significant(
         whole = change.copy()
         for _ in range(ITERATIONS if binary else 0):
             diagonal = (axes @ (axes.T @ whole @ axes) * axes).sum(1)
-            if 2 * np.abs(diagonal).max() > min(-low, high):
+            if np.abs(diagonal).max() > NOTICEABLE * min(-low, high):
                 np.fill_diagonal(whole, diagonal)
         values, vectors = np.linalg.eigh(_without(whole, average))
         beyond = (values > high) | (values < low)
@@ -368,6 +380,17 @@ def _significant(
         number += 1
         order = np.argsort(-np.where(values > 0, values / high, values / low))
         axes = np.concatenate([average, vectors[:, order[:number]]], 1)
+
+
+def _extremes(change: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The smallest and the largest eigenvalue."""
+    if len(change) >= LARGE:
+        with suppress(ArpackError):
+            start = np.ones(len(change))
+            both = eigsh(change, 2, which="BE", v0=start, tol=1e-4, return_eigenvectors=False)
+            return np.sort(both.astype(np.float64))
+    extremes: Any = np.linalg.eigvalsh(change)[[0, -1]]
+    return np.asarray(extremes, np.float64)
 
 
 def _told(progress: Progress, done: int, many: int, part: float) -> None:
