@@ -29,6 +29,7 @@ MODELS = {
     "ridge": ("regression:Ridge", "Ridge regression around a cell's receptive field."),
     "lasso": ("regression:Lasso", "Lasso regression around a cell's receptive field."),
     "rectified_linear": ("RectifiedLinear", "Linear filter and ReLU, by penalised least squares."),
+    "glm": ("GLM", "Stimulus filter, spike history and coupling of a GLM (Pillow 2008)."),
     "lnp": ("rectified_linear:LNP", "Smooth, sparse filter and exponential (Klindt 2017)."),
     "what_where": ("WhatWhere", "Population network with a factorized readout (Klindt 2017)."),
 }
@@ -50,6 +51,7 @@ ANALYSES = {
     "flash_response": ("FlashResponse", "Spike counts of cells and models for flashed images."),
     "cell_types": ("CellTypes", "Cell types by the feature weights of a readout (Klindt 2017)."),
     "masks": ("Masks", "Locations of a readout's masks, against the true cell locations."),
+    "glm_filters": ("GLMFilters", "Filters of a GLM, and its test by time rescaling (KS plot)."),
     "readout_table": ("ReadoutTable", "A table of one score, models against recordings."),
 }
 

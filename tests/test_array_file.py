@@ -177,7 +177,7 @@ def test_images_are_converted_to_contrast_and_a_warning_asks_for_it(
         True,
         True,
     )
-    model = LN({"lags": 1, "steps": 50, "accelerator": "cpu"})
+    model = LN({"lags": 1})
     model.fit(recording)
     kernel = model.parameters()["kernel"].values[0, 0]
     assert np.unravel_index(kernel.argmax(), kernel.shape) == (2, 3)

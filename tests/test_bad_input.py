@@ -22,7 +22,7 @@ SMALL = f"""
 datasets:
   cell: {{{CELL}, threshold: 0.0}}}}
 models:
-  ln: {{plugin: ln, data: cell, with: {{lags: 5, steps: 4, check_every: 2, batch: 100}}}}
+  ln: {{plugin: ln, data: cell, with: {{lags: 5, length_factors: [1]}}}}
 """
 
 
@@ -594,7 +594,8 @@ datasets:
 
 
 def test_a_convolution_larger_than_the_field_is_refused(mistake: Callable[..., str]) -> None:
-    text = SMALL.replace("plugin: ln", "plugin: cnn").replace("lags: 5", "lags: 5, kernel: 12")
+    text = SMALL.replace("plugin: ln", "plugin: cnn")
+    text = text.replace("lags: 5, length_factors: [1]", "lags: 5, kernel: 12")
     sentence = mistake(text)
     assert sentence.startswith("p.yaml:4:3: models.ln: filters of 12 checks")
     assert sentence.endswith("it has 8 x 8; make kernel smaller")
@@ -608,7 +609,7 @@ datasets:
   one: {{{CELL}, threshold: 0.0}}, sweep: {{gain: [1.0]}}}}
   two: {{{CELL}, threshold: 0.0}}, sweep: {{gain: [2.0]}}}}
 models:
-  ln: {{plugin: ln, data: one, with: {{lags: 5, steps: 4, check_every: 2, batch: 100}}}}
+  ln: {{plugin: ln, data: one, with: {{lags: 5, length_factors: [1]}}}}
 analyses:
   score: {{plugin: score, models: [ln], data: two}}
 """
@@ -768,7 +769,9 @@ def test_a_fit_goes_on_where_no_checkpoint_can_be_written(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(training.torch, "save", full)
-    (tmp_path / "p.yaml").write_text(SMALL)
+    text = SMALL.replace("plugin: ln", "plugin: lnp")
+    text = text.replace("length_factors: [1]", "steps: 4, check_every: 2")
+    (tmp_path / "p.yaml").write_text(text)
     ended = command("p.yaml")
     assert ended.code == 0, ended.err
     assert "the checkpoint could not be written ([Errno 28] No space left on device)" in caplog.text

@@ -139,6 +139,8 @@ def test_analysis(plugin: Entry) -> None:
     names = ["cnn"] if convolved else ["ln", "cnn"]
     if plugin.spec.name in ("cell_types", "masks"):
         names = ["what_where"]
+    if plugin.spec.name == "glm_filters":
+        names = ["glm", "ln"]
     models = {name: fitted(name) for name in names}
     analysis = quick(plugin, **ABOUT_LOSSES.get(plugin.spec.name, {}))
     check_analysis(analysis, recording(), models, {"losses": losses()})

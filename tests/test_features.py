@@ -145,7 +145,7 @@ def test_features_of_maps_that_are_not_there_are_refused(shown, network, recordi
     with pytest.raises(UserError, match=r"needs the output_weight of the last layer, 'layer2'"):
         shown([blob()], {"position": "dense-weighted"}, layers=2)
     data = recording_of(network(np.array([blob()])))
-    linear = LN({"lags": 1, "steps": 2, "check_every": 1})
+    linear = LN({"lags": 1})
     linear.fit(data)
     with pytest.raises(UserError, match=r"^a LN has no layers, so it has no feature maps"):
         Features({}).run(linear, data)

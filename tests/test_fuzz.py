@@ -25,14 +25,14 @@ datasets:
   one: {plugin: fraction, data: cell, with: {fraction: 0.5}}
   mine: {plugin: hdf5, with: {path: mine.h5, response: spikes, cells: [0, 1], frame_rate: 60}}
 models:
-  ln: {plugin: ln, data: cell, with: {lags: 5, rank: 1}, sweep: {seed: [0, 1], steps: [4, 8]}}
+  ln: {plugin: ln, data: cell, with: {lags: 5, rank: 1}, sweep: {seed: [0, 1], side: [4, 8]}}
   cnn: &cnn {plugin: cnn, data: one, seed: 1, with: {filters: 2, kernel: 3}}
   other: {<<: *cnn, data: mine}
 analyses:
   sta: {plugin: sta, data: [cell, mine], with: {lags: 20}}
   score: {plugin: score, models: [ln, cnn]}
 profiles:
-  quick: {datasets.cell.with: *small, models.ln.with.steps: 2}
+  quick: {datasets.cell.with: *small, models.ln.with.side: 2}
 """
 VALUES = ["null", "~", "true", "-1", "0", "0.5", ".nan", "-.inf", "1e999", "9" * 30, "0x", "''"]
 VALUES += ["{}", "[]", "[1, [2]]", "{a: 1}", "2001-99-99", "!!int x", "!!python/none 1", "&a [*a]"]

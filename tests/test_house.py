@@ -17,6 +17,7 @@ FLOORS = {
     "layers": 2,
     "spikes": 2,
     "simulation": 2,
+    "regression": 2,
     "report": 2,
     "training": 3,
     "pipeline": 3,

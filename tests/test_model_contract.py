@@ -17,7 +17,7 @@ from retinakit.contracts import (
 from retinakit.scores import correlation
 from retinakit.testing import SmallModel, small_recording
 from retinakit_plugins.models.cnn import CNN
-from retinakit_plugins.models.ln import LN
+from retinakit_plugins.models.rectified_linear import LNP
 from retinakit_plugins.models.regression import OLS
 from retinakit_plugins.models.what_where import WhatWhere
 
@@ -39,8 +39,8 @@ def long_split(frames, segment=None):
     return make_split(stimulus, np.ones((frames, 2)), frame_interval=0.02, segment=segment)
 
 
-def random_ln(split):
-    model = LN({"lags": 7})
+def random_lnp(split):
+    model = LNP({"lags": 7})
     model.field = coordinates_of(split, 7)
     model.module = model.build(model.field).eval()
     return model
@@ -54,7 +54,7 @@ def random_ols(split):
     return model
 
 
-@pytest.mark.parametrize("make", [random_ln, random_ols])
+@pytest.mark.parametrize("make", [random_lnp, random_ols])
 def test_a_long_prediction_is_that_of_its_pieces(make):
     split = long_split(9000)
     model = make(split)

@@ -272,7 +272,7 @@ datasets:
     with: {frames: 4000, validation_frames: 400, test_frames: 400, threshold: 0.5, cells: 2}
   flashes: {plugin: natural_images, data: cells, with: {images: 12, repeats: 4}}
 models:
-  ln: {plugin: ln, data: cells, with: {steps: 40}}
+  ln: {plugin: ln, data: cells}
 analyses:
   flash: {plugin: flash_response, models: [ln], data: flashes}
 """

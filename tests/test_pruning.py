@@ -151,7 +151,7 @@ def test_the_population_is_drawn_against_the_full_models(redundant, recording_of
 
 def test_a_model_whose_filters_cannot_be_left_out_is_refused(recording_of, redundant):
     data = recording_of(redundant[0])
-    model = LN({"lags": 2, "steps": 2, "check_every": 1})
+    model = LN({"lags": 2})
     model.fit(data)
     with pytest.raises(UserError, match="a LN cannot be pruned, because it has no layers"):
         Pruning({}).run(model, data)

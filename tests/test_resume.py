@@ -102,7 +102,7 @@ def ended(run: Path) -> dict[str, Any]:
     [
         ("cnn", 1, "checkpoint.0.pt"),
         ("cnn", 2, "checkpoint.0.pt"),  # two starts side by side
-        ("ln", 2, "checkpoint.1.pt"),  # one after the other
+        ("lnp", 2, "checkpoint.1.pt"),  # one after the other
     ],
 )
 def test_a_killed_fit_goes_on_from_its_checkpoint_to_the_same_weights(
@@ -115,8 +115,8 @@ def test_a_killed_fit_goes_on_from_its_checkpoint_to_the_same_weights(
     last: str,
 ) -> None:
     text = FIT.replace("STARTS", str(starts))
-    if plugin == "ln":
-        text = text.replace("plugin: cnn", "plugin: ln").replace("filters: 2, kernel: 5, ", "")
+    if plugin == "lnp":
+        text = text.replace("plugin: cnn", "plugin: lnp").replace("filters: 2, kernel: 5, ", "")
     process = start(text)
     deadline = time.monotonic() + 120
     while not (found := list(tmp_path.glob(f"runs/store/unfinished/*/{last}"))):

@@ -251,7 +251,7 @@ class TestSTNMF:
 
 class TestModels:
     def test_ln_finds_the_receptive_field_and_predicts_up_to_the_ln_limit(self, cell):
-        model = LN({"steps": 1000})
+        model = LN()
         model.fit(cell)
         score = Score({"draws": 0}).run(model, cell)
         found = Subunits({}).run(model, cell)
@@ -263,7 +263,7 @@ class TestModels:
     def test_four_filters_are_the_four_subunits_and_one_is_the_receptive_field(
         self, cell, collapsed
     ):
-        ln = LN({"steps": 1000})
+        ln = LN()
         ln.fit(cell)
         linear = float(Score({"draws": 0}).run(ln, cell)["correlation_rate"].item())
         found = {}

@@ -262,7 +262,7 @@ datasets:
   {of("good")}
 models:
   ln:
-    plugin: ln
+    plugin: lnp
     data: good
     with: {{lags: 3, batch: 50, steps: 100000, check_every: 5000, decay: constant}}
     sweep: {{seed: [0, 1]}}

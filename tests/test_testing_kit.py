@@ -648,6 +648,19 @@ class WithSpikeHistory(GoodModel):
         before[..., begins, :] = 0
         return before
 
+    def simulate(self, split: xr.Dataset, repeats: int, seed: int) -> xr.DataArray:
+        rate = super().respond(split)
+        spikes = np.random.default_rng(seed).poisson(np.nan_to_num(rate), (repeats, *rate.shape))
+        without = split.drop_vars("response")
+        return self.label(spikes, without, ("repeat", "frame", "cell"))
+
+
+class SimulatesFromResponses(WithSpikeHistory):
+    def simulate(self, split: xr.Dataset, repeats: int, seed: int) -> xr.DataArray:
+        return super().simulate(split, repeats, seed) + split["response"].mean()
+
+    breaks: ClassVar[list[str]] = ["simulated_spikes"]
+
 
 class SeesPresentSpikes(WithSpikeHistory):
     def history(self, spikes: NDArray[Any], split: xr.Dataset) -> NDArray[Any]:

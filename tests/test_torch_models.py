@@ -13,7 +13,6 @@ from retinakit import RecordingError, TorchModel, UserError
 from retinakit.contracts import make_recording, make_split
 from retinakit.testing import small_recording
 from retinakit_plugins.models.cnn import CNN
-from retinakit_plugins.models.ln import LN
 from retinakit_plugins.models.rectified_linear import LNP, RectifiedLinear
 from retinakit_plugins.models.what_where import WhatWhere
 
@@ -139,10 +138,8 @@ def test_a_likelihood_of_its_own_has_parameters_of_its_own():
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
-        (LN, {"rank": 0}),
-        (LN, {}),
-        (RectifiedLinear, {}),
         (LNP, {}),
+        (RectifiedLinear, {}),
         (CNN, {}),
         (CNN, {"rank": 1}),
         (WhatWhere, {}),
@@ -178,7 +175,7 @@ def test_shuffled_training_needs_no_more_than_single_known_frames():
     response = np.full((3000, 1), np.nan)
     response[4::5, 0] = random.poisson(np.exp(drive[4::5]))
     recording = flat(signal, response, segment=segment)
-    model = LN(FAST | {"lags": 3, "order": "shuffled", "nonlinearity": "exponential", "rank": 0})
+    model = LNP(FAST | {"lags": 3, "order": "shuffled", "smoothness": 0.0, "sparsity": 0.0})
     model.fit(recording)
     kernel = model.parameters()["kernel"].values.ravel()
     np.testing.assert_allclose(kernel, [0.2, 0.5, -0.3], atol=0.1)
@@ -199,7 +196,7 @@ class TestCellsApart:
         model.fit(recording)
         return model.parameters()["kernel"]
 
-    @pytest.mark.parametrize("kind", [LN, RectifiedLinear, LNP])
+    @pytest.mark.parametrize("kind", [LNP, RectifiedLinear, LNP])
     @pytest.mark.parametrize("options", [OPTIONS, STOPPING], ids=["cosine", "stopping"])
     def test_alone_beside_another_and_beside_one_that_was_lost(self, kind, options, recording):
         beside = self.kernels(kind, options, recording)
@@ -286,8 +283,8 @@ class TestSeveralRecordings:
         xr.testing.assert_identical(again.state(), expected.state())
 
     def test_what_cannot_be_is_refused(self, recordings):
-        with pytest.raises(UserError, match="LN can be fitted to one recording only"):
-            LN().fit(recordings)
+        with pytest.raises(UserError, match="LNP can be fitted to one recording only"):
+            LNP().fit(recordings)
         small = recordings["b"].map_over_datasets(lambda s: s.isel(x=slice(6)) if s.sizes else s)
         with pytest.raises(RecordingError, match="same field"):
             WhatWhere(self.OPTIONS).fit({"a": recordings["a"], "b": small})
@@ -297,14 +294,14 @@ class TestSeveralRecordings:
 def test_a_checkpoint_that_does_not_fit_is_set_aside(damage, tmp_path, caplog):
     recording = small_recording(frames=600, truth=False)
     options = {"lags": 3, "steps": 40, "batch": 200, "check_every": 10}
-    expected = LN(options)
+    expected = LNP(options)
     expected.fit(recording)
     checkpoint = tmp_path / "checkpoint"
     if damage == "garbage":
         checkpoint.with_suffix(".0.pt").write_bytes(b"no checkpoint")
     else:
-        LN(options | {"rank": 2}).fit(recording, checkpoint=checkpoint)
-    model = LN(options)
+        LNP(options | {"smoothness": 1.0}).fit(recording, checkpoint=checkpoint)
+    model = LNP(options)
     model.fit(recording, checkpoint=checkpoint)
     xr.testing.assert_identical(model.state(), expected.state())
     assert "starts from the beginning" in caplog.text
@@ -313,9 +310,16 @@ def test_a_checkpoint_that_does_not_fit_is_set_aside(damage, tmp_path, caplog):
 
 def test_a_shorter_fit_does_not_take_a_longer_ones_checkpoint(tmp_path):
     recording = small_recording(frames=600, truth=False)
-    options = {"lags": 3, "batch": 200, "check_every": 10, "decay": "constant"}
-    LN(options | {"steps": 40}).fit(recording, checkpoint=tmp_path / "checkpoint")
-    after, anew = LN(options | {"steps": 20}), LN(options | {"steps": 20})
+    options = {
+        "lags": 3,
+        "filters": 2,
+        "kernel": 3,
+        "batch": 200,
+        "check_every": 10,
+        "decay": "constant",
+    }
+    CNN(options | {"steps": 40}).fit(recording, checkpoint=tmp_path / "checkpoint")
+    after, anew = CNN(options | {"steps": 20}), CNN(options | {"steps": 20})
     after.fit(recording, checkpoint=tmp_path / "checkpoint")
     anew.fit(recording)
     xr.testing.assert_identical(after.state(), anew.state())
@@ -328,7 +332,7 @@ def test_one_cell_whose_rate_is_no_number_is_told(monkeypatch):
         return (prediction - target) ** 2 * torch.tensor([1.0, torch.nan])
 
     monkeypatch.setattr(TorchModel, "loss", loss)
-    for kind in (LN, CNN):  # cells that are fitted apart, and together
+    for kind in (LNP, CNN):  # cells that are fitted apart, and together
         with pytest.raises(RuntimeError, match="diverged"):
             kind(kind.quick | {"steps": 20}).fit(small_recording(frames=600, truth=False))
 
@@ -336,10 +340,17 @@ def test_one_cell_whose_rate_is_no_number_is_told(monkeypatch):
 @pytest.mark.parametrize("decay", ["constant", "drop"])
 def test_more_steps_go_on_from_a_finished_fit(decay, tmp_path):
     recording = small_recording(frames=600, truth=False)
-    options = {"lags": 3, "batch": 200, "check_every": 10, "decay": decay}
-    LN(options | {"steps": 45}).fit(recording, checkpoint=tmp_path / "checkpoint")
+    options = {
+        "lags": 3,
+        "filters": 2,
+        "kernel": 3,
+        "batch": 200,
+        "check_every": 10,
+        "decay": decay,
+    }
+    CNN(options | {"steps": 45}).fit(recording, checkpoint=tmp_path / "checkpoint")
     done = []
-    further, whole = LN(options | {"steps": 90}), LN(options | {"steps": 90})
+    further, whole = CNN(options | {"steps": 90}), CNN(options | {"steps": 90})
     further.fit(
         recording,
         checkpoint=tmp_path / "checkpoint",

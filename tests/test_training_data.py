@@ -292,7 +292,7 @@ datasets:
     with: {frames: 2000, validation_frames: 400, test_frames: 400, threshold: 0.5}
   part: {plugin: fraction, data: cell, sweep: {fraction: [0.3, 1]}}
 models:
-  ln: {plugin: ln, data: part, with: {steps: 10}, sweep: {seed: [0, 1]}}
+  ln: {plugin: ln, data: part, with: {lags: 10}, sweep: {seed: [0, 1]}}
 analyses:
   efficiency: {plugin: data_efficiency, models: [ln], with: {frames: 50}}
   curve: {plugin: sweep_curve, results: [efficiency]}

@@ -214,7 +214,7 @@ models:
   ln:
     plugin: ln
     data: cells
-    with: {lags: 5, steps: 4, check_every: 2, batch: 100}
+    with: {lags: 5, length_factors: [1]}
     sweep: {rank: [1, 2]}
 analyses:
   transfer: {plugin: transfer, models: [ln]}

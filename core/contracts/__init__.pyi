@@ -36,6 +36,7 @@ from .recording import make_recording as make_recording
 from .recording import make_split as make_split
 from .recording import mean_over_repeats as mean_over_repeats
 from .recording import mean_response as mean_response
+from .recording import require_uncentred as require_uncentred
 from .recording import segments as segments
 from .recording import space_sizes as space_sizes
 from .recording import validate as validate

@@ -609,6 +609,34 @@ def mean_over_repeats(values: xr.DataArray) -> xr.DataArray:
     return values.mean("repeat", keep_attrs=True) if "repeat" in values.dims else values
 
 
+CENTRED = 0.05
+"""Responses whose mean is below this fraction of their standard deviation, some of them negative,
+are centred on 0, as z-scores are."""
+
+
+def require_uncentred(response: xr.DataArray) -> None:
+    """Checks that no cell has responses centred on 0, which have no Poisson likelihood.
+
+    Args:
+        response: ([repeat,] frame, cell).
+
+    Raises:
+        RecordingError: if a cell has.
+
+    Example:
+        >>> require_uncentred(xr.DataArray([[0.0], [2.0]], {"cell": [7]}, ("frame", "cell")))
+    """
+    over = [dim for dim in response.dims if dim != "cell"]
+    mean, spread = response.mean(over, dtype=float), response.std(over, dtype=float)
+    centred = (response.min(over) < 0) & (mean <= CENTRED * spread)
+    for cell in response["cell"].values[centred.values][:1]:
+        raise RecordingError(
+            f"train: the responses of cell {cell} are centred on 0 (mean "
+            f"{float(mean.sel(cell=cell)):.3g}), and a Poisson loss needs expected responses above "
+            "0; set loss: mse, or do not subtract the mean from the response"
+        )
+
+
 def space_sizes(labelled: xr.Dataset | xr.DataArray) -> dict[str, int]:
     """The sizes of a frame: of `channel`, if there are channels, `y` and `x`.
 

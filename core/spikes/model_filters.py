@@ -28,7 +28,7 @@ def space_and_time(model: Model) -> xr.Dataset:
     Example:
         >>> from retinakit.testing import small_recording
         >>> from retinakit_plugins.models.ln import LN
-        >>> model = LN.with_options(lags=3, steps=10)
+        >>> model = LN.with_options(lags=3)
         >>> _ = model.fit(small_recording())
         >>> sorted(map(str, space_and_time(model).data_vars))
         ['spatial', 'temporal']

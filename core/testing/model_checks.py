@@ -392,6 +392,34 @@ def missing_history(case: ModelCase) -> None:
     )
 
 
+def simulated_spikes(case: ModelCase) -> None:
+    """A model whose predictions depend on responses has `simulate`, which does not use them."""
+    if not responses_wanted(case.plugin):
+        return
+    model: Any = case.model
+    demand(
+        callable(getattr(model, "simulate", None)),
+        "'response' is in the model's 'inputs'; add a method simulate(split, repeats, seed)",
+    )
+    spikes = model.simulate(case.shown, repeats=2, seed=1)
+    expected = ("repeat", "frame", "cell"), (2, *case.prediction.shape[-2:])
+    demand(
+        isinstance(spikes, xr.DataArray) and (spikes.dims, spikes.shape) == expected,
+        f"simulate() with two repeats returned {getattr(spikes, 'sizes', type(spikes).__name__)}, "
+        f"not {dict(zip(*expected, strict=True))}",
+    )
+    counted = full_history(case.shown["segment"], case.model.lags)
+    demand(
+        np.array_equal(np.isfinite(spikes.values).all((0, 2)), counted),
+        "the simulated spikes must be finite in frames with a full history and NaN in the others",
+    )
+    other = case.shown.assign(response=case.shown["response"] + 1)
+    demand(
+        equal(spikes.values, model.simulate(other, repeats=2, seed=1).values),
+        "two simulations with the same seed differ if the responses of the split differ",
+    )
+
+
 def segments_apart(case: ModelCase) -> None:
     """Predictions in a segment do not depend on the segment before it."""
     shown = two_segments(case.shown)
@@ -460,6 +488,7 @@ MODEL_CHECKS: tuple[Callable[[Any], None], ...] = (
     causality,
     causality_of_responses,
     missing_history,
+    simulated_spikes,
     segments_apart,
     parameters_labelled,
     interrupted_fit,

@@ -24,7 +24,7 @@ from retinakit.contracts.config import Config
 from retinakit.contracts.errors import RecordingError, UserError
 from retinakit.contracts.model import Model, cells_of_recording, coordinates_of
 from retinakit.contracts.progress import Progress, silent
-from retinakit.contracts.recording import as_response, segments
+from retinakit.contracts.recording import as_response, require_uncentred, segments
 from retinakit.scores import RATE_FLOOR
 from retinakit.training.frames import Frames
 from retinakit.training.hooks import Hooks
@@ -329,7 +329,9 @@ class TorchModel(Model):
             )
         if c.loss == "poisson" and type(self).loss is TorchModel.loss:
             for recording in recordings.values():
-                _check_counts(as_response(recording["train"].to_dataset(), c.target)["response"])
+                require_uncentred(
+                    as_response(recording["train"].to_dataset(), c.target)["response"]
+                )
         first, *others = fields
         for name, field in zip(list(recordings)[1:], others, strict=True):
             for dim in ("channel", "y", "x"):
@@ -665,25 +667,3 @@ def _curves(fit: Fit) -> xr.Dataset:
     } | {name: ("start", [number]) for name, number in fit.numbers.items()}
     combined: xr.Dataset = xr.broadcast(xr.Dataset(curves))[0].transpose("start", ...)
     return combined.assign(best)
-
-
-CENTRED = 0.05
-"""Responses whose mean is below this fraction of their standard deviation, some of them negative,
-are centred on 0, as z-scores are."""
-
-
-def _check_counts(response: xr.DataArray) -> None:
-    """Checks that no cell has responses centred on 0, which have no Poisson likelihood.
-
-    Raises:
-        RecordingError: if a cell has.
-    """
-    over = [dim for dim in response.dims if dim != "cell"]
-    mean, spread = response.mean(over, dtype=float), response.std(over, dtype=float)
-    centred = (response.min(over) < 0) & (mean <= CENTRED * spread)
-    for cell in response["cell"].values[centred.values][:1]:
-        raise RecordingError(
-            f"train: the responses of cell {cell} are centred on 0 (mean "
-            f"{float(mean.sel(cell=cell)):.3g}), and a Poisson loss needs expected responses above "
-            "0; set loss: mse, or do not subtract the mean from the response"
-        )

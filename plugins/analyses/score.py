@@ -215,7 +215,7 @@ class Score(Analysis):
         for name in (first, second):
             numbers = "; ".join(f"{m} {_summary(name, g[name])}" for m, g in by_model.items())
             parts.append(f"{LABELS[name]} ({numbers})")
-        centre = "means, of bits per spike medians" if second == "bits_per_spike" else "means"
+        centre = "means" + ", or medians for bits per spike" * (second == "bits_per_spike")
         floor = self.config.rate_floor
         bound = f"below {floor:g} spikes per bin count as {floor:g}" if floor else ""
         return (
@@ -297,10 +297,11 @@ def _summary(name: str, values: xr.DataArray) -> str:
         return "none"
     text = f"{known.mean():.3f}"
     if name == "bits_per_spike" and len(known) > 1:
-        text = f"median {_median(known):.3f}, mean {text}"
+        text = f"mean {text}, median {_median(known):.3f}"
     if infinite := np.isneginf(known).sum():
         text += f", -inf in {infinite} of {len(known)}"
-    return text + (f", {known.max():.3f} at best" if len(known) > 1 else "")
+    best = known.max()
+    return text + (f", {best:.3f} at best" if len(known) > 1 and np.isfinite(best) else "")
 
 
 def _median(values: NDArray[Any]) -> float:

@@ -1,181 +1,459 @@
-"""The linear-nonlinear model, fitted by Poisson likelihood."""
+"""The linear-nonlinear model, fitted to convergence with a smooth prior."""
 
-import math
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import numpy as np
-import torch
 import xarray as xr
+from numpy.typing import NDArray
 from pydantic import Field
-from torch import Tensor, nn
 
-from retinakit.contracts import as_response, first_frames, mean_response, space_sizes
-from retinakit.layers import filter_in_space_and_time
-from retinakit.spikes import sta
-from retinakit.training import TorchConfig, TorchModel
+from retinakit.contracts import (
+    Config,
+    Model,
+    Progress,
+    UserError,
+    as_response,
+    coordinates_of,
+    full_history,
+    mean_response,
+    require_uncentred,
+    silent,
+    space_sizes,
+)
+from retinakit.regression import (
+    Exponential,
+    FilterFit,
+    FilterSpace,
+    Fitted,
+    Fixed,
+    Identity,
+    MonotoneSpline,
+    Nonlinearity,
+    Region,
+    Regressors,
+    Softplus,
+    averages,
+    filter_spaces,
+    fit_in_space,
+    project,
+)
+
+Array = NDArray[np.float64]
+
+KNOTS = 8
+"""Number of knots of a nonlinearity that is a spline."""
+
+MEMORY = 2**30
+"""Largest size in bytes of the projected stimuli that are held together."""
+
+MOST_PRODUCTS = 4
+"""Largest rank that is tried."""
+
+POINTS = {"description": "points of the curve of the nonlinearity over the training drives"}
+
+CLEAR = 2.0
+"""A higher rank must improve the validation loss by this number of standard errors."""
+
+PARAMETRIC: dict[str, Callable[[], Nonlinearity]] = {
+    "softplus": Softplus,
+    "exponential": Exponential,
+    "linear": Identity,
+}
 
 
-class LNConfig(TorchConfig):
+class LNConfig(Config):
     """Options of the LN model."""
 
-    rank: int = Field(
-        1,
+    lags: int = Field(
+        20, ge=1, description="Number of frames of history, including the current frame."
+    )
+    rank: int | None = Field(
+        None,
         ge=0,
         description="The filter is a sum of this many products of a spatial map and a temporal "
-        "filter; 0: an unconstrained filter.",
+        "filter; 0: a full filter; null: the smallest rank that predicts the validation frames "
+        "as well as higher ones.",
     )
-    nonlinearity: Literal["softplus", "exponential"] = Field(
+    nonlinearity: Literal["softplus", "exponential", "spline", "linear"] = Field(
         "softplus",
-        description="Output nonlinearity: gain · log(1 + exp(x)), or exp(x), of the filtered "
-        "stimulus x.",
+        description="Output nonlinearity of the filtered stimulus x: gain · log(1 + exp(x)), "
+        "exp(x), a monotone spline that is learned, or x itself (with loss: mse).",
     )
-    smoothness: float = Field(
-        1e-4,
-        ge=0,
-        description="Weight of the squared second differences of the filter in space and time.",
+    prior: Literal["smooth", "spline", "independent"] = Field(
+        "smooth",
+        description="'smooth': automatic smoothness determination, a Gaussian prior whose "
+        "lengths in space and time and strength have the largest evidence; 'spline': filters of "
+        "cubic splines with a ridge penalty; 'independent': a ridge penalty. The strength has the "
+        "largest evidence.",
     )
-    sparsity: float = Field(1e-5, ge=0, description="Weight of the L1 norm of the spatial filter.")
-    steps: int = Field(2000, ge=1, description="Largest number of training steps.")
-    learning_rate: float = Field(3e-2, gt=0, description="Initial learning rate of Adam.")
+    length_factors: list[float] = Field(
+        [1.0, 0.6, 0.36],
+        min_length=1,
+        description="Factors of the most probable lengths of smoothness, or of the distance of "
+        "the knots, that are tried in this order until the validation loss increases.",
+    )
+    side: int = Field(
+        41,
+        ge=1,
+        description="Largest side, in checks, of the square around the receptive field in which "
+        "the filter is fitted; it is 0 outside.",
+    )
+    target: Literal["response", "rate"] = Field(
+        "response", description="Target of the fit: the recorded response or the known rate."
+    )
+    loss: Literal["poisson", "mse"] = Field(
+        "poisson", description="Loss: Poisson or mean squared error."
+    )
 
 
-class LNModule(nn.Module):
-    """rate = gain · f(Σ filter · stimulus + offset), with one filter for each cell.
+@dataclass
+class _Cell:
+    """What is fitted for one cell, and the validation losses of what was tried."""
 
-    `forward` maps frames (n + lags - 1, [channel,] y, x) to rates (n, cell) in spikes per bin.
-    """
-
-    def __init__(self, cells: int, lags: int, pixels: int, rank: int, nonlinearity: str):
-        super().__init__()
-        self.lags, self.nonlinearity, self.rank = lags, nonlinearity, rank
-        # `initialise` sets the filters. Components beyond the rank of the average stay 0.
-        if rank:
-            self.temporal = nn.Parameter(torch.zeros(cells, rank, lags))
-            self.spatial = nn.Parameter(torch.zeros(cells, rank, pixels))
-        else:
-            self.filter = nn.Parameter(torch.zeros(cells, lags, pixels))
-        self.offset = nn.Parameter(torch.full((cells,), -2.0))
-        self.log_gain = nn.Parameter(torch.zeros(cells))
-
-    def full_filter(self) -> Tensor:
-        """(cell, lag, pixel)."""
-        if not self.rank:
-            return self.filter
-        return torch.einsum("crl,crp->clp", self.temporal, self.spatial)
-
-    def forward(self, frames: Tensor, every: int = 1) -> Tensor:
-        flat = frames.flatten(1)
-        if self.rank:
-            cells, rank, lags = self.temporal.shape
-            seen = (flat @ self.spatial.flatten(0, 1).T).view(-1, cells, rank)
-            windows = seen.unfold(0, lags, every).flip(-1)
-            drive = torch.einsum("ncrl,crl->nc", windows, self.temporal)
-        else:
-            drive = filter_in_space_and_time(flat, self.filter, every)
-        drive = drive + self.offset
-        if self.nonlinearity == "exponential":
-            return torch.exp(drive)
-        return torch.exp(self.log_gain) * nn.functional.softplus(drive)
+    space: FilterSpace
+    fitted: Fitted
+    nonlinearity: Nonlinearity
+    factor: float
+    losses: Array
+    """Of each validation frame."""
 
 
-class LN(TorchModel):
-    """A linear filter and a static nonlinearity for each cell, fitted by Poisson likelihood.
+class LN(Model):
+    """A linear filter and a static nonlinearity for each cell.
 
-    The rate of a cell in spikes per bin is gain · log(1 + exp(Σ_{lag,y,x} filter · stimulus +
-    offset)), or exp(Σ filter · stimulus + offset). The filter is unconstrained or a sum of `rank`
-    products of a spatial map and a temporal filter. It starts at the spike-triggered average, and
-    penalties keep it smooth and sparse. Cells are fitted independently. `parameters()` has `kernel
-    (cell, lag, [channel,] y, x)`, `offset` and `gain (cell)`.
+    The rate of a cell in spikes per bin is f(Σ_{lag,y,x} filter · stimulus + offset). The filter is
+    a sum of `rank` products of a spatial map and a temporal filter, within a square around the
+    receptive field. It has a Gaussian prior of smooth filters, whose strength, lengths and square
+    have the largest evidence for the response-weighted average of the stimulus (Sahani & Linden
+    2003); shorter lengths and higher ranks are tried on the validation frames. The fit converges:
+    the curves give the expected gain of a further step, in bits per spike. Cells are fitted
+    independently.
+
+    `parameters()` has `kernel (cell, lag, [channel,] y, x)`, `offset (cell)`, `gain (cell)` for the
+    softplus, and the nonlinearity as a curve, `nonlinearity (cell, point)` at `drive (cell,
+    point)`.
 
     Raises:
         RecordingError: by `fit`, if the recording does not keep its contract, or its responses are
             centred on 0 and the loss is Poisson.
+        UserError: by `fit`, if the nonlinearity is linear and the loss Poisson.
 
     Example:
         >>> from retinakit.testing import small_recording
         >>> recording = small_recording()
-        >>> model = LN.with_options(lags=5, steps=10, accelerator="cpu")
-        >>> _ = model.fit(recording)
+        >>> model = LN.with_options(lags=5)
+        >>> curves = model.fit(recording)
+        >>> bool(curves["converged"].all())
+        True
         >>> dict(model.predict(recording["test"].to_dataset()).sizes)
         {'frame': 500, 'cell': 2}
     """
 
     Config = LNConfig
-    cells_apart = True
+    quick: ClassVar[dict[str, Any]] = {"lags": 5, "rank": 1, "length_factors": [1.0]}
 
-    def build(self, field: xr.Dataset) -> nn.Module:
-        pixels = math.prod(space_sizes(field).values())
+    parts: xr.Dataset
+
+    @property
+    def lags(self) -> int:
+        lags: int = self.config.lags
+        return lags
+
+    def fit(
+        self,
+        recording: xr.DataTree,
+        *,
+        checkpoint: Path | None = None,
+        progress: Progress = silent,
+    ) -> xr.Dataset:
         c = self.config
-        return LNModule(field.sizes["cell"], c.lags, pixels, c.rank, c.nonlinearity)
-
-    def initialise(self, module: nn.Module, recording: xr.DataTree) -> None:
-        assert isinstance(module, LNModule)
-        split = as_response(recording["train"].to_dataset(), self.config.target)
-        measured = np.nan_to_num(sta(split, self.config.lags)["sta"].values)
-        average = torch.from_numpy(measured.astype(np.float32)).flatten(2)
-        power = float((first_frames(split["stimulus"]).astype(float) ** 2).mean())
-        response = mean_response(split).astype(float)
-        level = response.mean("frame")
-        # Responses centred on 0 (with loss: mse) start at a rate equal to their standard deviation.
-        start = level.where(level > 0, response.std("frame")).fillna(0).values
-        mean = torch.from_numpy(start).float() + 1e-6
-        with torch.no_grad():
-            if module.rank:
-                u, s, v = torch.linalg.svd(average, full_matrices=False)
-                rank = min(module.rank, s.shape[1])
-                module.temporal[:, :rank] = u[:, :, :rank].transpose(1, 2)
-                module.spatial[:, :rank] = s[:, :rank, None] * v[:, :rank]
-                average = torch.einsum("clr,cr,crp->clp", u[..., :rank], s[:, :rank], v[:, :rank])
-            if self.config.nonlinearity == "exponential":
-                # For white noise, the maximum-likelihood filter is the average over the variance.
-                scale = torch.full_like(mean, 1 / max(power, 1e-12))
-                module.offset.copy_(mean.log())
-            else:
-                # The filtered stimulus starts with mean -3 and standard deviation 2, and the gain
-                # at the value that gives the mean response.
-                scale = 2 / (power**0.5 * average.flatten(1).norm(dim=1) + 1e-12)
-                quantile = (torch.arange(10_000) + 0.5) / 10_000
-                drive = 2 * torch.special.ndtri(quantile) - 3
-                module.offset.fill_(-3.0)
-                module.log_gain.copy_((mean / nn.functional.softplus(drive).mean()).log())
-            if module.rank:
-                module.spatial.mul_(scale[:, None, None])
-            else:
-                module.filter.copy_(average * scale[:, None, None])
-
-    def penalty(self, module: nn.Module, prediction: Tensor) -> Tensor:
-        assert isinstance(module, LNModule)
-        c, shape = self.config, tuple(self.field.sizes[d] for d in ("y", "x"))
-        maps: Tensor
-        courses: Tensor
-        if module.rank:
-            maps, courses = module.spatial, module.temporal
-        else:
-            maps, courses = module.filter, module.filter.transpose(1, 2)
-        images = maps.reshape(*maps.shape[:2], -1, *shape)
-        rough = (
-            _second_difference(images, -1)
-            + _second_difference(images, -2)
-            + _second_difference(courses, -1)
+        train, held_out = (
+            as_response(recording[name].to_dataset(), c.target) for name in ("train", "validation")
         )
-        return c.smoothness * rough + c.sparsity * maps.abs().sum()
+        if c.loss == "poisson":
+            if c.nonlinearity == "linear":
+                raise UserError(
+                    "nonlinearity is 'linear', which predicts negative rates, and the loss is "
+                    "Poisson; set loss: mse, or choose another nonlinearity"
+                )
+            require_uncentred(train["response"])
+        field = coordinates_of(train, c.lags)
+        of = averages(train, c.lags, signed=bool((mean_response(train) < 0).any()))
+        side, basis = c.side, {"smooth": "cosine", "independent": "pixel"}.get(c.prior, c.prior)
+        factors = c.length_factors if c.prior != "independent" else [1.0]
+        number = field.sizes["cell"]
+        spaces = [
+            filter_spaces(of, cell, side=side, basis=basis, factors=factors)
+            for cell in range(number)
+        ]
+        shown = [_Responses(split, c.lags) for split in (train, held_out)]
+        losses = np.full((number, len(factors)), np.nan)
+        best: dict[int, _Cell] = {}
+        undecided = list(range(number))
+        for index, factor in enumerate(factors):
+            tried, undecided = undecided, []
+            of_cells = {cell: spaces[cell][index] for cell in tried}
+            for done, (cell, *data) in enumerate(_projected(of_cells, shown, of.centre), 1):
+                # The rank is chosen with the first factor.
+                rank = c.rank
+                if rank is None and cell in best:
+                    rank = len(best[cell].fitted.drive.courses)
+                found = self._fit_cell(of_cells[cell], factor, rank, *data)
+                losses[cell, index] = found.losses.mean() if len(found.losses) else np.nan
+                if cell not in best or _clearly_better(found.losses, best[cell].losses):
+                    best[cell] = found
+                    if len(found.losses):
+                        undecided.append(cell)
+                progress(done, len(tried), f"LN models, length factor {factor:g}")
+        cells = [best[cell] for cell in range(number)]
+        self._store(field, cells, of.centre, train)
+        return self._curves(cells, losses, factors, field)
+
+    def _fit_cell(
+        self,
+        space: FilterSpace,
+        factor: float,
+        rank: int | None,
+        train: Regressors,
+        held_out: Regressors,
+    ) -> _Cell:
+        """The fit of a cell in one space of filters."""
+        c = self.config
+        kind = c.nonlinearity
+        if kind == "spline":  # the filter is fitted with another nonlinearity first
+            kind = "softplus" if c.loss == "poisson" else "linear"
+        nonlinearity = PARAMETRIC[kind]()
+        fitted = self._fit_space(space, nonlinearity, train, 1 if rank is None else rank)
+        losses = self._losses(space, fitted, nonlinearity, held_out)
+        found = _Cell(space, fitted, nonlinearity, factor, losses)
+        if rank is None and len(losses):
+            found = self._higher_rank(found, train, held_out)
+        if c.nonlinearity == "spline":
+            found = self._with_spline(found, train)
+            losses = self._losses(space, found.fitted, found.nonlinearity, held_out)
+            found = replace(found, losses=losses)
+        return found
+
+    def _problem(
+        self, space: FilterSpace, nonlinearity: Nonlinearity, data: Regressors, rank: int
+    ) -> FilterFit:
+        likelihood: Literal["poisson", "gaussian"] = (
+            "poisson" if self.config.loss == "poisson" else "gaussian"
+        )
+        return FilterFit(data, space.courses, nonlinearity, likelihood, fixed_courses=rank == 0)
+
+    def _fit_space(
+        self, space: FilterSpace, nonlinearity: Nonlinearity, data: Regressors, rank: int
+    ) -> Fitted:
+        return fit_in_space(self._problem(space, nonlinearity, data, rank), space, rank)
+
+    def _losses(
+        self, space: FilterSpace, fitted: Fitted, nonlinearity: Nonlinearity, data: Regressors
+    ) -> Array:
+        """The loss of each frame (frame,)."""
+        problem = self._problem(space, nonlinearity, data, 1)
+        drive = problem.drive(fitted.drive)[data.used]
+        rate, _, _ = nonlinearity(drive, fitted.drive.shape)
+        return problem.losses(rate)
+
+    def _higher_rank(self, best: _Cell, train: Regressors, held_out: Regressors) -> _Cell:
+        most = min(MOST_PRODUCTS, *best.space.start.shape)
+        for rank in range(2, most + 1):
+            fitted = self._fit_space(best.space, best.nonlinearity, train, rank)
+            losses = self._losses(best.space, fitted, best.nonlinearity, held_out)
+            if not _clearly_better(losses, best.losses):
+                break
+            best = replace(best, fitted=fitted, losses=losses)
+        return best
+
+    def _with_spline(self, best: _Cell, data: Regressors) -> _Cell:
+        """The same cell with a spline, of which the filter is fitted once more."""
+        fitted, rank = best.fitted, len(best.fitted.drive.courses)
+        problem = self._problem(best.space, best.nonlinearity, data, self.config.rank or rank)
+        for again in (True, False):
+            drive = problem.drive(fitted.drive)[data.used]
+            spline, shape = MonotoneSpline.fitted(
+                drive, data.response[data.used], KNOTS, problem.likelihood
+            )
+            if again:
+                problem = replace(problem, nonlinearity=Fixed(spline, shape))
+                start = replace(fitted.drive, shape=np.zeros(0))
+                fitted = fit_in_space(problem, best.space, rank, start=start)
+        drive_with_shape = replace(fitted.drive, shape=shape)
+        return replace(best, fitted=replace(fitted, drive=drive_with_shape), nonlinearity=spline)
+
+    def _store(
+        self, field: xr.Dataset, cells: Sequence[_Cell], centre: Array, train: xr.Dataset
+    ) -> None:
+        """Sets the parameters from the fitted cells."""
+        space = space_sizes(field)
+        rank = max(len(cell.fitted.drive.courses) for cell in cells)
+        temporal = np.zeros((len(cells), rank, self.lags))
+        spatial = np.zeros((len(cells), rank, *space.values()))
+        offset = np.zeros(len(cells))
+        for index, cell in enumerate(cells):
+            drive, of = cell.fitted.drive, cell.space
+            products = slice(0, len(drive.courses))
+            temporal[index, products] = drive.courses @ of.courses.T
+            maps = spatial[index, products]
+            inside = maps[..., *of.region]
+            inside[:] = (drive.maps @ of.images.matrix().T).reshape(inside.shape)
+            seen = (maps * centre).reshape(len(maps), -1).sum(1)
+            offset[index] = drive.offset - float(seen @ temporal[index, products].sum(1))
+        shapes = [cell.fitted.drive.shape for cell in cells]
+        self.field = field
+        self.parts = xr.Dataset(
+            {
+                "temporal": (("cell", "component", "lag"), temporal),
+                "spatial": (("cell", "component", *space), spatial),
+                "offset": ("cell", offset),
+                "shape": (("cell", "shape_parameter"), np.array(shapes)),
+            }
+        )
+        if isinstance(cells[0].nonlinearity, MonotoneSpline):
+            knots = [cell.nonlinearity.knots for cell in cells]  # type: ignore[attr-defined]
+            self.parts["knot"] = (("cell", "knot_number"), np.array(knots))
+        drives = np.nan_to_num(self._drives(train.isel(frame=slice(0, 20_000))))
+        curve = np.linspace(drives.min(0), drives.max(0), 50)
+        self.parts["drive"] = (("cell", "point"), curve.T)
+
+    def _curves(
+        self, cells: Sequence[_Cell], losses: Array, factors: Sequence[float], field: xr.Dataset
+    ) -> xr.Dataset:
+        warnings = [
+            ""
+            if cell.fitted.converged
+            else "the fit has not converged: a further step would gain "
+            f"{cell.fitted.decrement:.1g} bits per spike"
+            for cell in cells
+        ]
+        tried = np.isfinite(losses)
+        mean = np.where(tried, losses, 0).sum(0) / np.maximum(tried.sum(0), 1)
+        return xr.Dataset(
+            {
+                "validation_loss": ("check", np.where(tried.any(0), mean, np.nan)),
+                "cell_validation_loss": (("cell", "check"), losses),
+                "chosen_length_factor": ("cell", [cell.factor for cell in cells]),
+                "rank": ("cell", [len(cell.fitted.drive.courses) for cell in cells]),
+                "converged": ("cell", [cell.fitted.converged for cell in cells]),
+                "expected_gain": (
+                    "cell",
+                    [cell.fitted.decrement for cell in cells],
+                    {"units": "bits per spike"},
+                ),
+                "warning": ("cell", warnings),
+                "steps": ("cell", [cell.fitted.iterations for cell in cells]),
+            },
+            coords={
+                "check": np.arange(len(factors)),
+                "length_factor": ("check", list(factors)),
+                "cell": field["cell"].variable,
+            },
+        )
+
+    def _drives(self, split: xr.Dataset) -> Array:
+        """The drive of each cell (frame, cell)."""
+        stimulus = split["stimulus"]
+        spatial, temporal = self.parts["spatial"].values, self.parts["temporal"].values
+        nothing = np.zeros(stimulus.shape[1:])
+        bases: list[tuple[Region, Array]] = []
+        for maps in spatial:
+            used = np.abs(maps).sum(tuple(range(maps.ndim - 2))) > 0
+            region = _extent(used.any(1)), _extent(used.any(0))
+            bases.append((region, maps[..., *region].reshape(len(maps), -1).T))
+        drives = np.empty((len(stimulus), len(spatial)))
+        for cell, seen in enumerate(project(stimulus, nothing, bases)):
+            drives[:, cell] = float(self.parts["offset"][cell])
+            for trace, course in zip(seen.T.astype(float), temporal[cell], strict=True):
+                drives[:, cell] += np.convolve(trace, course)[: len(trace)]
+        return drives
+
+    def _rates(self, drives: Array) -> Array:
+        rates = np.empty_like(drives)
+        kind = self.config.nonlinearity
+        for cell in range(drives.shape[1]):
+            shape = self.parts["shape"].values[cell]
+            nonlinearity = (
+                MonotoneSpline(self.parts["knot"].values[cell])
+                if kind == "spline"
+                else PARAMETRIC[kind]()
+            )
+            rates[:, cell] = nonlinearity(drives[:, cell], shape)[0]
+        return rates
+
+    def respond(self, split: xr.Dataset) -> Array:
+        return self._rates(self._drives(split))
 
     def parameters(self) -> xr.Dataset:
         self.check_fitted()
-        module: Any = self.module
-        field = self.field
-        space = space_sizes(field)
-        full = module.full_filter().detach().numpy()
+        space = tuple(space_sizes(self.field))
+        kernel = np.einsum(
+            "crl,cr...->cl...", self.parts["temporal"].values, self.parts["spatial"].values
+        )
+        curve = self._rates(self.parts["drive"].values.T).T
         variables: dict[str, Any] = {
-            "kernel": (("cell", "lag", *space), full.reshape(*full.shape[:2], *space.values())),
-            "offset": ("cell", module.offset.detach().numpy()),
-            "gain": ("cell", np.exp(module.log_gain.detach().numpy())),
+            "kernel": (("cell", "lag", *space), kernel.astype(np.float32)),
+            "offset": ("cell", self.parts["offset"].values),
+            "drive": (("cell", "point"), self.parts["drive"].values, POINTS),
+            "nonlinearity": (("cell", "point"), curve, POINTS),
         }
-        return field.assign(variables)
+        if self.config.nonlinearity == "softplus":
+            variables["gain"] = ("cell", np.exp(self.parts["shape"].values[:, 0]))
+        return self.field.assign(variables)
+
+    def state(self) -> xr.Dataset:
+        self.check_fitted()
+        return self.field.merge(self.parts)
+
+    def restore(self, state: xr.Dataset) -> None:
+        self.parts = state.drop_vars(list(state.coords))
+        self.field = state.drop_vars(list(state.data_vars))
 
 
-def _second_difference(values: Tensor, dim: int) -> Tensor:
-    """Sum of squared second differences along a dimension; 0 where it is too short."""
-    if values.shape[dim] < 3:
-        return values.new_zeros(())
-    return (values.diff(n=2, dim=dim) ** 2).sum()
+def _clearly_better(losses: Array, than: Array) -> bool:
+    """Whether losses of the same frames are lower, by `CLEAR` standard errors of the difference."""
+    gain = than - losses
+    return float(gain.sum()) > CLEAR * float(gain.std()) * np.sqrt(len(gain)) and len(gain) > 0
+
+
+class _Responses:
+    """The responses of a split, 0 where they are not used, and where they are used."""
+
+    def __init__(self, split: xr.Dataset, lags: int):
+        response = np.asarray(mean_response(split), float)
+        self.stimulus = split["stimulus"]
+        self.used = full_history(split["segment"], lags)[:, None] & np.isfinite(response)
+        self.values = np.where(self.used, response, 0)
+
+    def of(self, cell: int, projected: NDArray[np.float32]) -> Regressors:
+        nothing = np.empty((len(projected), 0), np.float32)
+        used = np.ascontiguousarray(self.used[:, cell])
+        return Regressors(projected, np.ascontiguousarray(self.values[:, cell]), used, nothing)
+
+
+def _projected(
+    spaces: dict[int, FilterSpace], shown: Sequence[_Responses], centre: Array
+) -> Iterator[tuple[int, Regressors, Regressors]]:
+    """Each cell with its data, for several cells in one pass over the stimulus."""
+    frames = sum(len(responses.stimulus) for responses in shown)
+    waiting: list[int] = []
+    for number, cell in enumerate(spaces, 1):
+        waiting.append(cell)
+        columns = sum(spaces[some].images.number for some in waiting)
+        if 4 * columns * frames < MEMORY and number < len(spaces):
+            continue
+        bases = [(spaces[some].region, spaces[some].images) for some in waiting]
+        seen = [project(responses.stimulus, centre, bases) for responses in shown]
+        for some, *of_cell in zip(waiting, *seen, strict=True):
+            train, held_out = (r.of(some, p) for r, p in zip(shown, of_cell, strict=True))
+            yield some, train, held_out
+        waiting = []
+
+
+def _extent(used: NDArray[np.bool_]) -> slice:
+    """The range from the first to the last element that is used, at least one element."""
+    places = np.flatnonzero(used)
+    return slice(int(places[0]), int(places[-1]) + 1) if len(places) else slice(0, 1)

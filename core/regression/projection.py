@@ -1,0 +1,131 @@
+"""Projection of a stimulus onto the images of lowest frequency of the cosine basis."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+from scipy.fft import idct
+
+from retinakit.contracts.frame_blocks import Reader, blocks
+from retinakit.contracts.progress import Progress, silent
+from retinakit.regression.smooth_prior import squared_frequencies
+
+Region = tuple[slice, slice]
+"""The rows and the columns of a rectangle of the stimulus."""
+
+
+def order_of_frequencies(shape: tuple[int, ...]) -> NDArray[np.int64]:
+    """The flat indices of the spatial coefficients ([channel,] y, x), lowest frequencies first.
+
+    Example:
+        >>> order_of_frequencies((2, 3)).tolist()
+        [0, 1, 3, 4, 2, 5]
+    """
+    return np.argsort(squared_frequencies(shape).ravel().round(9), kind="stable")
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images that are products of functions of y and of x, such as a basis in two dimensions.
+
+    Attributes:
+        over_y: (y, i) and `over_x`: (x, j), the functions as columns.
+        chosen: (image,) the flat indices ([channel,] i, j) of the products.
+        shape: of an image, ([channel,] y, x).
+
+    Example:
+        >>> images = Images(np.eye(2), np.ones((3, 1)), np.array([1]), (2, 3))
+        >>> images.matrix().ravel().tolist()
+        [0.0, 0.0, 0.0, 1.0, 1.0, 1.0]
+    """
+
+    over_y: NDArray[np.float64]
+    over_x: NDArray[np.float64]
+    chosen: NDArray[np.int64]
+    shape: tuple[int, ...]
+
+    @property
+    def number(self) -> int:
+        return len(self.chosen)
+
+    def matrix(self) -> NDArray[np.float64]:
+        """The flattened images as columns (pixel, image)."""
+        channels = np.eye(int(np.prod(self.shape[:-2])))
+        return np.kron(channels, np.kron(self.over_y, self.over_x))[:, self.chosen]
+
+    def project(self, frames: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The scalar products (frame, image) of frames ([channel,] y, x) with the images."""
+        along_x = frames @ self.over_x.astype(np.float32)
+        both = np.matmul(self.over_y.T.astype(np.float32), along_x)
+        return both.reshape(len(frames), -1)[:, self.chosen]
+
+
+def cosine_images(shape: tuple[int, ...], number: int) -> Images:
+    """The first orthonormal images of the cosine basis.
+
+    Args:
+        shape: of an image, ([channel,] y, x).
+        number: of images, by increasing frequency.
+
+    Example:
+        >>> basis = cosine_images((3, 4), 12).matrix()
+        >>> bool(np.allclose(basis.T @ basis, np.eye(12)))
+        True
+    """
+    chosen = order_of_frequencies(shape)[:number]
+    *channel, i, j = np.unravel_index(chosen, shape)
+    high, wide = int(i.max()) + 1, int(j.max()) + 1
+    numbers = np.ravel_multi_index((*channel, i, j), (*shape[:-2], high, wide))
+    over_y, over_x = (
+        idct(np.eye(size)[:, :most], axis=0, norm="ortho")
+        for size, most in zip(shape[-2:], (high, wide), strict=True)
+    )
+    return Images(over_y, over_x, numbers, shape)
+
+
+def project(
+    stimulus: xr.DataArray,
+    centre: NDArray[np.float64],
+    bases: Sequence[tuple[Region, Images | NDArray[np.float64]]],
+    progress: Progress = silent,
+) -> list[NDArray[np.float32]]:
+    """Projects each frame onto images, for several regions in one pass over the stimulus.
+
+    Args:
+        stimulus: (frame, [channel,] y, x), of any numeric dtype; it is read in blocks.
+        centre: ([channel,] y, x), subtracted from each frame.
+        bases: for each projection the region and its images, as `Images` or as columns (pixel,
+            image).
+        progress: is called with the number of projected frames.
+
+    Returns:
+        (frame, image) for each of the bases, in single precision.
+
+    Example:
+        >>> frames = xr.DataArray(np.ones((5, 2, 2)), dims=("frame", "y", "x"))
+        >>> whole = (slice(None), slice(None))
+        >>> project(frames, np.zeros((2, 2)), [(whole, cosine_images((2, 2), 1))])[0].shape
+        (5, 1)
+    """
+    projected = [
+        np.empty((len(stimulus), of.number if isinstance(of, Images) else of.shape[1]), np.float32)
+        for _, of in bases
+    ]
+    middle = centre.astype(np.float32)
+    reader = Reader(stimulus, 0)
+    for part in blocks(stimulus, itemsize=4):
+        frames = reader[part]
+        for (region, images), result in zip(bases, projected, strict=True):
+            for begin in range(0, len(frames), 1024):
+                values = frames[begin : begin + 1024][..., *region].astype(np.float32)
+                values -= middle[..., *region]
+                first = part.start + begin
+                result[first : first + len(values)] = (
+                    images.project(values)
+                    if isinstance(images, Images)
+                    else values.reshape(len(values), -1) @ images.astype(np.float32)
+                )
+        progress(part.stop, len(stimulus), "projection of the stimulus")
+    return projected
