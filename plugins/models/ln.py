@@ -52,7 +52,7 @@ MEMORY = 2**30
 MOST_PRODUCTS = 4
 """Largest rank that is tried."""
 
-POINTS = {
+POINTS = {"description": "each point is one of the curve over the drives in training"}
     "description": "each point is one of the curve of the nonlinearity over the training drives"
 }
 
