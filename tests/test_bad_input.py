@@ -527,8 +527,8 @@ def test_a_file_of_another_format_is_refused(refusal: Callable[..., str], tmp_pa
             "same frames, one bin of the response for each frame shown",
         ),
         (
-            {"response": response(0, 1.0)[:, 0]},
-            "'response' is of shape (400,) and its dimensions are given as ['frame', 'cell']; "
+            {"response": response(0, 1.0)[:, :1, None]},
+            "'response' is of shape (400, 1, 1) and its dimensions are given as ['frame', 'cell']; "
             "give one of ['repeat', 'frame', 'cell'] for each dimension",
         ),
     ],

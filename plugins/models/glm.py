@@ -48,7 +48,8 @@ PROJECTED = 2**30
 """Size in bytes of the projections of the stimulus that are in memory together."""
 
 MOST_LIMITED = 100
-"""Larger counts than this are not taken as limits, as which they would be slow."""
+"""A larger largest count is not a limit: the probability of a limited count is a sum over all
+smaller counts."""
 
 CEILING = 10.0
 """A simulated rate is too high if it is above this multiple of the cell's largest count."""
@@ -99,9 +100,9 @@ class GLMConfig(Config):
     )
     limit: bool = Field(
         True,
-        description="Whether a cell's largest count in the training frames stands for so many "
-        "spikes or more, as refractory periods and bursts of limited length require. It also "
-        "limits the predicted and simulated counts.",
+        description="Whether a cell's largest count in the training frames stands for this many "
+        "spikes or more, because refractoriness limits the spikes of a bin. Predicted and "
+        "simulated counts are then not larger.",
     )
     iterations: int = Field(100, ge=1, description="Largest number of Newton steps of a cell.")
 
@@ -116,9 +117,10 @@ class GLM(Model):
     spike. History and coupling filters are sums of raised cosines in the logarithm of time. Lag 1
     is the bin before that of the response.
 
-    All filters have Gaussian priors whose strength is chosen by evidence, one for the stimulus
-    filter, the history filter, each coupling filter and each covariate. The filter of an absent
-    coupling is therefore near 0. The prior of the stimulus filter is smooth.
+    The history filter, each coupling filter and each covariate have a Gaussian prior whose strength
+    is chosen by evidence, so that the filter of an absent coupling is near 0. The prior of the
+    stimulus filter is smooth, with lengths chosen by evidence (see
+    `retinakit.regression.filter_spaces`).
 
     `fit` returns along `check`, the Newton steps, `train_loss` and `validation_loss` in nats per
     bin, and `decrement (check, cell)`, the gain that is expected of a step, in bits per spike. A
