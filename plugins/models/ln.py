@@ -53,8 +53,6 @@ MOST_PRODUCTS = 4
 """Largest rank that is tried."""
 
 POINTS = {"description": "each point is one of the curve over the drives in training"}
-    "description": "each point is one of the curve of the nonlinearity over the training drives"
-}
 
 CLEAR = 2.0
 """A higher rank must improve the validation loss by this number of standard errors."""
