@@ -341,7 +341,10 @@ def test_warnings_in_results_and_training_curves_stand_at_the_top(run: Path) -> 
     fits = xr.DataTree.from_dict({"curves": curves})
     fits.to_netcdf(run / "models" / "cnn.nc", engine="h5netcdf")
     report = write_report(run, Installed(score=Score, broken=Broken))
-    warnings = ["cnn (filters 2) is slow", "score: cnn (filters 2, cell 3; filters 2, cell 5) poor"]
+    warnings = [
+        "cnn (filters 2): is slow",
+        "score: cnn (filters 2, cell 3; filters 2, cell 5): poor",
+    ]
     assert report.warnings == warnings
     top = report.path.read_text(encoding="utf-8").partition("<svg")[0].partition("<main>")[2]
     text = re.sub(r"\s+", " ", Elements(top).text)

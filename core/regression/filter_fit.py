@@ -311,8 +311,9 @@ class FilterFit:
     ) -> tuple[float, Parts]:
         """The loss plus the penalty, and the values and derivatives of the nonlinearity."""
         drive = self._drive(at, seen)[self._used]
-        rate, slope, by_shape = self.nonlinearity(drive, at.shape)
-        value = float(self.losses(rate).sum())
+        with np.errstate(over="ignore", invalid="ignore"):  # a step that is too long is shortened
+            rate, slope, by_shape = self.nonlinearity(drive, at.shape)
+            value = float(self.losses(rate).sum())
         time = (at.courses * penalty.temporal) @ at.courses.T
         space = (at.maps * penalty.spatial) @ at.maps.T
         value += 0.5 * penalty.strength * float((time * space).sum())

@@ -420,7 +420,7 @@ class Warned:
 
     def __str__(self) -> str:
         about = f": {self.about}" if self.about else ""
-        return f"{self.step}{about}{self.places} {self.text}"
+        return f"{self.step}{about}{self.places}: {self.text}"
 
     @property
     def places(self) -> str:

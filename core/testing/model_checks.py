@@ -64,7 +64,7 @@ def check_model(
 
 
 def curves_labelled(case: ModelCase) -> None:
-    """`fit` returns curves along `check`, including the validation loss."""
+    """`fit` returns curves along `check`, including the validation loss, and perhaps `warning`."""
     curves = case.curves
     demand(
         isinstance(curves, xr.Dataset),
@@ -76,7 +76,8 @@ def curves_labelled(case: ModelCase) -> None:
         f"the curves {list(curves.data_vars)} have no 'validation_loss' along 'check'",
     )
     for name, curve in curves.data_vars.items():
-        demand(curve.dtype.kind in "biuf", f"curve '{name}' is of type {curve.dtype}")
+        kinds = "UOT" if name == "warning" else "biuf"
+        demand(curve.dtype.kind in kinds, f"curve '{name}' is of type {curve.dtype}")
     demand(np.isfinite(curves["validation_loss"]).any(), "'validation_loss' is never finite")
 
 

@@ -52,7 +52,7 @@ MEMORY = 2**30
 MOST_PRODUCTS = 4
 """Largest rank that is tried."""
 
-POINTS = {"description": "points of the curve of the nonlinearity over the training drives"}
+POINTS = {"description": "each point is one of the curve over the drives in training"}
 
 CLEAR = 2.0
 """A higher rank must improve the validation loss by this number of standard errors."""

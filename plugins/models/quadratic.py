@@ -1,0 +1,335 @@
+"""The quadratic (energy) model: a linear filter and squared filters, for complex cells."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+from pydantic import Field
+
+from retinakit.contracts import (
+    Config,
+    Model,
+    Progress,
+    UserError,
+    coordinates_of,
+    full_history,
+    mean_response,
+    require_uncentred,
+    silent,
+    space_sizes,
+)
+from retinakit.regression import (
+    Drive,
+    Exponential,
+    FilterFit,
+    Fitted,
+    Images,
+    Nonlinearity,
+    Penalty,
+    Regressors,
+    Softplus,
+    cosine_images,
+    project,
+)
+from retinakit.spikes import stc, stimulus_covariance, white_shrinkage, whitening_matrix
+
+Array = NDArray[np.float64]
+
+MOST_FEATURES = 4000
+"""Largest number of lags times images; the covariance is a matrix of its square."""
+
+RIDGE = 1e-2
+"""Precision of the prior of the weights, whose regressors have about unit variance."""
+
+
+class QuadraticConfig(Config):
+    """Options of the quadratic model."""
+
+    lags: int = Field(
+        16, ge=1, description="Number of frames of history, including the current frame."
+    )
+    images: int = Field(
+        100,
+        ge=1,
+        description="The filters are sums of this number of images, those of the lowest spatial "
+        "frequencies; all, if the stimulus has fewer pixels.",
+    )
+    components: int = Field(
+        16,
+        ge=0,
+        description="Largest number of squared filters; validation chooses the number.",
+    )
+    nonlinearity: Literal["softplus", "exponential"] = Field(
+        "softplus",
+        description="Output nonlinearity of the drive x: gain · log(1 + exp(x)), or exp(x).",
+    )
+
+
+@dataclass
+class _Cell:
+    filters: Array
+    """(1 + component, lag, image): the linear filter, and the axes of the quadratic form."""
+
+    fitted: Fitted
+    components: int
+    losses: Array
+    """Validation loss of each number of squared filters that was tried."""
+
+
+class Quadratic(Model):
+    """A linear filter, several squared filters and a static nonlinearity for each cell.
+
+    The rate in spikes per bin is f(linear · s + Σ_j weight_j (filter_j · s)² + offset), where s is
+    the stimulus history: a quadratic form of low rank (Park & Pillow 2011), of which energy models
+    of complex cells are an example. The squared filters are the axes of the spike-triggered
+    covariance in whitened coordinates whose variances differ most from those of the stimulus, of
+    excitatory (positive weight) and suppressive (negative weight) ones alike; the linear filter is
+    the whitened spike-triggered average. Their weights maximise the Poisson likelihood, which is a
+    problem of few parameters, and the number of squared filters has the smallest validation loss.
+
+    `parameters()` has the linear filter `kernel (cell, lag, [channel,] y, x)`, `quadratic_filter
+    (cell, component, lag, [channel,] y, x)` in stimulus units such that filter · s has unit
+    variance, `quadratic_weight (cell, component)`, 0 for components that are not used, and `offset
+    (cell)`.
+
+    Raises:
+        RecordingError: by `fit`, if the recording does not keep its contract, or its responses are
+            centred on 0.
+        UserError: by `fit`, if the covariance is too large, a response is negative, or a cell has
+            no spikes.
+
+    Example:
+        >>> from retinakit.testing import small_recording
+        >>> recording = small_recording()
+        >>> model = Quadratic.with_options(lags=3, images=16, components=2)
+        >>> _ = model.fit(recording)
+        >>> dict(model.parameters()["quadratic_filter"].sizes)
+        {'cell': 2, 'component': 2, 'lag': 3, 'y': 8, 'x': 8}
+    """
+
+    Config = QuadraticConfig
+    quick: ClassVar[dict[str, Any]] = {"lags": 5, "images": 16, "components": 2}
+
+    parts: xr.Dataset
+
+    @property
+    def lags(self) -> int:
+        lags: int = self.config.lags
+        return lags
+
+    def fit(
+        self,
+        recording: xr.DataTree,
+        *,
+        checkpoint: Path | None = None,
+        progress: Progress = silent,
+    ) -> xr.Dataset:
+        c = self.config
+        train, held_out = (recording[name].to_dataset() for name in ("train", "validation"))
+        require_uncentred(train["response"])
+        field = coordinates_of(train, c.lags)
+        images = self._images(field)
+        if c.lags * images.number > MOST_FEATURES:
+            raise UserError(
+                f"{c.lags} lags of {images.number} images are {c.lags * images.number} numbers, of "
+                f"which the covariance is too large; make images at most {MOST_FEATURES // c.lags}"
+            )
+        centre = np.asarray(train["stimulus"].mean("frame", dtype=float))
+        whole = (slice(None), slice(None))
+        seen = [project(s["stimulus"], centre, [(whole, images)])[0] for s in (train, held_out)]
+        shown = _as_stimulus(train, seen[0])
+        prior = stimulus_covariance(shown, c.lags)["covariance"].values
+        full = int(full_history(train["segment"], c.lags).sum())
+        whitening = whitening_matrix(prior, max(0.02, white_shrinkage(prior, full)))
+        cells = []
+        for cell in range(field.sizes["cell"]):
+            one = shown.isel(cell=[cell])
+            found = self._filters(one, prior, whitening)
+            data = [
+                _response(split, cell, c.lags, of, found)
+                for split, of in zip((train, held_out), seen, strict=True)
+            ]
+            cells.append(self._fit_cell(found, *data))
+            progress(cell + 1, field.sizes["cell"], "quadratic models")
+        self._store(field, cells, centre)
+        losses = np.array([cell.losses for cell in cells])
+        tried = np.isfinite(losses)
+        mean = np.where(tried, losses, 0).sum(0) / np.maximum(tried.sum(0), 1)
+        warnings = ["" if cell.fitted.converged else "the fit has not converged" for cell in cells]
+        return xr.Dataset(
+            {
+                "validation_loss": ("check", np.where(tried.any(0), mean, np.nan)),
+                "cell_validation_loss": (("cell", "check"), losses),
+                "components": ("cell", [cell.components for cell in cells]),
+                "converged": ("cell", [cell.fitted.converged for cell in cells]),
+                "warning": ("cell", warnings),
+            },
+            coords={
+                "check": np.arange(losses.shape[1]),
+                "squared_filters": ("check", np.arange(losses.shape[1])),
+                "cell": field["cell"].variable,
+            },
+        )
+
+    def _images(self, field: xr.Dataset) -> Images:
+        shape = tuple(space_sizes(field).values())
+        return cosine_images(shape, min(self.config.images, int(np.prod(shape))))
+
+    def _filters(self, one: xr.Dataset, prior: Array, whitening: Array) -> Array:
+        """The linear filter and the axes (1 + component, lag, image), for unit variance."""
+        moments = stc(one, self.lags)
+        if not moments["spikes"] > 0:
+            raise UserError(
+                f"cell {one['cell'].item()} has no spike with {self.lags} frames of history; "
+                "leave out the cell"
+            )
+        average = whitening @ moments["sta"].values.ravel()
+        change = whitening @ (moments["stc"].values - prior) @ whitening
+        norm = float(np.linalg.norm(average))
+        linear = average / norm if norm > 0 else np.eye(len(average))[0]
+        values, vectors = np.linalg.eigh(change)
+        order = np.argsort(-np.abs(values))[: self.config.components]
+        whitened = np.concatenate([linear[None], vectors[:, order].T])
+        return (whitened @ whitening).reshape(len(whitened), self.lags, -1)
+
+    def _fit_cell(self, filters: Array, train: "_Shown", held_out: "_Shown") -> _Cell:
+        most = len(filters) - 1
+        losses = np.full(self.config.components + 1, np.nan)
+        best: tuple[float, int, Fitted] | None = None
+        start: Drive | None = None
+        for number in range(most + 1):
+            problem = self._problem(train, number)
+            fitted = _fit(problem, start)
+            start = fitted.drive
+            if held_out.used.any():
+                other = self._problem(held_out, number)
+                drive = other.drive(fitted.drive)[held_out.used]
+                rate, _, _ = other.nonlinearity(drive, fitted.drive.shape)
+                losses[number] = other.losses(rate).mean()
+            if best is None or not losses[number] >= best[0]:
+                best = float(losses[number]), number, fitted
+        assert best is not None
+        _, number, fitted = best
+        return _Cell(filters, fitted, number, losses)
+
+    def _nonlinearity(self) -> Nonlinearity:
+        return Softplus() if self.config.nonlinearity == "softplus" else Exponential()
+
+    def _problem(self, shown: "_Shown", number: int) -> FilterFit:
+        """The fit of the weights of the linear and of the first squared regressors."""
+        nothing = np.zeros((len(shown.used), 1), np.float32)
+        data = Regressors(nothing, shown.response, shown.used, shown.regressors[:, : 1 + number])
+        return FilterFit(data, np.eye(1), self._nonlinearity(), fixed_courses=True)
+
+    def _store(self, field: xr.Dataset, cells: list[_Cell], centre: Array) -> None:
+        components = self.config.components
+        filters = np.zeros((len(cells), 1 + components, *cells[0].filters.shape[1:]))
+        weights = np.zeros((len(cells), 1 + components))
+        for index, cell in enumerate(cells):
+            used = cell.components + 1
+            filters[index, :used] = cell.filters[:used]
+            weights[index, :used] = cell.fitted.drive.weights
+        self.field = field
+        self.parts = xr.Dataset(
+            {
+                "filter": (("cell", "part", "lag", "image"), filters),
+                "weight": (("cell", "part"), weights),
+                "offset": ("cell", [cell.fitted.drive.offset for cell in cells]),
+                "shape": (
+                    ("cell", "shape_parameter"),
+                    np.array([cell.fitted.drive.shape for cell in cells]),
+                ),
+                "centre": (tuple(space_sizes(field)), centre),
+            }
+        )
+
+    def respond(self, split: xr.Dataset) -> Array:
+        parts, whole = self.parts, (slice(None), slice(None))
+        images = self._images(self.field)
+        (seen,) = project(split["stimulus"], parts["centre"].values, [(whole, images)])
+        rates = np.empty((len(seen), self.field.sizes["cell"]))
+        for cell in range(rates.shape[1]):
+            regressors = _regressors(seen, parts["filter"].values[cell])
+            drive = regressors @ parts["weight"].values[cell] + float(parts["offset"][cell])
+            rates[:, cell] = self._nonlinearity()(drive, parts["shape"].values[cell])[0]
+        return rates
+
+    def parameters(self) -> xr.Dataset:
+        self.check_fitted()
+        space = space_sizes(self.field)
+        filters = self.parts["filter"].values @ self._images(self.field).matrix().T
+        filters = filters.reshape(*filters.shape[:3], *space.values()).astype(np.float32)
+        weight = self.parts["weight"].values
+        linear = weight[:, 0].reshape(-1, *[1] * (1 + len(space))) * filters[:, 0]
+        components = np.arange(filters.shape[1] - 1)
+        return self.field.assign_coords(component=components).assign(
+            kernel=(("cell", "lag", *space), linear.astype(np.float32)),
+            quadratic_filter=(("cell", "component", "lag", *space), filters[:, 1:]),
+            quadratic_weight=(("cell", "component"), weight[:, 1:]),
+            offset=("cell", self.parts["offset"].values),
+        )
+
+    def state(self) -> xr.Dataset:
+        self.check_fitted()
+        return self.field.merge(self.parts)
+
+    def restore(self, state: xr.Dataset) -> None:
+        self.parts = state.drop_vars(list(state.coords))
+        self.field = state.drop_vars(list(state.data_vars))
+
+
+@dataclass
+class _Shown:
+    """The responses of a cell in a split, and the regressors (frame, 1 + component)."""
+
+    response: Array
+    used: NDArray[np.bool_]
+    regressors: NDArray[np.float32]
+
+
+def _response(
+    split: xr.Dataset, cell: int, lags: int, seen: NDArray[np.float32], filters: Array
+) -> _Shown:
+    response = np.asarray(mean_response(split).isel(cell=cell), float)
+    used = full_history(split["segment"], lags) & np.isfinite(response)
+    return _Shown(np.where(used, response, 0), used, _regressors(seen, filters))
+
+
+def _regressors(seen: NDArray[np.float32], filters: Array) -> NDArray[np.float32]:
+    """The filtered stimulus, squared for all but the first filter (frame, filter).
+
+    Args:
+        seen: (frame, image) the projected stimulus.
+        filters: (filter, lag, image).
+    """
+    filtered = np.zeros((len(seen), len(filters)), np.float32)
+    for lag in range(filters.shape[1]):
+        filtered[lag:] += seen[: len(seen) - lag] @ filters[:, lag].T.astype(np.float32)
+    filtered[:, 1:] **= 2
+    return filtered
+
+
+def _as_stimulus(split: xr.Dataset, seen: NDArray[np.float32]) -> xr.Dataset:
+    """The split with the projections in the place of pixels."""
+    coords = {name: split[name].variable for name in ("cell", "segment", "time")}
+    stimulus = (("frame", "y", "x"), seen[:, None])
+    return xr.Dataset(
+        {"stimulus": stimulus, "response": split["response"].variable}, coords, split.attrs
+    )
+
+
+def _fit(problem: FilterFit, start: Drive | None) -> Fitted:
+    """The weights of the regressors, from those of one regressor less."""
+    number = problem.data.extra.shape[1]
+    if start is None:
+        used = problem.data.used
+        mean = max(float(problem.data.response[used].mean()), 0.5 / max(int(used.sum()), 1))
+        offset, shape = problem.nonlinearity.start(mean)
+        start = Drive(np.eye(1), np.zeros((1, 1)), np.zeros(0), offset, shape)
+    more = np.zeros(number - len(start.weights))
+    start = replace(start, weights=np.r_[start.weights, more])
+    ridge = Penalty(np.ones(1), np.ones(1), 1.0, RIDGE * np.eye(number))
+    return problem.run(start, ridge)

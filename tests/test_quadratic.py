@@ -1,0 +1,62 @@
+"""The quadratic model, on cells with known axes."""
+
+import numpy as np
+import pytest
+
+from retinakit.contracts import SPLITS, UserError, make_recording, make_split
+from retinakit.scores import bits_per_spike
+from retinakit_plugins.models.quadratic import Quadratic
+
+LAGS, BARS = 6, 10
+
+
+def gabors():
+    lag, x = np.meshgrid(np.arange(LAGS), np.arange(BARS), indexing="ij")
+    envelope = np.exp(-(((x - 5) / 2.5) ** 2) - (((lag - 2) / 1.5) ** 2))
+    filters = [envelope * np.cos(1.1 * x + 0.6 * lag + phase) for phase in (0, np.pi / 2)]
+    return np.array([f / np.linalg.norm(f) for f in filters])
+
+
+@pytest.fixture(scope="module")
+def complex_cell():
+    random, splits = np.random.default_rng(0), {}
+    for name, frames in zip(SPLITS, (30_000, 8000, 8000), strict=True):
+        movie = random.choice(np.array([-1, 1], np.int8), (frames, BARS))
+        energy = np.zeros(frames)
+        for weights in gabors():
+            drive = np.zeros(frames)
+            for lag in range(LAGS):
+                drive[lag:] += movie[: frames - lag] @ weights[lag]
+            energy += drive**2
+        rate = 0.1 * energy[:, None]
+        splits[name] = make_split(
+            movie[:, None, :], random.poisson(rate), frame_interval=0.01, rate=rate
+        )
+    return make_recording(splits)
+
+
+def test_the_axes_of_a_complex_cell_span_those_of_the_truth(complex_cell):
+    model = Quadratic({"lags": LAGS, "components": 6})
+    curves = model.fit(complex_cell)
+    assert curves["components"].item() >= 2 and bool(curves["converged"].all())
+    parameters = model.parameters()
+    weights = parameters["quadratic_weight"].values[0]
+    axes = parameters["quadratic_filter"].values[0, :2].reshape(2, -1)
+    assert (weights[:2] > 0.2).all()
+    overlap = np.linalg.svd(
+        np.linalg.qr(axes.T)[0].T @ np.linalg.qr(gabors().reshape(2, -1).T)[0], compute_uv=False
+    )
+    assert overlap.min() > 0.95
+    test = complex_cell["test"].to_dataset()
+    predicted = model.predict(test)
+    known = predicted.notnull().all("cell")
+    found, truth = (
+        float(bits_per_spike(rate[known], test["response"][known])[0])
+        for rate in (predicted, test["rate"])
+    )
+    assert found > 0.85 * truth
+
+
+def test_a_covariance_that_is_too_large_is_refused(complex_cell):
+    with pytest.raises(UserError, match="make images at most 6"):
+        Quadratic({"lags": 600}).fit(complex_cell)
