@@ -20,11 +20,11 @@ from retinakit.training import frames
 from retinakit_plugins.datasets import hdf5
 from retinakit_plugins.datasets.subunit_rgc import SubunitRGC
 from retinakit_plugins.models.cnn import CNN
-from retinakit_plugins.models.ln import LN
+from retinakit_plugins.models.rectified_linear import LNP
 
 FOLDER = tempfile.TemporaryDirectory()
 MODELS = {
-    "ln": (LN, {"steps": 60}),
+    "lnp": (LNP, {"lags": 20, "steps": 60}),
     "cnn": (CNN, {"filters": 4, "kernel": 9, "stride": 4, "steps": 60}),
 }
 FRAMES, SIDE, CELLS = 60_000, 40, 4

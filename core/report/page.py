@@ -326,13 +326,18 @@ def _plot_curves(curves: xr.Dataset) -> Figure:
     figure = Figure(figsize=(8.6, 2.9))
     names = [name for name in ("train_loss", "validation_loss") if name in lines]
     axes = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
+    # A model that is not trained in steps has the options that were tried, such as penalties.
+    tried = [str(key) for key, of in curves.coords.items() if of.dims == ("check",)]
+    marker = "." if "step" not in lines or curves.sizes["check"] == 1 else None
+    place = "step" if "step" in lines else next((key for key in tried if key != "check"), "check")
     for ax, name in zip(axes, names, strict=True):
         for i, label in enumerate(labels):
             line = lines.isel(line=i)
-            ax.plot(line["step" if "step" in line else "check"], line[name], lw=1.3, alpha=0.9,
+            ax.plot(line[place], line[name], lw=1.3, alpha=0.9,
                     color=colours[distinct.index(label)], label=label,
-                    marker="." if curves.sizes["check"] == 1 else None)  # fmt: skip
-        ax.set(title=name.replace("_", " ").replace("train ", "training "), xlabel="step")
+                    marker=marker)  # fmt: skip
+        xlabel = "step" if place == "check" else place.replace("_", " ")
+        ax.set(title=name.replace("_", " ").replace("train ", "training "), xlabel=xlabel)
     axes[0].set_ylabel("loss")
     if 1 < len(distinct) <= LEGEND_LINES:
         handles = [axes[0].lines[labels.index(label)] for label in distinct]
