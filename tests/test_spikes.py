@@ -403,12 +403,13 @@ def test_the_ensemble_is_the_windows_and_large_counts_are_weights():
 
 
 @pytest.mark.parametrize("field", [(1, 1), (1, 8), (8, 1)])
-def test_the_map_of_a_single_row_or_pixel_is_drawn(field):
+def test_the_average_of_a_single_row_or_pixel_is_drawn_in_time(field):
     random = np.random.default_rng(0)
     stimulus = random.standard_normal((400, *field))
     split = make_split(stimulus, np.exp(stimulus.reshape(400, -1)[:, :1]), frame_interval=0.02)
     recording = make_recording(dict.fromkeys(SPLITS, split))
-    result = xr.DataTree.from_dict({"/bars": STA({"lags": 3}).run(recording)})
-    image, _ = STA({"lags": 3}).plot(result).axes
-    drawn = image.collections[0].get_datalim(image.transData)
-    assert (drawn.height, drawn.width) == field
+    result = STA({"lags": 3}).run(recording)
+    image, _ = STA({"lags": 3}).plot(xr.DataTree.from_dict({"/bars": result})).axes
+    expected = result["sta"].values.reshape(3, -1)[::-1].T
+    drawn = image.collections[0].get_array() if max(field) > 1 else image.lines[-1].get_ydata()
+    np.testing.assert_allclose(np.reshape(drawn, expected.shape), expected)

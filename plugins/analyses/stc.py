@@ -1,6 +1,6 @@
 """Spike-triggered covariance (Schwartz et al. 2006): axes whose variance differs before spikes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -146,12 +146,13 @@ class STC(Analysis):
     ) -> xr.Dataset:
         c = self.config
         change, average = self._change(split, prior, 0)
-        shifted = partial(self._shifted, split, prior)
+        held: list[NDArray[np.float64]] = []
         if c.draws * change.nbytes <= HELD:
-            shifted = partial(_in_turn, list(shifted(progress)))
-        axes = average[:, :0]
+            held = list(self._shifted(split, prior, progress))
+        axes, tell = average[:, :0], progress
         for _ in range(len(change)):
-            low, high = self._band(shifted(progress), axes)
+            low, high = self._band(held or self._shifted(split, prior, tell), axes)
+            tell = _silent  # the progress is that of the first band
             values, vectors, beyond = _significant(change, average, low, high, prior.binary)
             if beyond.sum() <= axes.shape[1]:
                 break
@@ -199,7 +200,7 @@ class STC(Analysis):
             progress((draw + 1) / c.draws)
 
     def _band(
-        self, nulls: Iterator[NDArray[np.float64]], axes: NDArray[np.float64]
+        self, nulls: Iterable[NDArray[np.float64]], axes: NDArray[np.float64]
     ) -> tuple[float, float]:
         """The band of the null hypothesis, in the space orthogonal to some axes (feature, axis)."""
         c = self.config
@@ -397,11 +398,8 @@ def _told(progress: Progress, done: int, many: int, part: float) -> None:
     progress(done + part, many, "spike-triggered covariance")
 
 
-def _in_turn(
-    held: list[NDArray[np.float64]], progress: Callable[[float], None]
-) -> Iterator[NDArray[np.float64]]:
-    progress(1)
-    return iter(held)
+def _silent(part: float) -> None:
+    """Tells nothing."""
 
 
 def _rows(result: xr.DataTree) -> Any:

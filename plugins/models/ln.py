@@ -90,7 +90,7 @@ class LNConfig(Config):
         "largest evidence.",
     )
     length_factors: list[float] = Field(
-        [1.0, 0.6, 0.36],
+        [1.0, 0.6],
         min_length=1,
         description="Factors of the most probable lengths of smoothness, or of the distance of "
         "the knots, that are tried in this order until the validation loss increases.",
