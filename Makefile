@@ -52,7 +52,7 @@ $(VENV)/test: setup.py pyproject.toml constraints.txt $(SOURCES)
 
 $(VENV)/bench: setup.py pyproject.toml constraints.txt $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
-	$(INSTALL) ".[test]" scikit-image scikit-learn shapely tqdm rfest $(OPENRETINA_IMPORTS)
+	$(INSTALL) ".[test]" scikit-image scikit-learn shapely tqdm rfest nemos $(OPENRETINA_IMPORTS)
 	$(INSTALL) --no-deps pyret stnmf  # they ask for an older NumPy than they need
 	$(INSTALL) --no-deps openretina==1.1.1 neuralpredictors==0.3.0  # they ask for torchvision, Jupyter and more
 	touch $@

@@ -36,6 +36,8 @@ class Contest:
         overhead: pairs of a function that makes additional work of ours, and the number of
             repetitions after which this work is done once.
         missing: the reason why the contest cannot run here, or "".
+        compare: checks the results, ours first, instead of the comparison within the tolerance,
+            and returns a remark for the verdict.
     """
 
     id: str
@@ -46,6 +48,7 @@ class Contest:
     share: float = 1.0
     overhead: tuple[tuple[Callable[[], Side], int], ...] = ()
     missing: str = ""
+    compare: Callable[[np.ndarray, np.ndarray], str] | None = None
 
     def run(self) -> str:
         """Compares the results, times both sides alternately, and returns the verdict.
@@ -55,7 +58,7 @@ class Contest:
         """
         ours, theirs = self.sides()
         expected, seconds = timed(theirs)
-        agree(ours(), expected, self.tolerance)
+        remark = self.checked(ours(), expected)
         besides = self.besides()
         mine, others = [], [seconds]
         while True:
@@ -64,14 +67,14 @@ class Contest:
                 if sum(mine) > sum(others) / 2:
                     break
             if sum(mine) + sum(others) > SECONDS or len(others) == 7:
-                return self.verdict(median(mine) + besides, median(others))
+                return self.verdict(median(mine) + besides, median(others), remark)
             others.append(timed(theirs)[1])
 
     def benchmark(self, benchmark: Any) -> str:
         """The same as `run`, with the peer's times in the report of pytest-benchmark."""
         ours, theirs = self.sides()
         expected, seconds = timed(theirs)
-        agree(ours(), expected, self.tolerance)
+        remark = self.checked(ours(), expected)
         besides = self.besides()
         mine: list[float] = []
         benchmark.group = self.group
@@ -87,7 +90,7 @@ class Contest:
             "target": self.target,
             "share": self.share,
         }
-        return self.verdict(median(mine) + besides, theirs_took)
+        return self.verdict(median(mine) + besides, theirs_took, remark)
 
     def besides(self) -> float:
         """Seconds of the overhead per repetition."""
@@ -96,12 +99,19 @@ class Contest:
             for work, times in ((make(), times) for make, times in self.overhead)
         )
 
-    def verdict(self, ours: float, theirs: float) -> str:
+    def checked(self, ours: np.ndarray, theirs: np.ndarray) -> str:
+        """Compares the results, and returns a remark for the verdict or ""."""
+        if self.compare is not None:
+            return self.compare(ours, theirs)
+        agree(ours, theirs, self.tolerance)
+        return ""
+
+    def verdict(self, ours: float, theirs: float, remark: str = "") -> str:
         """A line of text from the seconds of both sides."""
         theirs /= self.share
         part = f", the peer's from {self.share:.1%} of the work" if self.share < 1 else ""
         times = f"{ours:.4g} s against {theirs:.4g} s{part}"
-        return line(self.id, theirs / ours, self.target, times)
+        return line(self.id, theirs / ours, self.target, f"{times}; {remark}" if remark else times)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ SUITES = (
     "sta_cases",
     "simulation_cases",
     "training_cases",
+    "ln_cases",
     "readout_cases",
     "population_cases",
     "file_cases",
