@@ -119,8 +119,14 @@ class TestReadoutTable:
         chosen_by = np.array([[[1, 1, np.nan], [1, 1, 1]], [[2, 2, np.nan], [0, 0, 0]]])
         coords = {"penalty": [0.1, 1.0], "scan": [1, 2], "cell": [0, 1, 2]}
         dims = tuple(coords)
+        reason = np.where(np.isnan(score), "the prediction is constant", "")
+        reason[:, 0, 2] = "the cell was not recorded"
         swept = xr.Dataset(
-            {"correlation": (dims, score), "likelihood": (dims, chosen_by)},
+            {
+                "correlation": (dims, score),
+                "likelihood": (dims, chosen_by),
+                "reason": (dims, reason),
+            },
             coords,
             {"sweep": "penalty,scan"},
         )
