@@ -262,9 +262,9 @@ datasets:
   {of("good")}
 models:
   ln:
-    plugin: lnp
+    plugin: cnn
     data: good
-    with: {{lags: 3, batch: 50, steps: 100000, check_every: 5000, decay: constant}}
+    with: {{lags: 3, filters: 2, kernel: 3, batch: 50, steps: 100000, check_every: 5000}}
     sweep: {{seed: [0, 1]}}
 """
 
