@@ -257,7 +257,6 @@ class FilterFit:
         penalty: Penalty,
         tolerance: float = TOLERANCE,
         most: int = 60,
-        tell: Callable[[int], None] = lambda step: None,
     ) -> Fitted:
         """Fits from given parameters.
 
@@ -266,7 +265,6 @@ class FilterFit:
             penalty: the priors.
             tolerance: of the expected gain of a further step, in bits per spike.
             most: the largest number of steps.
-            tell: is called with the number of steps.
         """
         at = start if self.fixed_courses else start.balanced()
         prior = start.offset
@@ -303,7 +301,6 @@ class FilterFit:
             fresh = number % REFRESH == 0
             if fresh:
                 solve, pairs = self._solver(at, seen, parts, penalty), []
-            tell(number)
         return Fitted(at, bool(decrement < tolerance), float(decrement), number)
 
     def _objective(

@@ -14,7 +14,13 @@ from scipy.ndimage import gaussian_filter
 from retinakit.contracts.frame_blocks import Reader, blocks, first_frames
 from retinakit.contracts.recording import full_history, mean_response
 from retinakit.regression.projection import Images, Region, cosine_images, order_of_frequencies
-from retinakit.regression.smooth_prior import SHORTEST, SmoothPrior, most_probable_prior, shorter
+from retinakit.regression.smooth_prior import (
+    SHORTEST,
+    STARTS,
+    SmoothPrior,
+    most_probable_prior,
+    shorter,
+)
 from retinakit.spikes import response_field, sta
 
 Array = NDArray[np.float64]
@@ -198,13 +204,14 @@ def _cosine(field: Array) -> Array:
 
 def _power(of: Averages, region: Region, lags: int) -> Array:
     """The power (lag, [channel,] y, x) of the stimulus in the cosine basis of the region."""
-    sample = of.sample[..., *region].astype(float)
+    sample = of.sample[..., *region]
     ends = np.flatnonzero(of.full)
     ends = ends[:: max(1, len(ends) // WINDOWS)]
-    total = np.zeros((lags, *sample.shape[1:]))
-    for end in ends:
-        total += _cosine(sample[end - lags + 1 : end + 1][::-1]) ** 2
-    power = total / max(len(ends), 1)
+    if not len(ends):
+        return np.ones((lags, *sample.shape[1:]))
+    histories = np.stack([sample[end - lags + 1 : end + 1][::-1] for end in ends])
+    axes = (1, histories.ndim - 2, histories.ndim - 1)
+    power = (dctn(histories, axes=axes, norm="ortho") ** 2).mean(0, dtype=float)
     return np.maximum(power, 1e-6 * max(float(power.mean()), 1e-30))
 
 
@@ -228,12 +235,14 @@ def _region(field: Array, noise: float, of: Averages, side: int) -> Region:
         return part(y, rows), part(x, columns)
 
     best: tuple[float, int] | None = None
+    starts = STARTS
     sides = [half for half in HALVES if half <= max(rows, columns, 1)]
     for half in sides:
         region = square(half)
         inside = _cosine(field[..., *region])
         power = np.full(inside.shape, variance)
-        prior = most_probable_prior(inside, power, noise)
+        prior = most_probable_prior(inside, power, noise, starts=starts)
+        starts = [(prior.time, prior.space)]
         total = power * (prior.variance * power * prior.relative(inside.shape) + noise)
         surprise = 0.5 * float((np.log(total) + inside**2 / total).sum())
         surprise += float(outside.sum() - outside[region].sum())

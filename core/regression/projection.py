@@ -16,6 +16,10 @@ Region = tuple[slice, slice]
 """The rows and the columns of a rectangle of the stimulus."""
 
 
+SMALL = 200
+"""Number of pixels up to which one matrix product is faster than one along each dimension."""
+
+
 def order_of_frequencies(shape: tuple[int, ...]) -> NDArray[np.int64]:
     """The flat indices of the spatial coefficients ([channel,] y, x), lowest frequencies first.
 
@@ -57,6 +61,8 @@ class Images:
 
     def project(self, frames: NDArray[np.float32]) -> NDArray[np.float32]:
         """The scalar products (frame, image) of frames ([channel,] y, x) with the images."""
+        if frames[0].size <= SMALL:
+            return frames.reshape(len(frames), -1) @ self.matrix().astype(np.float32)
         along_x = frames @ self.over_x.astype(np.float32)
         both = np.matmul(self.over_y.T.astype(np.float32), along_x)
         return both.reshape(len(frames), -1)[:, self.chosen]
@@ -113,19 +119,23 @@ def project(
         np.empty((len(stimulus), of.number if isinstance(of, Images) else of.shape[1]), np.float32)
         for _, of in bases
     ]
-    middle = centre.astype(np.float32)
     reader = Reader(stimulus, 0)
     for part in blocks(stimulus, itemsize=4):
         frames = reader[part]
         for (region, images), result in zip(bases, projected, strict=True):
             for begin in range(0, len(frames), 1024):
                 values = frames[begin : begin + 1024][..., *region].astype(np.float32)
-                values -= middle[..., *region]
                 first = part.start + begin
-                result[first : first + len(values)] = (
-                    images.project(values)
-                    if isinstance(images, Images)
-                    else values.reshape(len(values), -1) @ images.astype(np.float32)
-                )
+                result[first : first + len(values)] = _products(values, images)
         progress(part.stop, len(stimulus), "projection of the stimulus")
+    for (region, images), result in zip(bases, projected, strict=True):
+        result -= _products(centre[..., *region].astype(np.float32)[None], images)
     return projected
+
+
+def _products(
+    frames: NDArray[np.float32], images: Images | NDArray[np.float64]
+) -> NDArray[np.float32]:
+    if isinstance(images, Images):
+        return images.project(frames)
+    return frames.reshape(len(frames), -1) @ images.astype(np.float32)

@@ -1,5 +1,6 @@
 """Gaussian priors of smooth filters, with strength and lengths chosen by evidence."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,6 +11,10 @@ Array = NDArray[np.float64]
 
 SHORTEST = 0.05
 """Smallest length of a smooth prior, in frames or checks, which is a prior without smoothness."""
+
+
+STARTS: list[tuple[float, float]] = [(1.0, 1.0), (3.0, 3.0), (1.0, 4.0)]
+"""Lengths in time and space from which the search for the largest evidence begins."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,11 @@ def _spectrum(length: float, squared: Array) -> Array:
 
 
 def most_probable_prior(
-    coefficients: Array, power: Array, noise: float, lengths: tuple[float, float] | None = None
+    coefficients: Array,
+    power: Array,
+    noise: float,
+    lengths: tuple[float, float] | None = None,
+    starts: Sequence[tuple[float, float]] = STARTS,
 ) -> SmoothPrior:
     """The prior that maximises the evidence of a response-weighted average of the stimulus.
 
@@ -102,6 +111,7 @@ def most_probable_prior(
         noise: the variance of the mean-subtracted response over its squared mean and the number of
             frames.
         lengths: of the prior in time and space; by default, those of the largest evidence.
+        starts: the lengths from which the search begins.
 
     Example:
         >>> from scipy.fft import dctn
@@ -131,9 +141,8 @@ def most_probable_prior(
         return 0.5 * float((np.log(total) + ratio).sum()), 0.5 * np.array(gradient)
 
     longest = [max(2.0, shape[0]), max(2.0, *shape[-2:])]
-    starts = [(1.0, 1.0), (3.0, 3.0), (1.0, 4.0)] if lengths is None else [lengths]
     best = None
-    for start in starts:
+    for start in starts if lengths is None else [lengths]:
         initial = SmoothPrior(1.0, *start)
         relative = initial.relative(shape)
         excess = float((relative * (coefficients**2 - floor)).sum())
