@@ -142,7 +142,7 @@ def train(
     stateful = networks[0].stateful
     batches = Batches(training, schedule.batch, schedule.order, stateful, seed)
     known = [
-        (frames.known.sum(0) / number).clamp_min(1e-12)
+        (_number_known(frames) / number).clamp_min(1e-12)
         for frames, number in zip(training, batches.frames(), strict=True)
     ]
     # The cells with responses in validation, and the parts of a fit that have a validation loss.
@@ -261,6 +261,12 @@ def evaluate(starts: Starts, validation: Sequence[Frames], batch: int) -> Tensor
             means.append(total / frames.known.sum(0).cpu())
     starts.train(was_training)
     return torch.cat(means, 1)
+
+
+def _number_known(frames: Frames) -> Tensor:
+    """The number of known responses of each cell (cell,)."""
+    # torch converts booleans to 64 bits before it sums them, so they are summed in parts.
+    return torch.stack([part.sum(0) for part in frames.known.split(256)]).sum(0)
 
 
 def _in_order(frames: Frames, length: int, stateful: bool) -> Iterator[tuple[Any, bool]]:
