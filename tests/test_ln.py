@@ -154,7 +154,7 @@ def test_the_most_probable_prior_has_the_lengths_that_were_drawn():
 
 def test_the_region_of_a_filter_is_around_its_peak(cell):
     space, *_ = filter_spaces(
-        averages(cell["train"].to_dataset(), LAGS, signed=False), 0, side=41, basis="cosine"
+        averages(cell["train"].to_dataset(), LAGS), 0, side=41, basis="cosine"
     )
     y, x = space.region
     assert y.start <= 2 and y.stop >= 7 and x.start <= 2 and x.stop >= 7
@@ -227,6 +227,52 @@ def test_signed_responses_are_fitted_by_squared_error(cell):
     assert cosine(model.parameters()["kernel"].values[0], RANK_1) > 0.98
     with pytest.raises(UserError, match="set loss: mse"):
         LN({"nonlinearity": "linear"}).fit(cell)
+
+
+def test_a_signed_trace_does_not_change_the_fit_of_a_count(cell):
+    """A cell's fit does not depend on the responses of others, also if these are signed."""
+
+    def with_trace(split):
+        if "response" not in split:
+            return split
+        trace = split["response"] - split["response"].mean("frame") - 0.5
+        both = xr.concat([split["response"], trace.assign_coords(cell=[1])], "cell")
+        return split[["stimulus"]].assign(response=both.transpose("frame", "cell"))
+
+    options = {"lags": LAGS, "loss": "mse"}
+    alone, both = LN(options), LN(options)
+    alone.fit(cell)
+    both.fit(cell.map_over_datasets(with_trace))
+    expected = alone.parameters()["kernel"].values[0]
+    np.testing.assert_allclose(both.parameters()["kernel"].values[0], expected, atol=1e-7)
+    linear = LN(options | {"nonlinearity": "linear"})
+    linear.fit(cell.map_over_datasets(with_trace))
+    assert cosine(linear.parameters()["kernel"].values[1], RANK_1) > 0.95
+    with pytest.raises(UserError, match="set nonlinearity: linear"):
+        LN(options | {"nonlinearity": "spline"}).fit(cell.map_over_datasets(with_trace))
+
+
+def test_a_grey_screen_before_the_noise_changes_little(cell):
+    """The contrast of the stimulus is that of the whole recording, not of its first frames."""
+
+    def preceded(split):
+        grey = np.zeros_like(split["stimulus"].values[:12_000])
+        shown = [
+            np.concatenate([before, split[name].values])
+            for name, before in (("stimulus", grey), ("response", 0 * split["response"][:12_000]))
+        ]
+        return make_split(*shown, frame_interval=0.02)
+
+    late = make_recording({name: preceded(cell[name].to_dataset()) for name in SPLITS})
+    model = LN({"lags": LAGS, "rank": 1, "length_factors": [1]})
+    model.fit(late)
+    assert cosine(model.parameters()["kernel"].values[0], RANK_1) > 0.97
+
+
+def test_a_full_filter_may_have_a_spline(cell):
+    model = LN({"lags": LAGS, "rank": 0, "nonlinearity": "spline", "length_factors": [1]})
+    model.fit(cell)
+    assert cosine(model.parameters()["kernel"].values[0], RANK_1) > 0.95
 
 
 def test_a_cell_without_spikes_has_a_constant_rate(cell):

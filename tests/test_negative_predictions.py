@@ -85,7 +85,7 @@ def test_a_poisson_loss_refuses_responses_centred_on_0(recording):
     options = LN.quick
     with pytest.raises(RecordingError, match=r"cell 0 are centred on 0 .* set loss: mse"):
         LN(options).fit(centred)
-    model = LN(options | {"loss": "mse", "nonlinearity": "linear"})
+    model = LN(options | {"loss": "mse"})
     assert np.isfinite(model.fit(centred)["validation_loss"]).all()
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import xarray as xr
 
 from retinakit.contracts import SPLITS, UserError, make_recording, make_split
 from retinakit.scores import bits_per_spike
@@ -60,3 +61,23 @@ def test_the_axes_of_a_complex_cell_span_those_of_the_truth(complex_cell):
 def test_a_covariance_that_is_too_large_is_refused(complex_cell):
     with pytest.raises(UserError, match="make images at most 6"):
         Quadratic({"lags": 600}).fit(complex_cell)
+
+
+def changed(recording, change):
+    return recording.map_over_datasets(lambda s: change(s) if "response" in s else s)
+
+
+def test_a_silent_cell_and_one_without_validation_are_fitted_beside_others(complex_cell):
+    def three(split):
+        silent = xr.zeros_like(split["response"]).assign_coords(cell=[1])
+        lost = split["response"].assign_coords(cell=[2]).astype(float)
+        lost = lost * np.nan if split.sizes["frame"] == 8000 else lost
+        cells = xr.concat([split["response"], silent, lost], "cell").transpose("frame", "cell")
+        return split[["stimulus"]].assign(response=cells)
+
+    model = Quadratic({"lags": LAGS, "components": 4})
+    curves = model.fit(changed(complex_cell, three))
+    assert curves["components"].values.tolist()[2] == curves["components"].values[0] >= 2
+    assert (
+        float(model.predict(complex_cell["test"].to_dataset()[["stimulus"]])[LAGS:, 1].max()) < 1e-3
+    )

@@ -5,11 +5,12 @@ from .filter_fit import Fitted as Fitted
 from .filter_fit import Penalty as Penalty
 from .filter_fit import Regressors as Regressors
 from .filter_fit import fit_in_space as fit_in_space
-from .filter_spaces import Averages as Averages
-from .filter_spaces import FilterSpace as FilterSpace
-from .filter_spaces import averages as averages
-from .filter_spaces import filter_spaces as filter_spaces
-from .filter_spaces import spline_basis as spline_basis
+from .filter_space import Averages as Averages
+from .filter_space import FilterSpace as FilterSpace
+from .filter_space import averages as averages
+from .filter_space import filter_spaces as filter_spaces
+from .filter_space import spline_basis as spline_basis
+from .filtered_stimulus import filter_stimulus as filter_stimulus
 from .glm_fit import GLMData as GLMData
 from .glm_fit import GLMFit as GLMFit
 from .glm_fit import fit_glm as fit_glm
@@ -24,7 +25,9 @@ from .nonlinearity import Softplus as Softplus
 from .projection import Images as Images
 from .projection import Region as Region
 from .projection import cosine_images as cosine_images
+from .projection import mean_frame as mean_frame
 from .projection import project as project
+from .projection import project_cells as project_cells
 from .raised_cosine import orthonormal as orthonormal
 from .raised_cosine import raised_cosines as raised_cosines
 from .smooth_prior import SmoothPrior as SmoothPrior

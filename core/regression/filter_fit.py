@@ -9,7 +9,7 @@ import scipy.linalg
 from numpy.typing import NDArray
 from scipy.special import xlogy
 
-from retinakit.regression.filter_spaces import FilterSpace
+from retinakit.regression.filter_space import FilterSpace
 from retinakit.regression.nonlinearity import Nonlinearity
 
 Array = NDArray[np.float64]
@@ -380,6 +380,13 @@ class FilterFit:
         index[self._used] = np.arange(len(self._used))
         curvature = weight * slope**2
         weight_used = 0.0
+        # Matrices (frame, frame + lags - 1) that filter a run in time.
+        filtering = [
+            scipy.linalg.toeplitz(
+                np.r_[course[-1], np.zeros(RUN - 1)], np.r_[course[::-1], np.zeros(RUN - 1)]
+            ).astype(np.float32)
+            for course in courses
+        ]
         for begin, end in self._runs(size, len(seen)):
             here = np.flatnonzero(index[begin:end] >= 0)
             if not len(here):
@@ -394,21 +401,15 @@ class FilterFit:
                 jacobian[:, at_column : at_column + self.temporal] = windows @ self.basis
                 at_column += self.temporal
             part = self.data.projected[begin - self.lags + 1 : end]
-            length = end - begin
-            toeplitz = np.zeros((length, length + self.lags - 1), np.float32)
-            for r in range(rank):
-                for lag in range(self.lags):
-                    place = self.lags - 1 - lag
-                    toeplitz[np.arange(length), np.arange(length) + place] = courses[r, lag]
-                jacobian[:, at_column : at_column + columns] = toeplitz[here] @ part
+            for product in filtering:
+                jacobian[:, at_column : at_column + columns] = product[here, : len(part)] @ part
                 at_column += columns
             jacobian[:, at_column : at_column + at.weights.size] = self.data.extra[begin:end][here]
             at_column += at.weights.size
             jacobian[:, at_column] = 1
             jacobian[:, : at_column + 1] *= slope[of_used, None]
             jacobian[:, at_column + 1 :] = by_shape[of_used]
-            w = weight[of_used]
-            jacobian *= np.sqrt(w)[:, None]
+            jacobian *= np.sqrt(weight[of_used])[:, None]
             sums += jacobian.T @ jacobian
             weight_used += float(curvature[of_used].sum())
         return sums * (float(curvature.sum()) / max(weight_used, 1e-300))
@@ -515,7 +516,7 @@ def fit_in_space(
         >>> from retinakit.regression import Softplus, averages, filter_spaces, project
         >>> from retinakit.testing import small_recording
         >>> train = small_recording()["train"].to_dataset()
-        >>> of = averages(train, lags=3, signed=False)
+        >>> of = averages(train, lags=3)
         >>> (space,) = filter_spaces(of, 0, side=8, basis="cosine")
         >>> (seen,) = project(train["stimulus"], of.centre, [(space.region, space.images)])
         >>> used = full_history(train["segment"], 3)
@@ -527,9 +528,8 @@ def fit_in_space(
     number = problem.data.extra.shape[1]
     if extra is None:
         extra = np.zeros((number, number))
-    mean = float(problem.data.response[problem.data.used].mean())
     if start is None:
-        start = _start(problem, space, rank, mean)
+        start = _start(problem, space, rank)
     steps, relative = 0, _relative_slope(problem, start, space.scale)
     part = problem.first_frames()
     for of in (part, part, problem, problem):
@@ -546,10 +546,13 @@ FIRST = 60_000
 """The number of frames of the first steps, whose result is the start of the steps on all frames."""
 
 
-def _start(problem: FilterFit, space: FilterSpace, rank: int, mean: float) -> Drive:
-    used = float(problem.data.used.sum())
-    mean = mean if problem.likelihood == "gaussian" else max(mean, 0.5 / max(used, 1))
-    offset, shape = problem.nonlinearity.start(mean)
+def _start(problem: FilterFit, space: FilterSpace, rank: int) -> Drive:
+    used = problem.data.response[problem.data.used]
+    level = float(used.mean())
+    if problem.nonlinearity.positive and level <= 0:
+        # A silent cell, or a signed response whose mean is 0.
+        level = max(float(used.std()), 0.5 / len(used))
+    offset, shape = problem.nonlinearity.start(level)
     _, slope, _ = problem.nonlinearity(np.array([offset]), shape)
     weights = space.start * space.scale / max(float(slope[0]), 1e-12)
     none = np.zeros(problem.data.extra.shape[1])

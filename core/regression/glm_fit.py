@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retinakit.regression.count_model import CountModel
-from retinakit.regression.filter_spaces import FilterSpace
+from retinakit.regression.filter_space import FilterSpace
 from retinakit.regression.newton import TOLERANCE, NewtonFit, Priors, fit_newton
 from retinakit.simulation import filter_in_time
 
@@ -103,7 +103,7 @@ def fit_glm(
         >>> from retinakit.testing import small_recording
         >>> from retinakit.regression import averages, filter_spaces, project
         >>> split = small_recording()["train"].to_dataset()
-        >>> found = averages(split, lags=5, signed=False)
+        >>> found = averages(split, lags=5)
         >>> space, = filter_spaces(found, 0, side=8, basis="cosine")
         >>> projected, = project(split["stimulus"], found.centre, [(space.region, space.images)])
         >>> frames, others = np.arange(1004, 2000), np.ones((996, 1), np.float32)

@@ -30,6 +30,9 @@ class Nonlinearity(ABC):
     number: int
     """The number of its parameters."""
 
+    positive: bool = True
+    """Whether its values are positive."""
+
     @abstractmethod
     def __call__(self, drive: Array, parameters: Array) -> tuple[Array, Array, Array]:
         """Evaluates the function.
@@ -48,7 +51,7 @@ class Nonlinearity(ABC):
         """The initial offset of the drive and the parameters.
 
         Args:
-            mean: of the response.
+            mean: of the response; above 0 if the values are positive.
         """
 
 
@@ -102,6 +105,7 @@ class Identity(Nonlinearity):
     """
 
     number = 0
+    positive = False
 
     def __call__(self, drive: Array, parameters: Array) -> tuple[Array, Array, Array]:
         return drive, np.ones_like(drive), np.empty((len(drive), 0))

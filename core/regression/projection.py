@@ -1,6 +1,6 @@
 """Projection of a stimulus onto the images of lowest frequency of the cosine basis."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,9 @@ from retinakit.regression.smooth_prior import squared_frequencies
 Region = tuple[slice, slice]
 """The rows and the columns of a rectangle of the stimulus."""
 
+
+TOGETHER = 2**30
+"""Size in bytes from which the projections for one more cell are not computed in the same pass."""
 
 SMALL = 200
 """Number of pixels up to which one matrix product is faster than one along each dimension."""
@@ -94,7 +97,7 @@ def cosine_images(shape: tuple[int, ...], number: int) -> Images:
 def project(
     stimulus: xr.DataArray,
     centre: NDArray[np.float64],
-    bases: Sequence[tuple[Region, Images | NDArray[np.float64]]],
+    bases: Sequence[tuple[Region, Images]],
     progress: Progress = silent,
 ) -> list[NDArray[np.float32]]:
     """Projects each frame onto images, for several regions in one pass over the stimulus.
@@ -102,8 +105,7 @@ def project(
     Args:
         stimulus: (frame, [channel,] y, x), of any numeric dtype; it is read in blocks.
         centre: ([channel,] y, x), subtracted from each frame.
-        bases: for each projection the region and its images, as `Images` or as columns (pixel,
-            image).
+        bases: for each projection the region and its images.
         progress: is called with the number of projected frames.
 
     Returns:
@@ -115,10 +117,7 @@ def project(
         >>> project(frames, np.zeros((2, 2)), [(whole, cosine_images((2, 2), 1))])[0].shape
         (5, 1)
     """
-    projected = [
-        np.empty((len(stimulus), of.number if isinstance(of, Images) else of.shape[1]), np.float32)
-        for _, of in bases
-    ]
+    projected = [np.empty((len(stimulus), of.number), np.float32) for _, of in bases]
     reader = Reader(stimulus, 0)
     for part in blocks(stimulus, itemsize=4):
         frames = reader[part]
@@ -126,16 +125,57 @@ def project(
             for begin in range(0, len(frames), 1024):
                 values = frames[begin : begin + 1024][..., *region].astype(np.float32)
                 first = part.start + begin
-                result[first : first + len(values)] = _products(values, images)
+                result[first : first + len(values)] = images.project(values)
         progress(part.stop, len(stimulus), "projection of the stimulus")
     for (region, images), result in zip(bases, projected, strict=True):
-        result -= _products(centre[..., *region].astype(np.float32)[None], images)
+        result -= images.project(centre[..., *region].astype(np.float32)[None])
     return projected
 
 
-def _products(
-    frames: NDArray[np.float32], images: Images | NDArray[np.float64]
-) -> NDArray[np.float32]:
-    if isinstance(images, Images):
-        return images.project(frames)
-    return frames.reshape(len(frames), -1) @ images.astype(np.float32)
+def mean_frame(stimulus: xr.DataArray) -> NDArray[np.float64]:
+    """The mean over frames ([channel,] y, x) of a stimulus that is read in blocks.
+
+    Example:
+        >>> mean_frame(xr.DataArray(np.eye(2)[:, None], dims=("frame", "y", "x"))).tolist()
+        [[0.5, 0.5]]
+    """
+    reader = Reader(stimulus, 0)
+    total = sum(reader[part].sum(0, dtype=float) for part in blocks(stimulus))
+    mean: NDArray[np.float64] = total / len(stimulus)
+    return mean
+
+
+def project_cells(
+    stimuli: Sequence[xr.DataArray],
+    centre: NDArray[np.float64],
+    bases: Mapping[int, tuple[Region, Images]],
+) -> Iterator[tuple[int, list[NDArray[np.float32]]]]:
+    """Projects stimuli for each cell, for as many cells in one pass as fit into memory.
+
+    Args:
+        stimuli: of several splits, as for `project`.
+        centre: as for `project`.
+        bases: the region and the images of each cell.
+
+    Yields:
+        The cell, and the projections (frame, image) of its stimuli.
+
+    Example:
+        >>> frames = xr.DataArray(np.ones((5, 2, 2)), dims=("frame", "y", "x"))
+        >>> whole = (slice(None), slice(None))
+        >>> bases = {7: (whole, cosine_images((2, 2), 3))}
+        >>> (cell, [seen]), = project_cells([frames], np.zeros((2, 2)), bases)
+        >>> cell, seen.shape
+        (7, (5, 3))
+    """
+    frames = sum(len(stimulus) for stimulus in stimuli)
+    waiting: list[int] = []
+    for number, cell in enumerate(bases, 1):
+        waiting.append(cell)
+        columns = sum(bases[some][1].number for some in waiting)
+        if 4 * columns * frames < TOGETHER and number < len(bases):
+            continue
+        chosen = [bases[some] for some in waiting]
+        seen = [project(stimulus, centre, chosen) for stimulus in stimuli]
+        yield from zip(waiting, map(list, zip(*seen, strict=True)), strict=True)
+        waiting = []

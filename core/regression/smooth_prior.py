@@ -1,7 +1,7 @@
 """Gaussian priors of smooth filters, with strength and lengths chosen by evidence."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -148,28 +148,13 @@ def most_probable_prior(
         excess = float((relative * (coefficients**2 - floor)).sum())
         smallest = 1e-6 * noise / float(power.mean())
         variance = max(excess / float((relative**2 * power**2).sum()), smallest)
-        largest = 1e4 * variance
-        bounds = [(np.log(smallest), np.log(largest))] + [
+        bounds = [(np.log(smallest), np.log(1e4 * variance))] + [
             (np.log(SHORTEST), np.log(most)) if lengths is None else (np.log(length),) * 2
             for most, length in zip(longest, start, strict=True)
         ]
-        guess = np.clip(
-            np.log([variance, *start]),
-            [low for low, _ in bounds],
-            [np.inf if high is None else high for _, high in bounds],
-        )
+        guess = np.clip(np.log([variance, *start]), *np.transpose(bounds))
         found = minimize(surprise, guess, jac=True, method="L-BFGS-B", bounds=bounds)
         if best is None or found.fun < best.fun:
             best = found
     assert best is not None
     return SmoothPrior(*(float(value) for value in np.exp(best.x)))
-
-
-def shorter(prior: SmoothPrior, factor: float) -> SmoothPrior:
-    """The prior with both lengths multiplied by a factor.
-
-    Example:
-        >>> shorter(SmoothPrior(1.0, 2.0, 4.0), 0.5)
-        SmoothPrior(variance=1.0, time=1.0, space=2.0)
-    """
-    return replace(prior, time=prior.time * factor, space=prior.space * factor)

@@ -25,27 +25,21 @@ from retinakit.contracts import (
 )
 from retinakit.regression import (
     CountModel,
-    FilterSpace,
     GLMData,
     GLMFit,
     averages,
     filter_spaces,
+    filter_stimulus,
     fit_glm,
     history_drive,
     history_regressors,
     orthonormal,
-    project,
+    project_cells,
     raised_cosines,
 )
 from retinakit.simulation import simulate_with_feedback
 
 Array = NDArray[np.float64]
-
-BLOCK = 4096
-"""Number of frames that are filtered together."""
-
-PROJECTED = 2**30
-"""Size in bytes of the projections of the stimulus that are in memory together."""
 
 MOST_LIMITED = 100
 """A larger largest count is not a limit: the probability of a limited count is a sum over all
@@ -73,7 +67,7 @@ class GLMConfig(Config):
         "temporal filter. Of a full-field stimulus, it is a temporal filter.",
     )
     side: int = Field(
-        40, ge=1, description="Largest side, in checks, of the square in which a filter is fitted."
+        41, ge=1, description="Largest side, in checks, of the square in which a filter is fitted."
     )
     history_length: float = Field(
         250.0,
@@ -194,39 +188,33 @@ class GLM(Model):
         )
         _check(seen, train, lags)
         models = [self._model_of(seen.counts(cell)) for cell in range(cells)]
-        found = averages(train, c.lags, signed=False)
+        found = averages(train, c.lags)
         spaces = {
             cell: filter_spaces(found, cell, side=c.side, basis="cosine")[0]
             for cell in range(cells)
             if seen.counts(cell).any()
         }
         fits = [_silent(model, seen) for model in models]
-        for batch in _batches(spaces, train.sizes["frame"]):
-            wanted = [(spaces[cell].region, spaces[cell].images) for cell in batch]
-            projected = [
-                project(split["stimulus"], found.centre, wanted) for split in (train, validation)
-            ]
-            for index, cell in enumerate(batch):
+        stimuli = [split["stimulus"] for split in (train, validation)]
+        images = {cell: (space.region, space.images) for cell, space in spaces.items()}
+        for cell, projected in project_cells(stimuli, found.centre, images):
 
-                def tell(step: int, cell: int = cell) -> None:
-                    progress(cell + step / (step + 10), cells, f"cell {cell + 1} of {cells}")
+            def tell(step: int, cell: int = cell) -> None:
+                progress(cell + step / (step + 10), cells, f"cell {cell + 1} of {cells}")
 
-                fits[cell] = fit_glm(
-                    spaces[cell],
-                    seen.data(cell, projected[0][index]),
-                    held_out.data(cell, projected[1][index]),
-                    models[cell],
-                    sizes=seen.sizes(),
-                    rank=c.rank,
-                    most=c.iterations,
-                    tell=tell,
-                )
+            fits[cell] = fit_glm(
+                spaces[cell],
+                seen.data(cell, projected[0]),
+                held_out.data(cell, projected[1]),
+                models[cell],
+                sizes=seen.sizes(),
+                rank=c.rank,
+                most=c.iterations,
+                tell=tell,
+            )
         kernel = np.zeros((cells, c.lags, *found.centre.shape))
         for cell, space in spaces.items():
-            inside = kernel[cell][..., *space.region]
-            inside[:] = (space.courses @ fits[cell].factors @ space.images.matrix().T).reshape(
-                inside.shape
-            )
+            kernel[cell] = space.kernel(fits[cell].factors, found.centre.shape)
         weights = [seen.split(fit.weights) for fit in fits]
         self.parts = self.field = self._labelled(
             train, kernel, weights, bases, standard, found.centre
@@ -235,13 +223,6 @@ class GLM(Model):
             largest_count=("cell", [model.largest or np.nan for model in models]),
         )
         curves = _curves(fits, train["cell"])
-        lost = curves["cell"].values[~curves["converged"].values]
-        if len(lost):
-            logger.warning(
-                "the GLM has not converged for cell %s after %d Newton steps: a further step would "
-                "gain %.2g bits per spike; raise iterations",
-                ", ".join(map(str, lost)), c.iterations, float(curves["decrement"][-1].max()),
-            )  # fmt: skip
         return curves
 
     def _model_of(self, count: Array) -> CountModel:
@@ -391,7 +372,7 @@ class GLM(Model):
 
     def _drive(self, split: xr.Dataset) -> Array:
         """The drive (frame, cell) of stimulus, covariates and offset."""
-        drive = _filtered(split["stimulus"], self.parts["kernel"].values, segments(split))
+        drive = filter_stimulus(split["stimulus"], self.parts["kernel"].values, segments(split))
         drive += self.parts["offset"].values
         if self._has_covariates:
             self._require(split, "covariates")
@@ -531,47 +512,13 @@ def _silent(model: CountModel, seen: _Regressors) -> GLMFit:
     return GLMFit(np.zeros((1, 1)), weights, [0.0], [0.0], [0.0], converged=True)
 
 
-def _batches(spaces: dict[int, FilterSpace], frames: int) -> list[list[int]]:
-    """Cells whose projections of the stimulus are in memory together."""
-    batches: list[list[int]] = []
-    room = 0
-    for cell, space in spaces.items():
-        size = 4 * frames * len(space.spatial)
-        if size > room:
-            batches.append([])
-            room = PROJECTED
-        batches[-1].append(cell)
-        room -= size
-    return batches
-
-
-def _filtered(stimulus: xr.DataArray, kernel: NDArray[Any], pieces: list[slice]) -> Array:
-    """Filters a stimulus (frame, ...) with kernels (cell, lag, ...); before a segment it is 0."""
-    cells, lags = kernel.shape[:2]
-    drive = np.zeros((stimulus.sizes["frame"], cells))
-    boxes = [_box(one) for one in kernel]
-    for piece in pieces:
-        for first in range(piece.start, piece.stop, BLOCK):
-            last, begin = min(first + BLOCK, piece.stop), max(piece.start, first - lags + 1)
-            block = stimulus[begin:last].values
-            for cell, box in enumerate(boxes):
-                seen = block[..., *box].reshape(len(block), -1).astype(np.float32)
-                weights = kernel[cell][..., *box].reshape(lags, -1).astype(np.float32)
-                by_lag = seen @ weights.T
-                for lag in range(min(lags, last - begin)):
-                    start = max(first, begin + lag)
-                    drive[start:last, cell] += by_lag[start - lag - begin : last - lag - begin, lag]
-    return drive
-
-
-def _box(kernel: NDArray[Any]) -> tuple[slice, slice]:
-    """The rows and columns of the smallest rectangle outside of which a kernel is 0."""
-    inside = (kernel != 0).any(tuple(range(kernel.ndim - 2)))
-    box = []
-    for axis in (1, 0):
-        places = np.flatnonzero(inside.any(axis))
-        box.append(slice(places[0], places[-1] + 1) if len(places) else slice(0, 1))
-    return box[0], box[1]
+def _warning(fit: GLMFit) -> str:
+    if fit.converged:
+        return ""
+    return (
+        f"the fit has not converged after {len(fit.decrement)} Newton steps: a further step would "
+        f"gain {fit.decrement[-1]:.2g} bits per spike; raise iterations"
+    )
 
 
 def _curves(fits: list[GLMFit], cell: xr.DataArray) -> xr.Dataset:
@@ -594,6 +541,7 @@ def _curves(fits: list[GLMFit], cell: xr.DataArray) -> xr.Dataset:
             ),
             "decrement": (("check", "cell"), of("decrement"), {"units": "bits per spike"}),
             "converged": ("cell", np.array([fit.converged for fit in fits])),
+            "warning": ("cell", np.array([_warning(fit) for fit in fits])),
         },
         coords={
             "check": np.arange(steps),

@@ -1,6 +1,6 @@
 """The linear-nonlinear model, fitted to convergence with a smooth prior."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -20,6 +20,7 @@ from retinakit.contracts import (
     full_history,
     mean_response,
     require_uncentred,
+    segments,
     silent,
     space_sizes,
 )
@@ -32,13 +33,13 @@ from retinakit.regression import (
     Identity,
     MonotoneSpline,
     Nonlinearity,
-    Region,
     Regressors,
     Softplus,
     averages,
     filter_spaces,
+    filter_stimulus,
     fit_in_space,
-    project,
+    project_cells,
 )
 
 Array = NDArray[np.float64]
@@ -46,8 +47,8 @@ Array = NDArray[np.float64]
 KNOTS = 8
 """Number of knots of a nonlinearity that is a spline."""
 
-MEMORY = 2**30
-"""Largest size in bytes of the projected stimuli that are held together."""
+SHOWN = 20_000
+"""Number of training frames whose drives are the range of the curve of the nonlinearity."""
 
 MOST_PRODUCTS = 4
 """Largest rank that is tried."""
@@ -139,7 +140,8 @@ class LN(Model):
     Raises:
         RecordingError: by `fit`, if the recording does not keep its contract, or its responses are
             centred on 0 and the loss is Poisson.
-        UserError: by `fit`, if the nonlinearity is linear and the loss Poisson.
+        UserError: by `fit`, if the nonlinearity is linear and the loss Poisson, or a spline and
+            some responses are negative.
 
     Example:
         >>> from retinakit.testing import small_recording
@@ -180,8 +182,13 @@ class LN(Model):
                     "Poisson; set loss: mse, or choose another nonlinearity"
                 )
             require_uncentred(train["response"])
+        if c.nonlinearity == "spline" and bool((train["response"] < 0).any()):
+            raise UserError(
+                "nonlinearity is 'spline', which predicts no negative response, and some responses "
+                "are negative; set nonlinearity: linear"
+            )
         field = coordinates_of(train, c.lags)
-        of = averages(train, c.lags, signed=bool((mean_response(train) < 0).any()))
+        of = averages(train, c.lags)
         side, basis = c.side, {"smooth": "cosine", "independent": "pixel"}.get(c.prior, c.prior)
         factors = c.length_factors if c.prior != "independent" else [1.0]
         number = field.sizes["cell"]
@@ -189,14 +196,17 @@ class LN(Model):
             filter_spaces(of, cell, side=side, basis=basis, factors=factors)
             for cell in range(number)
         ]
-        shown = [_Responses(split, c.lags) for split in (train, held_out)]
+        stimuli = [split["stimulus"] for split in (train, held_out)]
+        responses = [_Responses(split, c.lags) for split in (train, held_out)]
         losses = np.full((number, len(factors)), np.nan)
         best: dict[int, _Cell] = {}
         undecided = list(range(number))
         for index, factor in enumerate(factors):
             tried, undecided = undecided, []
             of_cells = {cell: spaces[cell][index] for cell in tried}
-            for done, (cell, *data) in enumerate(_projected(of_cells, shown, of.centre), 1):
+            bases = {cell: (space.region, space.images) for cell, space in of_cells.items()}
+            for done, (cell, seen) in enumerate(project_cells(stimuli, of.centre, bases), 1):
+                data = [one.of(cell, s) for one, s in zip(responses, seen, strict=True)]
                 # The rank is chosen with the first factor.
                 rank = c.rank
                 if rank is None and cell in best:
@@ -222,10 +232,8 @@ class LN(Model):
     ) -> _Cell:
         """The fit of a cell in one space of filters."""
         c = self.config
-        kind = c.nonlinearity
-        if kind == "spline":  # the filter is fitted with another nonlinearity first
-            kind = "softplus" if c.loss == "poisson" else "linear"
-        nonlinearity = PARAMETRIC[kind]()
+        # The filter of a spline is fitted with a softplus first.
+        nonlinearity = PARAMETRIC.get(c.nonlinearity, Softplus)()
         fitted = self._fit_space(space, nonlinearity, train, 1 if rank is None else rank)
         losses = self._losses(space, fitted, nonlinearity, held_out)
         found = _Cell(space, fitted, nonlinearity, factor, losses)
@@ -272,7 +280,8 @@ class LN(Model):
     def _with_spline(self, best: _Cell, data: Regressors) -> _Cell:
         """The same cell with a spline, of which the filter is fitted once more."""
         fitted, rank = best.fitted, len(best.fitted.drive.courses)
-        problem = self._problem(best.space, best.nonlinearity, data, self.config.rank or rank)
+        rank = 0 if self.config.rank == 0 else rank
+        problem = self._problem(best.space, best.nonlinearity, data, rank)
         for again in (True, False):
             drive = problem.drive(fitted.drive)[data.used]
             spline, shape = MonotoneSpline.fitted(
@@ -290,33 +299,27 @@ class LN(Model):
     ) -> None:
         """Sets the parameters from the fitted cells."""
         space = space_sizes(field)
-        rank = max(len(cell.fitted.drive.courses) for cell in cells)
-        temporal = np.zeros((len(cells), rank, self.lags))
-        spatial = np.zeros((len(cells), rank, *space.values()))
+        kernel = np.zeros((len(cells), self.lags, *space.values()))
         offset = np.zeros(len(cells))
         for index, cell in enumerate(cells):
-            drive, of = cell.fitted.drive, cell.space
-            products = slice(0, len(drive.courses))
-            temporal[index, products] = drive.courses @ of.courses.T
-            maps = spatial[index, products]
-            inside = maps[..., *of.region]
-            inside[:] = (drive.maps @ of.images.matrix().T).reshape(inside.shape)
-            seen = (maps * centre).reshape(len(maps), -1).sum(1)
-            offset[index] = drive.offset - float(seen @ temporal[index, products].sum(1))
-        shapes = [cell.fitted.drive.shape for cell in cells]
+            drive = cell.fitted.drive
+            kernel[index] = cell.space.kernel(drive.courses.T @ drive.maps, centre.shape)
+            offset[index] = drive.offset - float((kernel[index] * centre).sum())
         self.field = field
         self.parts = xr.Dataset(
             {
-                "temporal": (("cell", "component", "lag"), temporal),
-                "spatial": (("cell", "component", *space), spatial),
+                "kernel": (("cell", "lag", *space), kernel.astype(np.float32)),
                 "offset": ("cell", offset),
-                "shape": (("cell", "shape_parameter"), np.array(shapes)),
+                "shape": (
+                    ("cell", "shape_parameter"),
+                    np.array([cell.fitted.drive.shape for cell in cells]),
+                ),
             }
         )
-        if isinstance(cells[0].nonlinearity, MonotoneSpline):
+        if self.config.nonlinearity == "spline":
             knots = [cell.nonlinearity.knots for cell in cells]  # type: ignore[attr-defined]
             self.parts["knot"] = (("cell", "knot_number"), np.array(knots))
-        drives = np.nan_to_num(self._drives(train.isel(frame=slice(0, 20_000))))
+        drives = self._drives(train.isel(frame=slice(0, SHOWN)))
         curve = np.linspace(drives.min(0), drives.max(0), 50)
         self.parts["drive"] = (("cell", "point"), curve.T)
 
@@ -356,19 +359,8 @@ class LN(Model):
 
     def _drives(self, split: xr.Dataset) -> Array:
         """The drive of each cell (frame, cell)."""
-        stimulus = split["stimulus"]
-        spatial, temporal = self.parts["spatial"].values, self.parts["temporal"].values
-        nothing = np.zeros(stimulus.shape[1:])
-        bases: list[tuple[Region, Array]] = []
-        for maps in spatial:
-            used = np.abs(maps).sum(tuple(range(maps.ndim - 2))) > 0
-            region = _extent(used.any(1)), _extent(used.any(0))
-            bases.append((region, maps[..., *region].reshape(len(maps), -1).T))
-        drives = np.empty((len(stimulus), len(spatial)))
-        for cell, seen in enumerate(project(stimulus, nothing, bases)):
-            drives[:, cell] = float(self.parts["offset"][cell])
-            for trace, course in zip(seen.T.astype(float), temporal[cell], strict=True):
-                drives[:, cell] += np.convolve(trace, course)[: len(trace)]
+        drives = filter_stimulus(split["stimulus"], self.parts["kernel"].values, segments(split))
+        drives += self.parts["offset"].values
         return drives
 
     def _rates(self, drives: Array) -> Array:
@@ -389,15 +381,11 @@ class LN(Model):
 
     def parameters(self) -> xr.Dataset:
         self.check_fitted()
-        space = tuple(space_sizes(self.field))
-        kernel = np.einsum(
-            "crl,cr...->cl...", self.parts["temporal"].values, self.parts["spatial"].values
-        )
         curve = self._rates(self.parts["drive"].values.T).T
         variables: dict[str, Any] = {
-            "kernel": (("cell", "lag", *space), kernel.astype(np.float32)),
-            "offset": ("cell", self.parts["offset"].values),
-            "drive": (("cell", "point"), self.parts["drive"].values, POINTS),
+            "kernel": self.parts["kernel"],
+            "offset": self.parts["offset"],
+            "drive": self.parts["drive"].assign_attrs(POINTS),
             "nonlinearity": (("cell", "point"), curve, POINTS),
         }
         if self.config.nonlinearity == "softplus":
@@ -424,7 +412,6 @@ class _Responses:
 
     def __init__(self, split: xr.Dataset, lags: int):
         response = np.asarray(mean_response(split), float)
-        self.stimulus = split["stimulus"]
         self.used = full_history(split["segment"], lags)[:, None] & np.isfinite(response)
         self.values = np.where(self.used, response, 0)
 
@@ -432,28 +419,3 @@ class _Responses:
         nothing = np.empty((len(projected), 0), np.float32)
         used = np.ascontiguousarray(self.used[:, cell])
         return Regressors(projected, np.ascontiguousarray(self.values[:, cell]), used, nothing)
-
-
-def _projected(
-    spaces: dict[int, FilterSpace], shown: Sequence[_Responses], centre: Array
-) -> Iterator[tuple[int, Regressors, Regressors]]:
-    """Each cell with its data, for several cells in one pass over the stimulus."""
-    frames = sum(len(responses.stimulus) for responses in shown)
-    waiting: list[int] = []
-    for number, cell in enumerate(spaces, 1):
-        waiting.append(cell)
-        columns = sum(spaces[some].images.number for some in waiting)
-        if 4 * columns * frames < MEMORY and number < len(spaces):
-            continue
-        bases = [(spaces[some].region, spaces[some].images) for some in waiting]
-        seen = [project(responses.stimulus, centre, bases) for responses in shown]
-        for some, *of_cell in zip(waiting, *seen, strict=True):
-            train, held_out = (r.of(some, p) for r, p in zip(shown, of_cell, strict=True))
-            yield some, train, held_out
-        waiting = []
-
-
-def _extent(used: NDArray[np.bool_]) -> slice:
-    """The range from the first to the last element that is used, at least one element."""
-    places = np.flatnonzero(used)
-    return slice(int(places[0]), int(places[-1]) + 1) if len(places) else slice(0, 1)

@@ -16,6 +16,7 @@ from retinakit.contracts import (
     UserError,
     coordinates_of,
     full_history,
+    make_split,
     mean_response,
     require_uncentred,
     silent,
@@ -32,6 +33,7 @@ from retinakit.regression import (
     Regressors,
     Softplus,
     cosine_images,
+    mean_frame,
     project,
 )
 from retinakit.spikes import stc, stimulus_covariance, white_shrinkage, whitening_matrix
@@ -55,7 +57,8 @@ class QuadraticConfig(Config):
         100,
         ge=1,
         description="The filters are sums of this number of images, those of the lowest spatial "
-        "frequencies; all, if the stimulus has fewer pixels.",
+        "frequencies; all, if the stimulus has fewer pixels. Crop a large screen to the field of "
+        "the cells, because these images are coarse on it.",
     )
     components: int = Field(
         16,
@@ -75,8 +78,7 @@ class _Cell:
 
     fitted: Fitted
     components: int
-    losses: Array
-    """Validation loss of each number of squared filters that was tried."""
+    """The number of squared filters."""
 
 
 class Quadratic(Model):
@@ -98,8 +100,7 @@ class Quadratic(Model):
     Raises:
         RecordingError: by `fit`, if the recording does not keep its contract, or its responses are
             centred on 0.
-        UserError: by `fit`, if the covariance is too large, a response is negative, or a cell has
-            no spikes.
+        UserError: by `fit`, if the covariance is too large or a response is negative.
 
     Example:
         >>> from retinakit.testing import small_recording
@@ -137,31 +138,44 @@ class Quadratic(Model):
                 f"{c.lags} lags of {images.number} images are {c.lags * images.number} numbers, of "
                 f"which the covariance is too large; make images at most {MOST_FEATURES // c.lags}"
             )
-        centre = np.asarray(train["stimulus"].mean("frame", dtype=float))
+        centre = mean_frame(train["stimulus"])
         whole = (slice(None), slice(None))
         seen = [project(s["stimulus"], centre, [(whole, images)])[0] for s in (train, held_out)]
-        shown = _as_stimulus(train, seen[0])
+        shown = make_split(
+            seen[0][:, None],
+            train["response"].values,
+            frame_interval=train.attrs["frame_interval"],
+            segment=train["segment"].values,
+        )
         prior = stimulus_covariance(shown, c.lags)["covariance"].values
         full = int(full_history(train["segment"], c.lags).sum())
         whitening = whitening_matrix(prior, max(0.02, white_shrinkage(prior, full)))
-        cells = []
-        for cell in range(field.sizes["cell"]):
-            one = shown.isel(cell=[cell])
-            found = self._filters(one, prior, whitening)
+        filters: list[Array] = []
+        tried: list[list[Fitted]] = []
+        losses = np.empty((field.sizes["cell"], c.components + 1))
+        for cell in range(len(losses)):
+            filters.append(self._filters(shown.isel(cell=[cell]), prior, whitening))
             data = [
-                _response(split, cell, c.lags, of, found)
+                _response(split, cell, c.lags, of, filters[-1])
                 for split, of in zip((train, held_out), seen, strict=True)
             ]
-            cells.append(self._fit_cell(found, *data))
-            progress(cell + 1, field.sizes["cell"], "quadratic models")
+            fits, losses[cell] = self._fit_cell(filters[-1], *data)
+            tried.append(fits)
+            progress(cell + 1, len(losses), "quadratic models")
+        known = np.isfinite(losses)
+        mean = np.where(known, losses, 0).sum(0) / np.maximum(known.sum(0), 1)
+        mean = np.where(known.any(0), mean, np.nan)
+        cells = []
+        for of_cell, fits, loss in zip(filters, tried, losses, strict=True):
+            # A cell without validation responses has the number that is best for the others.
+            by = loss if np.isfinite(loss).any() else mean
+            number = int(np.nanargmin(by)) if np.isfinite(by).any() else 0
+            cells.append(_Cell(of_cell, fits[number], number))
         self._store(field, cells, centre)
-        losses = np.array([cell.losses for cell in cells])
-        tried = np.isfinite(losses)
-        mean = np.where(tried, losses, 0).sum(0) / np.maximum(tried.sum(0), 1)
         warnings = ["" if cell.fitted.converged else "the fit has not converged" for cell in cells]
         return xr.Dataset(
             {
-                "validation_loss": ("check", np.where(tried.any(0), mean, np.nan)),
+                "validation_loss": ("check", mean),
                 "cell_validation_loss": (("cell", "check"), losses),
                 "components": ("cell", [cell.components for cell in cells]),
                 "converged": ("cell", [cell.fitted.converged for cell in cells]),
@@ -181,11 +195,8 @@ class Quadratic(Model):
     def _filters(self, one: xr.Dataset, prior: Array, whitening: Array) -> Array:
         """The linear filter and the axes (1 + component, lag, image), for unit variance."""
         moments = stc(one, self.lags)
-        if not moments["spikes"] > 0:
-            raise UserError(
-                f"cell {one['cell'].item()} has no spike with {self.lags} frames of history; "
-                "leave out the cell"
-            )
+        if not moments["spikes"] > 0:  # the rate of a silent cell is constant
+            return np.zeros((1 + self.config.components, self.lags, one.sizes["x"]))
         average = whitening @ moments["sta"].values.ravel()
         change = whitening @ (moments["stc"].values - prior) @ whitening
         norm = float(np.linalg.norm(average))
@@ -195,25 +206,21 @@ class Quadratic(Model):
         whitened = np.concatenate([linear[None], vectors[:, order].T])
         return (whitened @ whitening).reshape(len(whitened), self.lags, -1)
 
-    def _fit_cell(self, filters: Array, train: "_Shown", held_out: "_Shown") -> _Cell:
-        most = len(filters) - 1
+    def _fit_cell(
+        self, filters: Array, train: "_Shown", held_out: "_Shown"
+    ) -> tuple[list[Fitted], Array]:
+        """The fits with 0, 1, ... squared filters, and their validation losses."""
+        fits: list[Fitted] = []
         losses = np.full(self.config.components + 1, np.nan)
-        best: tuple[float, int, Fitted] | None = None
-        start: Drive | None = None
-        for number in range(most + 1):
+        for number in range(len(filters)):
             problem = self._problem(train, number)
-            fitted = _fit(problem, start)
-            start = fitted.drive
+            fits.append(_fit(problem, fits[-1].drive if fits else None))
             if held_out.used.any():
                 other = self._problem(held_out, number)
-                drive = other.drive(fitted.drive)[held_out.used]
-                rate, _, _ = other.nonlinearity(drive, fitted.drive.shape)
+                drive = other.drive(fits[-1].drive)[held_out.used]
+                rate, _, _ = other.nonlinearity(drive, fits[-1].drive.shape)
                 losses[number] = other.losses(rate).mean()
-            if best is None or not losses[number] >= best[0]:
-                best = float(losses[number]), number, fitted
-        assert best is not None
-        _, number, fitted = best
-        return _Cell(filters, fitted, number, losses)
+        return fits, losses
 
     def _nonlinearity(self) -> Nonlinearity:
         return Softplus() if self.config.nonlinearity == "softplus" else Exponential()
@@ -310,15 +317,6 @@ def _regressors(seen: NDArray[np.float32], filters: Array) -> NDArray[np.float32
         filtered[lag:] += seen[: len(seen) - lag] @ filters[:, lag].T.astype(np.float32)
     filtered[:, 1:] **= 2
     return filtered
-
-
-def _as_stimulus(split: xr.Dataset, seen: NDArray[np.float32]) -> xr.Dataset:
-    """The split with the projections in the place of pixels."""
-    coords = {name: split[name].variable for name in ("cell", "segment", "time")}
-    stimulus = (("frame", "y", "x"), seen[:, None])
-    return xr.Dataset(
-        {"stimulus": stimulus, "response": split["response"].variable}, coords, split.attrs
-    )
 
 
 def _fit(problem: FilterFit, start: Drive | None) -> Fitted:

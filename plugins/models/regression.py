@@ -18,11 +18,11 @@ from retinakit.contracts import (
     coordinates_of,
     full_history,
     mean_response,
+    segments,
     silent,
 )
+from retinakit.regression import filter_stimulus
 from retinakit.spikes import locations
-
-BLOCK = 4096
 
 
 class RegressionConfig(Config):
@@ -173,21 +173,9 @@ class Regression(Model):
             middle = np.stack([truth["location_y"].values, truth["location_x"].values], 1)
         return np.clip(middle - side // 2, 0, field - side), side
 
-    def respond(self, split: xr.Dataset) -> NDArray[np.float32]:
-        stimulus, cells = split["stimulus"], self.parts.sizes["cell"]
-        frames = stimulus.sizes["frame"]
-        kernel = self.parts["kernel"].values.reshape(cells, self.lags, -1)
-        rate = np.full((frames, cells), np.nan, np.float32)
-        for first in range(self.lags - 1, frames, BLOCK):
-            last = min(first + BLOCK, frames)
-            block = np.asarray(stimulus[first - self.lags + 1 : last].values, np.float32)
-            block = block.reshape(len(block), -1)
-            length = last - first
-            rate[first:last] = self.parts["offset"].values
-            for lag in range(self.lags):
-                start = self.lags - 1 - lag
-                rate[first:last] += block[start : start + length] @ kernel[:, lag].T
-        return rate
+    def respond(self, split: xr.Dataset) -> NDArray[np.float64]:
+        kernel, offset = self.parts["kernel"].values, self.parts["offset"].values
+        return filter_stimulus(split["stimulus"], kernel, segments(split)) + offset
 
     def parameters(self) -> xr.Dataset:
         self.check_fitted()

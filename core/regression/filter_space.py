@@ -11,7 +11,7 @@ from scipy.fft import dctn, idct
 from scipy.interpolate import BSpline
 from scipy.ndimage import gaussian_filter
 
-from retinakit.contracts.frame_blocks import Reader, blocks, first_frames
+from retinakit.contracts.frame_blocks import Reader, blocks
 from retinakit.contracts.recording import full_history, mean_response
 from retinakit.regression.projection import Images, Region, cosine_images, order_of_frequencies
 from retinakit.regression.smooth_prior import (
@@ -19,9 +19,8 @@ from retinakit.regression.smooth_prior import (
     STARTS,
     SmoothPrior,
     most_probable_prior,
-    shorter,
 )
-from retinakit.spikes import response_field, sta
+from retinakit.spikes import sta
 
 Array = NDArray[np.float64]
 
@@ -35,8 +34,14 @@ underestimates the extent of weak surrounds."""
 HALVES = (0, 1, 2, 3, 4, 5, 6, 8, 11, 15, 20, 27, 36, 48, 64)
 """Half sides, in checks, of the regions that are compared."""
 
+KNOTS = 2.5
+"""Distance of the knots of splines, in frames or checks."""
+
 WINDOWS = 500
-"""Number of stimulus histories from which the power of the stimulus is estimated."""
+"""Largest number of stimulus histories from which the power of the stimulus is estimated."""
+
+WINDOW_BYTES = 2**28
+"""Largest size in bytes of these histories."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ class FilterSpace:
 
     Example:
         >>> from retinakit.testing import small_recording
-        >>> of = averages(small_recording()["train"].to_dataset(), lags=3, signed=False)
+        >>> of = averages(small_recording()["train"].to_dataset(), lags=3)
         >>> (space,) = filter_spaces(of, 0, side=8, basis="pixel")
         >>> space.courses.shape, space.images.number
         ((3, 3), 49)
@@ -72,6 +77,18 @@ class FilterSpace:
     start: Array
     scale: float
 
+    def kernel(self, weights: Array, shape: tuple[int, ...]) -> Array:
+        """The filter (lag, [channel,] y, x) with the weights W (i, j).
+
+        Args:
+            weights: W.
+            shape: of a frame of the stimulus, ([channel,] y, x).
+        """
+        kernel = np.zeros((len(self.courses), *shape))
+        inside = kernel[..., *self.region]
+        inside[:] = (self.courses @ weights @ self.images.matrix().T).reshape(inside.shape)
+        return kernel
+
 
 @dataclass(frozen=True)
 class Averages:
@@ -79,15 +96,16 @@ class Averages:
 
     Attributes:
         field: (cell, lag, [channel,] y, x), NaN-free.
-        scale: (cell,) the mean response, or the standard deviation of signed responses.
+        scale: (cell,) the mean response, or the mean absolute deviation of a signed response.
         noise: (cell,) the variance of the response over its squared scale and number of frames.
         centre: ([channel,] y, x) the mean frame.
-        sample: (frame, [channel,] y, x) consecutive frames minus the mean frame.
-        full: (frame,) whether these have a full history.
+        histories: (window, lag, [channel,] y, x) stimulus histories from all parts of the
+            recording, minus the mean frame.
+        variance: of the stimulus.
 
     Example:
         >>> from retinakit.testing import small_recording
-        >>> of = averages(small_recording()["train"].to_dataset(), lags=3, signed=False)
+        >>> of = averages(small_recording()["train"].to_dataset(), lags=3)
         >>> bool((of.noise > 0).all()), of.centre.shape
         (True, (8, 8))
     """
@@ -96,57 +114,68 @@ class Averages:
     scale: Array
     noise: Array
     centre: Array
-    sample: NDArray[np.float32]
-    full: NDArray[np.bool_]
+    histories: NDArray[np.float32]
+    variance: float
 
 
-def averages(split: xr.Dataset, lags: int, signed: bool) -> Averages:
+def averages(split: xr.Dataset, lags: int) -> Averages:
     """The averages of which `filter_spaces` finds the region and prior of each cell.
 
     Args:
         split: of a recording, with `response`.
         lags: the number of lags.
-        signed: whether responses may be negative.
 
     Example:
         >>> from retinakit.testing import small_recording
-        >>> averages(small_recording()["train"].to_dataset(), lags=3, signed=False).field.shape
+        >>> averages(small_recording()["train"].to_dataset(), lags=3).field.shape
         (2, 3, 8, 8)
     """
-    stimulus = split["stimulus"]
-    centre = _mean_frame(stimulus)
     full = full_history(split["segment"], lags)
     response = np.asarray(mean_response(split), float)
-    response[~full] = np.nan
-    known = np.isfinite(response)
+    known = np.isfinite(response) & full[:, None]
     number = np.maximum(known.sum(0), 1)
     mean = np.where(known, response, 0).sum(0) / number
-    variance = np.where(known, (response - mean) ** 2, 0).sum(0) / number
-    scale = np.sqrt(variance) if signed else mean
+    deviation = np.where(known, response - mean, 0)
+    signed = np.where(known, response < 0, False).any(0)
+    scale = np.where(signed, np.abs(deviation).sum(0) / number, mean)
     scale = np.where(scale > 0, scale, 1.0)
-    variance = np.maximum(variance, scale**2 / number)  # of a silent cell, too
-    if signed:
-        over = scale.reshape(-1, *[1] * stimulus.ndim)
-        field = np.asarray(response_field(split, lags)) / over
-    else:
-        field = np.asarray(sta(split, lags)["sta"], float) - centre
-    first = first_frames(stimulus).astype(np.float32) - centre.astype(np.float32)
+    # A silent cell has the noise of a cell of one spike in each frame.
+    variance = np.maximum((deviation**2).sum(0) / number, scale**2 / number)
+    average = np.asarray(sta(split, lags)["sta"], float)
+    centre, histories = _frames(split["stimulus"], full, lags)
+    # The average of a signed response is a covariance, from which no mean is to be subtracted.
+    average[~signed] -= centre
     return Averages(
-        np.nan_to_num(field),
-        scale,
-        variance / (number * scale**2),
-        centre,
-        first,
-        full[: len(first)],
+        field=np.nan_to_num(average),
+        scale=scale,
+        noise=variance / (number * scale**2),
+        centre=centre,
+        histories=histories,
+        variance=max(float((histories**2).mean(dtype=float)), 1e-30),
     )
 
 
-def _mean_frame(stimulus: xr.DataArray) -> Array:
-    total = np.zeros(stimulus.shape[1:])
-    reader = Reader(stimulus, 0)
-    for part in blocks(stimulus):
-        total += reader[part].sum(0, dtype=np.float64)
-    return total / len(stimulus)
+def _frames(
+    stimulus: xr.DataArray, full: NDArray[np.bool_], lags: int
+) -> tuple[Array, NDArray[np.float32]]:
+    """The mean frame, and evenly spaced stimulus histories minus the mean frame, in one pass."""
+    shape = stimulus.shape[1:]
+    number = min(WINDOWS, max(1, WINDOW_BYTES // (4 * lags * int(np.prod(shape)))))
+    ends = np.flatnonzero(full)
+    ends = ends[np.unique(np.linspace(0, len(ends) - 1, number).astype(int))]
+    histories = np.empty((len(ends), lags, *shape), np.float32)
+    total, done = np.zeros(shape), 0
+    reader = Reader(stimulus, lags - 1)
+    for part in blocks(stimulus, lags - 1):
+        frames = reader[part]
+        total += frames[done - part.start :].sum(0, dtype=float)
+        first, last = np.searchsorted(ends, (done, part.stop))
+        for window, end in enumerate(ends[first:last] - part.start, first):
+            histories[window] = frames[end - lags + 1 : end + 1][::-1]
+        done = part.stop
+    centre = total / len(stimulus)
+    histories -= centre.astype(np.float32)
+    return centre, histories
 
 
 def filter_spaces(
@@ -167,60 +196,47 @@ def filter_spaces(
 
     Example:
         >>> from retinakit.testing import small_recording
-        >>> of = averages(small_recording()["train"].to_dataset(), lags=3, signed=False)
+        >>> of = averages(small_recording()["train"].to_dataset(), lags=3)
         >>> space, = filter_spaces(of, 0, side=40, basis="cosine")
         >>> space.start.shape == (space.courses.shape[1], space.images.number)
         True
     """
     field, noise = of.field[cell], float(of.noise[cell])
-    region = _region(field, noise, of, side)
-    inside = field[..., *region]
-    power = _power(of, region, len(field))
-    fixed = (SHORTEST, SHORTEST)
-    smooth = most_probable_prior(
-        _cosine(inside), power, noise, None if basis == "cosine" else fixed
+    region = _region(field, noise, of.variance, side)
+    inside, histories = field[..., *region], of.histories[..., *region]
+    if basis == "spline":
+        found = [_spline_space(inside, histories, noise, KNOTS * factor) for factor in factors]
+    else:
+        coefficients, power = _cosine(inside, lag=0), _power(_cosine(histories, lag=1))
+        fixed = None if basis == "cosine" else (SHORTEST, SHORTEST)
+        smooth = most_probable_prior(coefficients, power, noise, fixed)
+        found = []
+        for factor in factors:
+            time, space = (max(factor * n, SHORTEST) for n in (smooth.time, smooth.space))
+            prior = most_probable_prior(coefficients, power, noise, (time, space))
+            found.append(_cosine_space(coefficients, power, noise, prior))
+    return [FilterSpace(region, *one, float(of.scale[cell])) for one in found]
+
+
+def _cosine(fields: NDArray[Any], lag: int) -> NDArray[Any]:
+    """The coefficients in the cosine basis, of fields whose dimension `lag` has this number."""
+    coefficients: NDArray[Any] = dctn(
+        fields, axes=(lag, fields.ndim - 2, fields.ndim - 1), norm="ortho"
     )
-    spaces = []
-    for factor in factors:
-        if basis == "spline":
-            found = _spline_space(inside, power, noise, factor)
-        else:
-            prior = smooth
-            if basis == "cosine" and factor != 1:
-                one = shorter(smooth, factor)
-                lengths = (max(one.time, SHORTEST), max(one.space, SHORTEST))
-                prior = most_probable_prior(_cosine(inside), power, noise, lengths)
-            found = _cosine_space(inside, power, noise, prior)
-        spaces.append(FilterSpace(region, *found, float(of.scale[cell])))
-    return spaces
-
-
-def _cosine(field: Array) -> Array:
-    """The coefficients of a field (lag, [channel,] y, x) in the cosine basis."""
-    axes = (0, field.ndim - 2, field.ndim - 1)
-    coefficients: Array = dctn(field, axes=axes, norm="ortho")
     return coefficients
 
 
-def _power(of: Averages, region: Region, lags: int) -> Array:
-    """The power (lag, [channel,] y, x) of the stimulus in the cosine basis of the region."""
-    sample = of.sample[..., *region]
-    ends = np.flatnonzero(of.full)
-    ends = ends[:: max(1, len(ends) // WINDOWS)]
-    if not len(ends):
-        return np.ones((lags, *sample.shape[1:]))
-    histories = np.stack([sample[end - lags + 1 : end + 1][::-1] for end in ends])
-    axes = (1, histories.ndim - 2, histories.ndim - 1)
-    power = (dctn(histories, axes=axes, norm="ortho") ** 2).mean(0, dtype=float)
+def _power(coefficients: NDArray[Any]) -> Array:
+    """The power of the stimulus from the coefficients of its histories (window, ...)."""
+    power: Array = (coefficients**2).mean(0, dtype=float)
     return np.maximum(power, 1e-6 * max(float(power.mean()), 1e-30))
 
 
-def _region(field: Array, noise: float, of: Averages, side: int) -> Region:
+def _region(field: Array, noise: float, variance: float, side: int) -> Region:
     rows, columns = field.shape[-2:]
     smooth = gaussian_filter(field, [1.0, *[0.0] * (field.ndim - 3), 1.0, 1.0])
     energy = (smooth**2).sum(tuple(range(field.ndim - 2)))
     y, x = (int(i) for i in np.unravel_index(energy.argmax(), energy.shape))
-    variance = float((of.sample.astype(float) ** 2).mean()) + 1e-30
     floor = variance * noise
     values = int(np.prod(field.shape[:-2]))
     outside = 0.5 * (values * np.log(floor) + (field**2).sum(tuple(range(field.ndim - 2))) / floor)
@@ -239,7 +255,7 @@ def _region(field: Array, noise: float, of: Averages, side: int) -> Region:
     sides = [half for half in HALVES if half <= max(rows, columns, 1)]
     for half in sides:
         region = square(half)
-        inside = _cosine(field[..., *region])
+        inside = _cosine(field[..., *region], lag=0)
         power = np.full(inside.shape, variance)
         prior = most_probable_prior(inside, power, noise, starts=starts)
         starts = [(prior.time, prior.space)]
@@ -259,14 +275,14 @@ def _region(field: Array, noise: float, of: Averages, side: int) -> Region:
 Found = tuple[Array, Images, Array, Array, float, Array]
 
 
-def _cosine_space(inside: Array, power: Array, noise: float, prior: SmoothPrior) -> Found:
-    lags, shape = len(inside), inside.shape[1:]
-    shrinkage = prior.shrinkage(power, noise).reshape(lags, -1)
+def _cosine_space(coefficients: Array, power: Array, noise: float, prior: SmoothPrior) -> Found:
+    lags, shape = len(coefficients), coefficients.shape[1:]
+    shrinkage = prior.shrinkage(power, noise)
     order = order_of_frequencies(shape)
-    columns = _needed(shrinkage.max(0)[order])
-    times = _needed(shrinkage.max(1))
+    over = tuple(range(1, coefficients.ndim))
+    columns, times = _needed(shrinkage.max(0).ravel()[order]), _needed(shrinkage.max(over))
     order = order[:columns]
-    posterior = (_cosine(inside) / power).reshape(lags, -1) * shrinkage
+    posterior = (coefficients / power * shrinkage).reshape(lags, -1)
     return (
         idct(np.eye(lags)[:, :times], axis=0, norm="ortho"),
         cosine_images(shape, columns),
@@ -283,29 +299,31 @@ def _needed(shrinkage: Array) -> int:
     return int(above[-1]) + 1 if len(above) else 1
 
 
-KNOTS = 2.5
-"""Distance of the knots of splines, in frames or checks."""
-
-
-def _spline_space(inside: Array, power: Array, noise: float, factor: float) -> Found:
+def _spline_space(
+    inside: Array, histories: NDArray[np.float32], noise: float, distance: float
+) -> Found:
     lags, shape = len(inside), inside.shape[1:]
-    courses = spline_basis(lags, factor * KNOTS)
-    y, x = (spline_basis(size, factor * KNOTS) for size in shape[-2:])
+    courses = spline_basis(lags, distance)
+    y, x = (spline_basis(size, distance) for size in shape[-2:])
     number = int(np.prod(shape[:-2])) * y.shape[1] * x.shape[1]
     images = Images(y, x, np.arange(number), shape)
-    level = float(power.mean())
-    coefficients = courses.T @ inside.reshape(lags, -1) @ images.matrix()
-    prior = most_probable_prior(
-        coefficients[:, None], np.full(coefficients[:, None].shape, level), noise, (SHORTEST,) * 2
-    )
-    shrinkage = prior.variance * level / (prior.variance * level + noise)
+    matrix = images.matrix()
+
+    def projected(fields: NDArray[Any]) -> NDArray[Any]:
+        flat = fields.reshape(*fields.shape[: -len(shape)], -1)
+        return np.einsum("li,...lp->...ip", courses, flat) @ matrix
+
+    coefficients, power = projected(inside), _power(projected(histories))
+    # A prior without smoothness, for which the coefficients are in no particular order.
+    prior = most_probable_prior(coefficients[:, None], power[:, None], noise, (SHORTEST, SHORTEST))
+    shrinkage = prior.shrinkage(power[:, None], noise)[:, 0]
     return (
         courses,
         images,
         np.ones(courses.shape[1]),
         np.ones(number),
         prior.variance,
-        coefficients / level * shrinkage,
+        coefficients / power * shrinkage,
     )
 
 
