@@ -26,6 +26,9 @@ REFRESH = 15
 ENOUGH = 15
 """Number of frames per parameter from which the Hessian is computed."""
 
+FIRST = 60_000
+"""The number of frames of the first steps, whose result is the start of the steps on all frames."""
+
 TOLERANCE = 1e-4
 """A fit has converged if a further Newton step would gain less than this, in bits per spike."""
 
@@ -59,7 +62,7 @@ class Regressors:
 class Penalty:
     """The Gaussian priors, as relative precisions.
 
-    The filter, as a matrix W of its coefficients (temporal, column) in the cosine basis, has the
+    The filter, as a matrix W of its coefficients (temporal, column) in the two bases, has the
     penalty strength / 2 · Σ temporal_i spatial_j W_ij².
 
     Attributes:
@@ -83,7 +86,7 @@ class Drive:
     """The fitted parameters: drive = Σ_r courses_r * (projected @ maps_r) + extra @ weights + b.
 
     Attributes:
-        courses: (rank, temporal) coefficients of the temporal filters in the cosine basis of lags.
+        courses: (rank, temporal) coefficients of the temporal filters in the temporal basis.
         maps: (rank, column) coefficients of the spatial filters.
         weights: (regressor,) of the further regressors.
         offset: b.
@@ -220,10 +223,13 @@ class FilterFit:
         return drive
 
     def first_frames(self) -> "FilterFit":
-        """The same problem with the first `FIRST` frames, if there are at least twice as many."""
-        frames = len(self.data.used)
-        data = self.data
-        if frames < 2 * FIRST or 4 * data.used[:FIRST].sum() * frames < FIRST * data.used.sum():
+        """The same problem with the first `FIRST` frames.
+
+        It is the whole problem if there are not twice as many frames, or if the cell was recorded
+        in less than a quarter of the first ones, relative to all.
+        """
+        data, frames = self.data, len(self.data.used)
+        if frames < 2 * FIRST or 4 * data.used[:FIRST].mean() < data.used.mean():
             return self
         here = slice(0, FIRST)
         some = Regressors(
@@ -277,7 +283,7 @@ class FilterFit:
         for number in range(1, most + 1):
             step = -_two_loops(gradient, pairs, solve)
             decrement = -0.5 * float(gradient @ step) / (self._events * np.log(2))
-            if decrement < tolerance:
+            if 0 <= decrement < tolerance:
                 break
             length = 1.0
             while length > 1e-4:
@@ -301,7 +307,7 @@ class FilterFit:
             fresh = number % REFRESH == 0
             if fresh:
                 solve, pairs = self._solver(at, seen, parts, penalty), []
-        return Fitted(at, bool(decrement < tolerance), float(decrement), number)
+        return Fitted(at, bool(0 <= decrement < tolerance), float(decrement), number)
 
     def _objective(
         self, at: Drive, seen: Array, penalty: Penalty, offset: float
@@ -540,10 +546,6 @@ def fit_in_space(
         if of is problem and abs(np.log(relative / before)) < 0.1:
             break
     return replace(fitted, iterations=steps)
-
-
-FIRST = 60_000
-"""The number of frames of the first steps, whose result is the start of the steps on all frames."""
 
 
 def _start(problem: FilterFit, space: FilterSpace, rank: int) -> Drive:
