@@ -32,6 +32,7 @@ MODELS = {
     "rectified_linear": ("RectifiedLinear", "Linear filter and ReLU, by penalised least squares."),
     "glm": ("GLM", "Stimulus filter, spike history and coupling of a GLM (Pillow 2008)."),
     "lnp": ("rectified_linear:LNP", "Smooth, sparse filter and exponential (Klindt 2017)."),
+    "retina_circuit": ("RetinaCircuit", "Bipolar, amacrine and ganglion types (Murray)."),
     "what_where": ("WhatWhere", "Population network with a factorized readout (Klindt 2017)."),
 }
 

@@ -8,6 +8,7 @@ from .array_file import StoredArray as StoredArray
 from .array_file import find_array as find_array
 from .array_file import is_matlab as is_matlab
 from .bits import Bits as Bits
+from .bits import pack_two_values as pack_two_values
 from .config import Config as Config
 from .config import InputPath as InputPath
 from .dataset import Dataset as Dataset
