@@ -53,6 +53,7 @@ ANALYSES = {
     "cell_types": ("CellTypes", "Cell types by the feature weights of a readout (Klindt 2017)."),
     "masks": ("Masks", "Locations of a readout's masks, against the true cell locations."),
     "glm_filters": ("GLMFilters", "Filters of a GLM, and its test by time rescaling (KS plot)."),
+    "lesion": ("Lesion", "Scores of a model with units silenced, or with only some kept."),
     "readout_table": ("ReadoutTable", "A table of one score, models against recordings."),
 }
 
