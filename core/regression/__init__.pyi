@@ -1,4 +1,6 @@
 from .count_model import CountModel as CountModel
+from .filter_fit import FIRST_TOLERANCE as FIRST_TOLERANCE
+from .filter_fit import TOLERANCE as TOLERANCE
 from .filter_fit import Drive as Drive
 from .filter_fit import FilterFit as FilterFit
 from .filter_fit import Fitted as Fitted
