@@ -1,6 +1,6 @@
 """The convolutional network of Yan et al. (2020), section II-C, with one to three layers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, ClassVar, Literal, Self
 
@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, softplus
 
-from retinakit.contracts import Shown, UserError, as_response, first_frames
+from retinakit.contracts import UserError, as_response, first_frames
 from retinakit.layers import (
     correlate,
     correlate_in_time,
@@ -337,13 +337,9 @@ class CNN(TorchModel):
     def layers(self) -> dict[str, str]:
         return {f"layer{number}": "filter" for number in range(1, self.config.layers + 1)}
 
-    def activity(self, split: Shown, layer: str) -> xr.DataArray:
-        self.check_layer(layer)
-        split, number = self.prepare(split), list(self.layers()).index(layer) + 1
+    def layer_function(self, layer: str) -> Callable[..., Tensor]:
         module: Any = self.module
-        values = self.over_frames(partial(module.maps, layers=number), split)
-        maps = self.label(values, split, ("frame", "filter", "map_y", "map_x"), name=layer)
-        return maps.assign_coords(filter=np.arange(self.config.filters))
+        return partial(module.maps, layers=list(self.layers()).index(layer) + 1)
 
     def without(self, layer: str, units: Sequence[int]) -> Self:
         self.check_units(layer, units, self.config.filters)
