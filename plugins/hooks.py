@@ -54,6 +54,8 @@ ANALYSES = {
     "masks": ("Masks", "Locations of a readout's masks, against the true cell locations."),
     "glm_filters": ("GLMFilters", "Filters of a GLM, and its test by time rescaling (KS plot)."),
     "lesion": ("Lesion", "Scores of a model with units silenced, or with only some kept."),
+    "psychometric": ("Psychometric", "Accuracy or response against a parameter of the trials."),
+    "substitution": ("psychometric:Substitution", "The same with one unit replaced by others."),
     "readout_table": ("ReadoutTable", "A table of one score, models against recordings."),
 }
 
