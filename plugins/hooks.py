@@ -55,10 +55,8 @@ ANALYSES = {
     "masks": ("Masks", "Locations of a readout's masks, against the true cell locations."),
     "glm_filters": ("GLMFilters", "Filters of a GLM, and its test by time rescaling (KS plot)."),
     "film_strip": ("FilmStrip", "Frames of some trials of a stimulus."),
-    "motion_difficulty": (
-        "MotionDifficulty",
-        "Speeds of moving dots, and difficulty (Murray 2020).",
-    ),
+    "motion_difficulty": ("MotionDifficulty", "Speeds of moving dots (Murray 2020, Fig 1)."),
+    "lesion": ("Lesion", "Scores of a model with units silenced, or with only some kept."),
     "readout_table": ("ReadoutTable", "A table of one score, models against recordings."),
 }
 

@@ -134,8 +134,8 @@ def test_a_model_with_exact_zeros() -> None:
 @pytest.mark.parametrize("plugin", registered("analysis", distribution=BUILT_IN))
 def test_analysis(plugin: Entry) -> None:
     assert plugin.spec is not None
-    # Some analyses are of convolution filters.
-    convolved = plugin.spec.name in ("subunits", "pruning", "features")
+    # Some analyses are of convolution filters, and some of layers.
+    convolved = plugin.spec.name in ("subunits", "pruning", "features", "lesion")
     names = ["cnn"] if convolved else ["ln", "cnn"]
     if plugin.spec.name in ("cell_types", "masks"):
         names = ["what_where"]

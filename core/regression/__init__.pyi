@@ -1,4 +1,6 @@
 from .count_model import CountModel as CountModel
+from .filter_fit import FIRST_TOLERANCE as FIRST_TOLERANCE
+from .filter_fit import TOLERANCE as TOLERANCE
 from .filter_fit import Drive as Drive
 from .filter_fit import FilterFit as FilterFit
 from .filter_fit import Fitted as Fitted
@@ -11,6 +13,7 @@ from .filter_space import averages as averages
 from .filter_space import filter_spaces as filter_spaces
 from .filter_space import spline_basis as spline_basis
 from .filtered_stimulus import filter_stimulus as filter_stimulus
+from .filtered_stimulus import spread_over_history as spread_over_history
 from .glm_fit import GLMData as GLMData
 from .glm_fit import GLMFit as GLMFit
 from .glm_fit import fit_glm as fit_glm

@@ -6,19 +6,21 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from pydantic import Field
 
 from retinakit.contracts import (
     Config,
     Model,
     Progress,
+    Shown,
     UserError,
     coordinates_of,
     full_history,
     make_split,
     mean_response,
     require_uncentred,
+    segments,
     silent,
     space_sizes,
 )
@@ -35,6 +37,7 @@ from retinakit.regression import (
     cosine_images,
     mean_frame,
     project,
+    spread_over_history,
 )
 from retinakit.spikes import stc, stimulus_covariance, white_shrinkage, whitening_matrix
 
@@ -259,10 +262,33 @@ class Quadratic(Model):
         (seen,) = project(split["stimulus"], parts["centre"].values, [(whole, images)])
         rates = np.empty((len(seen), self.field.sizes["cell"]))
         for cell in range(rates.shape[1]):
-            regressors = _regressors(seen, parts["filter"].values[cell])
+            regressors = _squared(_filtered(seen, parts["filter"].values[cell]))
             drive = regressors @ parts["weight"].values[cell] + float(parts["offset"][cell])
             rates[:, cell] = self._nonlinearity()(drive, parts["shape"].values[cell])[0]
         return rates
+
+    def stimulus_gradient(
+        self, split: Shown, weight: ArrayLike, layer: str | None = None
+    ) -> tuple[Array, NDArray[np.float32]]:
+        if layer is not None:
+            self.check_layer(layer)
+        split, parts = self.prepare(split), self.parts
+        frames, whole = split.sizes["frame"], (slice(None), slice(None))
+        weight = self.broadcast_weight(weight, split, (frames, self.field.sizes["cell"]))
+        images = self._images(self.field)
+        (seen,) = project(split["stimulus"], parts["centre"].values, [(whole, images)])
+        value, by_image = np.zeros(frames), np.zeros(seen.shape, np.float32)
+        for cell in np.flatnonzero(weight.any(0)):
+            filters, weights = parts["filter"].values[cell], parts["weight"].values[cell]
+            filtered = _filtered(seen, filters)
+            drive = _squared(filtered) @ weights + float(parts["offset"][cell])
+            rate, slope, _ = self._nonlinearity()(drive, parts["shape"].values[cell])
+            value += weight[:, cell] * rate
+            by_filter = weights * np.c_[np.ones(frames), 2 * filtered[:, 1:]]
+            by_filter *= (weight[:, cell] * slope)[:, None]
+            by_image += spread_over_history(by_filter, filters[:, :, None], segments(split))[:, 0]
+        gradient = by_image @ images.matrix().T.astype(np.float32)
+        return value, gradient.reshape(split["stimulus"].shape)
 
     def parameters(self) -> xr.Dataset:
         self.check_fitted()
@@ -302,11 +328,11 @@ def _response(
 ) -> _Shown:
     response = np.asarray(mean_response(split).isel(cell=cell), float)
     used = full_history(split["segment"], lags) & np.isfinite(response)
-    return _Shown(np.where(used, response, 0), used, _regressors(seen, filters))
+    return _Shown(np.where(used, response, 0), used, _squared(_filtered(seen, filters)))
 
 
-def _regressors(seen: NDArray[np.float32], filters: Array) -> NDArray[np.float32]:
-    """The filtered stimulus, squared for all but the first filter (frame, filter).
+def _filtered(seen: NDArray[np.float32], filters: Array) -> NDArray[np.float32]:
+    """The filtered stimulus (frame, filter).
 
     Args:
         seen: (frame, image) the projected stimulus.
@@ -315,8 +341,12 @@ def _regressors(seen: NDArray[np.float32], filters: Array) -> NDArray[np.float32
     filtered = np.zeros((len(seen), len(filters)), np.float32)
     for lag in range(filters.shape[1]):
         filtered[lag:] += seen[: len(seen) - lag] @ filters[:, lag].T.astype(np.float32)
-    filtered[:, 1:] **= 2
     return filtered
+
+
+def _squared(filtered: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The regressors (frame, filter): the filtered stimulus, squared but for the first filter."""
+    return np.concatenate([filtered[:, :1], filtered[:, 1:] ** 2], 1)
 
 
 def _fit(problem: FilterFit, start: Drive | None) -> Fitted:
