@@ -130,7 +130,7 @@ def refine(
         >>> offset, shape = Softplus().start(0.3)
         >>> start = QuadraticForm(axes, np.array([0.0, 0.3]), offset, shape)
         >>> best, losses = refine(start, np.eye(3), Softplus(), data, data)
-        >>> abs(best.filters[1, 0, 0]) > 0.95, losses[0] > min(losses)
+        >>> bool(abs(best.filters[1, 0, 0]) > 0.95), losses[0] > min(losses)
         (True, True)
     """
     parts, lags, images = form.filters.shape
