@@ -593,7 +593,7 @@ def _fit(
     guess: float,
     lapse: float,
 ) -> tuple[float, float]:
-    """Threshold and width of a psychometric function by maximum likelihood, NaN outside the range."""
+    """Maximum likelihood threshold and width; NaN if the threshold is outside the range of x."""
     known = (trials > 0) & np.isfinite(fraction)
     x, k, n = x[known], (fraction * trials)[known], trials[known]
     if len(x) < 2 or np.ptp(x) == 0:
