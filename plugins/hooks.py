@@ -59,6 +59,7 @@ ANALYSES = {
     "lesion": ("Lesion", "Scores of a model with units silenced, or with only some kept."),
     "psychometric": ("Psychometric", "Accuracy or response against a parameter of the trials."),
     "substitution": ("psychometric:Substitution", "The same with one unit replaced by others."),
+    "tuning": ("Tuning", "Tuning to direction, orientation, speed and other parameters."),
     "readout_table": ("ReadoutTable", "A table of one score, models against recordings."),
 }
 
