@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-import xarray as xr
 import scipy.signal
+import xarray as xr
 
 from retinakit.contracts import UserError, make_recording, make_split
 from retinakit.spikes import stc, stimulus_covariance

@@ -32,6 +32,9 @@ FIRST = 60_000
 TOLERANCE = 1e-4
 """A fit has converged if a further Newton step would gain less than this, in bits per spike."""
 
+FIRST_TOLERANCE = 1e-3
+"""The tolerance of a fit whose result is the start of another one, in bits per spike."""
+
 OFFSET_SPREAD = 4.0
 """Standard deviation of the prior of the offset about its start. It keeps the offset finite for
 data that are best fitted by the exponential limit of a softplus."""
@@ -117,6 +120,14 @@ class Drive:
         after = [part + s.reshape(part.shape) for part, s in zip(before, steps, strict=True)]
         courses, maps, weights, offset, shape = after
         return Drive(courses, maps, weights, float(offset[0]), shape)
+
+    def widened(self, temporal: int, columns: int) -> "Drive":
+        """These parameters in larger bases, which begin with the same functions."""
+        courses, maps = (
+            np.pad(part, ((0, 0), (0, size - part.shape[1])))
+            for part, size in ((self.courses, temporal), (self.maps, columns))
+        )
+        return replace(self, courses=courses, maps=maps)
 
     def balanced(self) -> "Drive":
         """The same filter as orthogonal products, course and map of each having equal norms."""
@@ -502,6 +513,7 @@ def fit_in_space(
     rank: int,
     start: Drive | None = None,
     extra: Array | None = None,
+    tolerance: float = TOLERANCE,
 ) -> Fitted:
     """Fits a filter with the prior of its space.
 
@@ -514,8 +526,10 @@ def fit_in_space(
             `basis` is `space.courses`.
         space: of the filter.
         rank: the number of products of a temporal and a spatial filter; 0: a full filter.
-        start: the initial parameters, by default from the average.
+        start: the initial parameters, by default those of a fit to the first frames, which begins
+            with the average.
         extra: the precision matrix of the further regressors.
+        tolerance: of the expected gain of a further step, in bits per spike.
 
     Example:
         >>> from retinakit.contracts import full_history
@@ -534,16 +548,20 @@ def fit_in_space(
     number = problem.data.extra.shape[1]
     if extra is None:
         extra = np.zeros((number, number))
+    steps = 0
     if start is None:
-        start = _start(problem, space, rank)
-    steps, relative = 0, _relative_slope(problem, start, space.scale)
-    part = problem.first_frames()
-    for of in (part, part, problem, problem):
+        part = problem.first_frames()
+        start = _start(part, space, rank)
+        if part is not problem:
+            first = fit_in_space(part, space, rank, start, extra, FIRST_TOLERANCE)
+            start, steps = first.drive, first.iterations
+    relative = _relative_slope(problem, start, space.scale)
+    for _ in range(2):
         penalty = Penalty(space.temporal, space.spatial, relative**2 / space.variance, extra)
-        fitted = of.run(start, penalty, tolerance=TOLERANCE if of is problem else 1e-3)
+        fitted = problem.run(start, penalty, tolerance)
         start, steps = fitted.drive, steps + fitted.iterations
         before, relative = relative, _relative_slope(problem, start, space.scale)
-        if of is problem and abs(np.log(relative / before)) < 0.1:
+        if abs(np.log(relative / before)) < 0.1:
             break
     return replace(fitted, iterations=steps)
 

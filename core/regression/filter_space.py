@@ -194,6 +194,9 @@ def filter_spaces(
             splines, or "pixel" for independent values.
         factors: of the lengths that maximise the evidence (of the knots' distance for splines).
 
+    Returns:
+        The spaces, with the same region. Except for splines, each has the first of the same images.
+
     Example:
         >>> from retinakit.testing import small_recording
         >>> of = averages(small_recording()["train"].to_dataset(), lags=3)
@@ -210,11 +213,11 @@ def filter_spaces(
         coefficients, power = _cosine(inside, lag=0), _power(_cosine(histories, lag=1))
         fixed = None if basis == "cosine" else (SHORTEST, SHORTEST)
         smooth = most_probable_prior(coefficients, power, noise, fixed)
-        found = []
+        priors = []
         for factor in factors:
             time, space = (max(factor * n, SHORTEST) for n in (smooth.time, smooth.space))
-            prior = most_probable_prior(coefficients, power, noise, (time, space))
-            found.append(_cosine_space(coefficients, power, noise, prior))
+            priors.append(most_probable_prior(coefficients, power, noise, (time, space)))
+        found = _cosine_spaces(coefficients, power, noise, priors)
     return [FilterSpace(region, *one, float(of.scale[cell])) for one in found]
 
 
@@ -275,22 +278,30 @@ def _region(field: Array, noise: float, variance: float, side: int) -> Region:
 Found = tuple[Array, Images, Array, Array, float, Array]
 
 
-def _cosine_space(coefficients: Array, power: Array, noise: float, prior: SmoothPrior) -> Found:
+def _cosine_spaces(
+    coefficients: Array, power: Array, noise: float, priors: Sequence[SmoothPrior]
+) -> list[Found]:
     lags, shape = len(coefficients), coefficients.shape[1:]
-    shrinkage = prior.shrinkage(power, noise)
     order = order_of_frequencies(shape)
     over = tuple(range(1, coefficients.ndim))
-    columns, times = _needed(shrinkage.max(0).ravel()[order]), _needed(shrinkage.max(over))
-    order = order[:columns]
-    posterior = (coefficients / power * shrinkage).reshape(lags, -1)
-    return (
-        idct(np.eye(lags)[:, :times], axis=0, norm="ortho"),
-        cosine_images(shape, columns),
-        1 / prior.over_time(lags)[:times],
-        1 / prior.over_space(shape).ravel()[order],
-        prior.variance,
-        posterior[:times, order],
-    )
+    shrinkages = [prior.shrinkage(power, noise) for prior in priors]
+    numbers = [_needed(shrinkage.max(0).ravel()[order]) for shrinkage in shrinkages]
+    images = cosine_images(shape, max(numbers))
+    found = []
+    for prior, shrinkage, number in zip(priors, shrinkages, numbers, strict=True):
+        times, first = _needed(shrinkage.max(over)), order[:number]
+        posterior = (coefficients / power * shrinkage).reshape(lags, -1)
+        found.append(
+            (
+                idct(np.eye(lags)[:, :times], axis=0, norm="ortho"),
+                images.first(number),
+                1 / prior.over_time(lags)[:times],
+                1 / prior.over_space(shape).ravel()[first],
+                prior.variance,
+                posterior[:times, first],
+            )
+        )
+    return found
 
 
 def _needed(shrinkage: Array) -> int:

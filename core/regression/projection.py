@@ -1,7 +1,8 @@
 """Projection of a stimulus onto the images of lowest frequency of the cosine basis."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -16,8 +17,11 @@ Region = tuple[slice, slice]
 """The rows and the columns of a rectangle of the stimulus."""
 
 
-TOGETHER = 2**30
+MEMORY = 2**30
 """Size in bytes from which the projections for one more cell are not computed in the same pass."""
+
+TOGETHER = 512
+"""Number of frames that are projected together."""
 
 SMALL = 200
 """Number of pixels up to which one matrix product is faster than one along each dimension."""
@@ -62,13 +66,28 @@ class Images:
         channels = np.eye(int(np.prod(self.shape[:-2])))
         return np.kron(channels, np.kron(self.over_y, self.over_x))[:, self.chosen]
 
-    def project(self, frames: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The scalar products (frame, image) of frames ([channel,] y, x) with the images."""
+    def first(self, number: int) -> "Images":
+        """The first of these images."""
+        return replace(self, chosen=self.chosen[:number])
+
+    def project(self, frames: NDArray[Any]) -> NDArray[np.float32]:
+        """The scalar products (image, frame) of frames ([channel,] y, x) with the images."""
         if frames[0].size <= SMALL:
-            return frames.reshape(len(frames), -1) @ self.matrix().astype(np.float32)
-        along_x = frames @ self.over_x.astype(np.float32)
-        both = np.matmul(self.over_y.T.astype(np.float32), along_x)
-        return both.reshape(len(frames), -1)[:, self.chosen]
+            flat = frames.reshape(len(frames), -1).astype(np.float32)
+            return self.matrix().T.astype(np.float32) @ flat.T
+        high, wide = self.over_y.shape[1], self.over_x.shape[1]
+        over_y, over_x = (f.T.astype(np.float32) for f in (self.over_y, self.over_x))
+        channel, i, j = np.unravel_index(self.chosen, (int(np.prod(self.shape[:-2])), high, wide))
+        result = np.empty((self.number, len(frames)), np.float32)
+        channels = frames.reshape(len(frames), -1, *self.shape[-2:])
+        for c in range(channels.shape[1]):
+            # Few large matrix products are faster than one for each frame.
+            by_row = np.ascontiguousarray(channels[:, c].swapaxes(0, 1), np.float32)
+            along_y = (over_y @ by_row.reshape(len(by_row), -1)).reshape(high, len(frames), -1)
+            for row in range(high):
+                here = np.flatnonzero((channel == c) & (i == row))
+                result[here] = over_x[j[here]] @ along_y[row].T
+        return result
 
 
 def cosine_images(shape: tuple[int, ...], number: int) -> Images:
@@ -109,7 +128,7 @@ def project(
         progress: is called with the number of projected frames.
 
     Returns:
-        (frame, image) for each of the bases, in single precision.
+        (frame, image) for each of the bases, in single precision, image by image in memory.
 
     Example:
         >>> frames = xr.DataArray(np.ones((5, 2, 2)), dims=("frame", "y", "x"))
@@ -117,19 +136,19 @@ def project(
         >>> project(frames, np.zeros((2, 2)), [(whole, cosine_images((2, 2), 1))])[0].shape
         (5, 1)
     """
-    projected = [np.empty((len(stimulus), of.number), np.float32) for _, of in bases]
+    projected = [np.empty((of.number, len(stimulus)), np.float32) for _, of in bases]
     reader = Reader(stimulus, 0)
     for part in blocks(stimulus, itemsize=4):
         frames = reader[part]
         for (region, images), result in zip(bases, projected, strict=True):
-            for begin in range(0, len(frames), 1024):
-                values = frames[begin : begin + 1024][..., *region].astype(np.float32)
+            for begin in range(0, len(frames), TOGETHER):
+                values = frames[begin : begin + TOGETHER][..., *region]
                 first = part.start + begin
-                result[first : first + len(values)] = images.project(values)
+                result[:, first : first + len(values)] = images.project(values)
         progress(part.stop, len(stimulus), "projection of the stimulus")
     for (region, images), result in zip(bases, projected, strict=True):
-        result -= images.project(centre[..., *region].astype(np.float32)[None])
-    return projected
+        result -= images.project(centre[None][..., *region])
+    return [result.T for result in projected]
 
 
 def mean_frame(stimulus: xr.DataArray) -> NDArray[np.float64]:
@@ -173,7 +192,7 @@ def project_cells(
     for number, cell in enumerate(bases, 1):
         waiting.append(cell)
         columns = sum(bases[some][1].number for some in waiting)
-        if 4 * columns * frames < TOGETHER and number < len(bases):
+        if 4 * columns * frames < MEMORY and number < len(bases):
             continue
         chosen = [bases[some] for some in waiting]
         seen = [project(stimulus, centre, chosen) for stimulus in stimuli]

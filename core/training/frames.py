@@ -21,6 +21,9 @@ IN_MEMORY = 2**30
 CHUNKS_HELD = 2**28
 """Size in bytes of the cache of chunks of a compressed file."""
 
+PIECE = 2**22
+"""Size in bytes of the pieces in which a block is packed, which fit into the processor's cache."""
+
 COMPRESSIONS = ("compression", "zlib", "zstd", "blosc", "szip", "bzip2")
 """The keys of xarray's encoding that indicate a compressed file."""
 
@@ -235,14 +238,17 @@ def _packed(stimulus: xr.DataArray) -> Callable[[slice | Tensor], Tensor] | None
     """
     low = high = None
     parts = []
+    rows = max(1, PIECE // max(1, stimulus.nbytes // len(stimulus)))
     for part in blocks(stimulus):
-        values = stimulus[part].values
-        low = values.min() if low is None else min(low, values.min())
-        high = values.max() if high is None else max(high, values.max())
-        bits = values == high
-        if not (bits | (values == low)).all():
-            return None
-        parts.append((high, np.packbits(bits.reshape(len(bits), -1), axis=1)))
+        block = stimulus[part].values
+        for start in range(0, len(block), rows):
+            values = block[start : start + rows]
+            low = values.min() if low is None else min(low, values.min())
+            high = values.max() if high is None else max(high, values.max())
+            bits = values == high
+            if not (bits | (values == low)).all():
+                return None
+            parts.append((high, np.packbits(bits.reshape(len(bits), -1), axis=1)))
     if any(of_part != high for of_part, _ in parts):  # the first blocks had only one value
         return None
     held = np.concatenate([packed for _, packed in parts])

@@ -7,13 +7,14 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from pydantic import Field
 
 from retinakit.contracts import (
     Config,
     Model,
     Progress,
+    Shown,
     UserError,
     as_response,
     coordinates_of,
@@ -25,6 +26,9 @@ from retinakit.contracts import (
     space_sizes,
 )
 from retinakit.regression import (
+    FIRST_TOLERANCE,
+    TOLERANCE,
+    Drive,
     Exponential,
     FilterFit,
     FilterSpace,
@@ -40,6 +44,7 @@ from retinakit.regression import (
     filter_stimulus,
     fit_in_space,
     project_cells,
+    spread_over_history,
 )
 
 Array = NDArray[np.float64]
@@ -120,6 +125,8 @@ class _Cell:
     factor: float
     losses: Array
     """Of each validation frame."""
+    start: Drive
+    """The fit before the nonlinearity is a spline."""
 
 
 class LN(Model):
@@ -201,23 +208,33 @@ class LN(Model):
         losses = np.full((number, len(factors)), np.nan)
         best: dict[int, _Cell] = {}
         undecided = list(range(number))
-        for index, factor in enumerate(factors):
+        indices = list(range(len(factors)))
+        # Except for splines, one projection serves all factors.
+        for group in [[index] for index in indices] if c.prior == "spline" else [indices]:
             tried, undecided = undecided, []
-            of_cells = {cell: spaces[cell][index] for cell in tried}
-            bases = {cell: (space.region, space.images) for cell, space in of_cells.items()}
+            widest = {
+                cell: max((spaces[cell][index] for index in group), key=lambda s: s.images.number)
+                for cell in tried
+            }
+            bases = {cell: (space.region, space.images) for cell, space in widest.items()}
             for done, (cell, seen) in enumerate(project_cells(stimuli, of.centre, bases), 1):
-                data = [one.of(cell, s) for one, s in zip(responses, seen, strict=True)]
-                # The rank is chosen with the first factor.
-                rank = c.rank
-                if rank is None and cell in best:
-                    rank = len(best[cell].fitted.drive.courses)
-                found = self._fit_cell(of_cells[cell], factor, rank, *data)
-                losses[cell, index] = found.losses.mean() if len(found.losses) else np.nan
-                if cell not in best or _clearly_better(found.losses, best[cell].losses):
+                for index in group:
+                    space = spaces[cell][index]
+                    data = [
+                        one.of(cell, s[:, : space.images.number])
+                        for one, s in zip(responses, seen, strict=True)
+                    ]
+                    before = best.get(cell)
+                    found = self._fit_cell(space, factors[index], before, *data)
+                    losses[cell, index] = found.losses.mean() if len(found.losses) else np.nan
+                    if before and not _clearly_better(found.losses, before.losses):
+                        break
                     best[cell] = found
-                    if len(found.losses):
-                        undecided.append(cell)
-                progress(done, len(tried), f"LN models, length factor {factor:g}")
+                    if not len(found.losses):
+                        break
+                else:
+                    undecided.append(cell)
+                progress(done, len(tried), "LN models")
         cells = [best[cell] for cell in range(number)]
         self._store(field, cells, of.centre, train)
         return self._curves(cells, losses, factors, field)
@@ -226,19 +243,28 @@ class LN(Model):
         self,
         space: FilterSpace,
         factor: float,
-        rank: int | None,
+        before: _Cell | None,
         train: Regressors,
         held_out: Regressors,
     ) -> _Cell:
-        """The fit of a cell in one space of filters."""
+        """The fit of a cell in one space of filters, after that with a larger length `before`."""
         c = self.config
         # The filter of a spline is fitted with a softplus first.
         nonlinearity = PARAMETRIC.get(c.nonlinearity, Softplus)()
-        fitted = self._fit_space(space, nonlinearity, train, 1 if rank is None else rank)
+        rank, start = 1 if c.rank is None else c.rank, None
+        if before:
+            # The rank is chosen with the first factor.
+            rank = len(before.start.courses) if c.rank is None else c.rank
+            if c.prior != "spline":
+                start = before.start.widened(*space.start.shape)
+        problem = self._problem(space, nonlinearity, train, rank)
+        search = c.rank is None and not before and held_out.used.any()
+        if search:
+            fitted = self._search_rank(space, nonlinearity, train, held_out)
+        else:
+            fitted = fit_in_space(problem, space, rank, start)
         losses = self._losses(space, fitted, nonlinearity, held_out)
-        found = _Cell(space, fitted, nonlinearity, factor, losses)
-        if rank is None and len(losses):
-            found = self._higher_rank(found, train, held_out)
+        found = _Cell(space, fitted, nonlinearity, factor, losses, fitted.drive)
         if c.nonlinearity == "spline":
             found = self._with_spline(found, train)
             losses = self._losses(space, found.fitted, found.nonlinearity, held_out)
@@ -253,11 +279,6 @@ class LN(Model):
         )
         return FilterFit(data, space.courses, nonlinearity, likelihood, fixed_courses=rank == 0)
 
-    def _fit_space(
-        self, space: FilterSpace, nonlinearity: Nonlinearity, data: Regressors, rank: int
-    ) -> Fitted:
-        return fit_in_space(self._problem(space, nonlinearity, data, rank), space, rank)
-
     def _losses(
         self, space: FilterSpace, fitted: Fitted, nonlinearity: Nonlinearity, data: Regressors
     ) -> Array:
@@ -267,15 +288,36 @@ class LN(Model):
         rate, _, _ = nonlinearity(drive, fitted.drive.shape)
         return problem.losses(rate)
 
-    def _higher_rank(self, best: _Cell, train: Regressors, held_out: Regressors) -> _Cell:
-        most = min(MOST_PRODUCTS, *best.space.start.shape)
-        for rank in range(2, most + 1):
-            fitted = self._fit_space(best.space, best.nonlinearity, train, rank)
-            losses = self._losses(best.space, fitted, best.nonlinearity, held_out)
-            if not _clearly_better(losses, best.losses):
+    def _search_rank(
+        self,
+        space: FilterSpace,
+        nonlinearity: Nonlinearity,
+        train: Regressors,
+        held_out: Regressors,
+    ) -> Fitted:
+        """The fit of the smallest rank that predicts the validation frames as well as higher ones.
+
+        A rank that predicts them no better after a fit to the first training frames is not fitted
+        to all of them.
+        """
+        best: tuple[Fitted, Array, Array] | None = None
+        for rank in range(1, min(MOST_PRODUCTS, *space.start.shape) + 1):
+            problem = self._problem(space, nonlinearity, train, rank)
+            part = problem.first_frames()
+            tolerance = TOLERANCE if part is problem else FIRST_TOLERANCE
+            fitted = fit_in_space(part, space, rank, tolerance=tolerance)
+            first = self._losses(space, fitted, nonlinearity, held_out)
+            if best and first.sum() >= best[1].sum():
                 break
-            best = replace(best, fitted=fitted, losses=losses)
-        return best
+            losses = first
+            if part is not problem:
+                fitted = fit_in_space(problem, space, rank, fitted.drive)
+                losses = self._losses(space, fitted, nonlinearity, held_out)
+            if best and not _clearly_better(losses, best[2]):
+                break
+            best = fitted, first, losses
+        assert best is not None
+        return best[0]
 
     def _with_spline(self, best: _Cell, data: Regressors) -> _Cell:
         """The same cell with a spline, of which the filter is fitted once more."""
@@ -363,25 +405,40 @@ class LN(Model):
         drives += self.parts["offset"].values
         return drives
 
-    def _rates(self, drives: Array) -> Array:
-        rates = np.empty_like(drives)
+    def _rates(self, drives: Array, cells: Sequence[int] | None = None) -> tuple[Array, Array]:
+        """The rates (frame, cell) of drives of some cells, and their derivatives by the drive."""
+        rates, slopes = np.empty_like(drives), np.empty_like(drives)
         kind = self.config.nonlinearity
-        for cell in range(drives.shape[1]):
+        for column, cell in enumerate(range(drives.shape[1]) if cells is None else cells):
             shape = self.parts["shape"].values[cell]
             nonlinearity = (
                 MonotoneSpline(self.parts["knot"].values[cell])
                 if kind == "spline"
                 else PARAMETRIC[kind]()
             )
-            rates[:, cell] = nonlinearity(drives[:, cell], shape)[0]
-        return rates
+            rates[:, column], slopes[:, column], _ = nonlinearity(drives[:, column], shape)
+        return rates, slopes
 
     def respond(self, split: xr.Dataset) -> Array:
-        return self._rates(self._drives(split))
+        return self._rates(self._drives(split))[0]
+
+    def stimulus_gradient(
+        self, split: Shown, weight: ArrayLike, layer: str | None = None
+    ) -> tuple[Array, NDArray[np.float32]]:
+        if layer is not None:
+            self.check_layer(layer)
+        split, cells = self.prepare(split), self.field.sizes["cell"]
+        weight = self.broadcast_weight(weight, split, (split.sizes["frame"], cells))
+        used = np.flatnonzero(weight.any(0))
+        parts, pieces, weight = self.parts.isel(cell=used), segments(split), weight[:, used]
+        kernel = parts["kernel"].values
+        drives = filter_stimulus(split["stimulus"], kernel, pieces) + parts["offset"].values
+        rates, slopes = self._rates(drives, used.tolist())
+        return (weight * rates).sum(1), spread_over_history(weight * slopes, kernel, pieces)
 
     def parameters(self) -> xr.Dataset:
         self.check_fitted()
-        curve = self._rates(self.parts["drive"].values.T).T
+        curve = self._rates(self.parts["drive"].values.T)[0].T
         variables: dict[str, Any] = {
             "kernel": self.parts["kernel"],
             "offset": self.parts["offset"],
