@@ -25,9 +25,11 @@ from retinakit.contracts import (
     Progress,
     groups,
     make_split,
+    segments,
     silent,
     validate,
 )
+from retinakit.regression import spread_over_history
 from retinakit.spikes import sta
 from retinakit.testing import (
     ANALYSIS_CHECKS,
@@ -761,6 +763,41 @@ class SilencesNothing(Layered):
         return super().without(layer, [])
 
     breaks: ClassVar[list[str]] = ["silenced_units"]
+
+
+class Differentiable(GoodModel):
+    """A rectified filter, of which the gradient is known."""
+
+    def stimulus_gradient(self, split: Any, weight: Any, layer: Any = None) -> Any:
+        split = self.prepare(split)
+        rate = np.nan_to_num(self.respond(split))
+        weight = self.broadcast_weight(weight, split, rate.shape)
+        kernel, pieces = self.weights["filter"].values, segments(split)
+        return (weight * rate).sum(1), spread_over_history(weight * (rate > 0), kernel, pieces)
+
+
+class WrongLag(Differentiable):
+    def stimulus_gradient(self, split: Any, weight: Any, layer: Any = None) -> Any:
+        value, gradient = super().stimulus_gradient(split, weight, layer)
+        return value, np.roll(gradient, 1, axis=0)
+
+    breaks: ClassVar[list[str]] = ["gradient_of_outputs"]
+
+
+class PartOfGradient(Differentiable):
+    def stimulus_gradient(self, split: Any, weight: Any, layer: Any = None) -> Any:
+        value, gradient = super().stimulus_gradient(split, weight, layer)
+        return value, gradient * (np.arange(gradient.shape[-1]) < 4)
+
+    breaks: ClassVar[list[str]] = ["gradient_of_outputs"]
+
+
+class UnweightedValue(Differentiable):
+    def stimulus_gradient(self, split: Any, weight: Any, layer: Any = None) -> Any:
+        value, gradient = super().stimulus_gradient(split, weight, layer)
+        return value + 1, gradient
+
+    breaks: ClassVar[list[str]] = ["gradient_of_outputs"]
 
 
 class Several(GoodModel):

@@ -2,7 +2,7 @@
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -38,8 +38,10 @@ class Model(Plugin, ABC):
     "response" in the attribute `inputs`. Its predictions have the repeats of the responses, and it
     also has `simulate(split, repeats, seed)`, in which its own spikes are the history.
 
-    A model with layers, such as a network, also implements `layers`, `activity` and `without`. The
-    analyses of filters, lesions and optimal stimuli use these three methods.
+    A model with layers, such as a network, also implements `layers`, `activity` and `without`, and
+    possibly `substituted`, which the analyses of filters and lesions use. A model that predicts
+    many lesions faster than one by one overrides `lesions`. A differentiable model implements
+    `stimulus_gradient`, which the search for optimal stimuli uses.
 
     Example:
         >>> class Mean(Model):
@@ -212,6 +214,51 @@ class Model(Plugin, ABC):
         """
         raise self._no_layer(layer)
 
+    def stimulus_gradient(
+        self, split: Shown, weight: ArrayLike, layer: str | None = None
+    ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+        """The gradient of a weighted sum of predictions, or of activities, by the stimulus.
+
+        Segments are independent, so the gradients of several clips, each of them a segment, are
+        computed together.
+
+        Args:
+            split: as for `predict`. A model with spike history uses the responses of the split, if
+                it has any, as constants; otherwise there are no earlier spikes.
+            weight: (frame, cell), or for a layer (frame, unit, ...) as its activity, or an array
+                that can be broadcast to this shape. Weights of frames without a full history are
+                ignored.
+            layer: one of `layers()`; by default the prediction.
+
+        Returns:
+            value: (frame,), Σ weight · prediction of each frame; with repeats, their mean. 0 in
+                frames without a full history.
+            gradient: (frame, [channel,] y, x), of the sum of `value` over frames.
+
+        Raises:
+            RecordingError: as for `predict`.
+            UserError: as for `predict`, or if the model has no gradient or no such layer.
+
+        Example:
+            >>> from retinakit.testing import small_recording
+            >>> from retinakit_plugins.models.ln import LN
+            >>> model = LN.with_options(lags=5)
+            >>> _ = model.fit(small_recording())
+            >>> weight = np.zeros((5, 2))  # (frame, cell)
+            >>> weight[4, 1] = 1  # the second cell, in the last frame of a clip
+            >>> value, gradient = model.stimulus_gradient(np.zeros((5, 8, 8)), weight)
+            >>> value.shape, gradient.shape
+            ((5,), (5, 8, 8))
+            >>> kernel = model.parameters()["kernel"][1, ::-1]  # the last frame is lag 0
+            >>> round(float(np.corrcoef(gradient.ravel(), kernel.values.ravel())[0, 1]), 3)
+            1.0
+        """
+        raise UserError(
+            f"the {type(self).__name__} has no gradient by the stimulus; choose a differentiable "
+            "model, such as a torch model or a filter with a nonlinearity, or implement "
+            "stimulus_gradient"
+        )
+
     def without(self, layer: str, units: Sequence[int]) -> Self:
         """A copy of the fitted model in which the outputs of some units of a layer are set to 0.
 
@@ -223,6 +270,97 @@ class Model(Plugin, ABC):
             UserError: if there is no such layer or unit, or the model is not fitted.
         """
         raise self._no_layer(layer)
+
+    def units(self, split: Shown) -> dict[str, int]:
+        """The number of units of each layer.
+
+        Args:
+            split: as for `predict`, with at least one frame that has a full history.
+
+        Raises:
+            RecordingError: as for `predict`.
+            UserError: if no frame has a full history, or the model is not fitted.
+        """
+        split = self.prepare(split)
+        known = np.flatnonzero(full_history(split["segment"], self.lags))
+        if len(known) == 0:
+            raise UserError(
+                f"no segment has the {self.lags} frames on which a prediction of the "
+                f"{type(self).__name__} depends; give longer segments"
+            )
+        first = split.isel(frame=slice(known[0] - self.lags + 1, known[0] + 1))
+        layers = self.layers().items()
+        return {layer: self.activity(first, layer).sizes[dim] for layer, dim in layers}
+
+    def lesions(
+        self, split: Shown, combinations: Iterable[Mapping[str, Sequence[int]]]
+    ) -> Iterator[xr.DataArray]:
+        """The predictions of copies in which combinations of units are silent, one after another.
+
+        By default each is computed with `without` and `predict`. A model overrides this method if
+        it can compute the predictions of many combinations faster, for example from stored outputs
+        of its layers.
+
+        Args:
+            split: as for `predict`.
+            combinations: the silent units of each copy, as indices by layer; {} for none.
+
+        Yields:
+            ([repeat,] frame, cell), as `predict` of the copy.
+
+        Raises:
+            RecordingError, UserError: as for `predict` and `without`.
+        """
+        split = self.prepare(split)
+        for combination in combinations:
+            copied = self
+            for layer, units in combination.items():
+                copied = copied.without(layer, units)
+            yield copied.predict(split)
+
+    def substituted(self, layer: str, unit: int, by: int) -> Self:
+        """A copy of the fitted model in which the output of a unit is that of another unit.
+
+        The substitute takes the place of the unit in the next layer, with the weights of the
+        unit's output. It also remains in its own place.
+
+        Args:
+            layer: one of `layers()`.
+            unit: index of the unit that is replaced.
+            by: index of the unit of the same layer that replaces it.
+
+        Raises:
+            UserError: if the model does not support it, there is no such layer or unit, or the
+                model is not fitted.
+        """
+        self.check_layer(layer)
+        raise UserError(
+            f"the {type(self).__name__} cannot substitute units, because it does not define the "
+            "method 'substituted'; choose another model, or silence units instead"
+        )
+
+    def broadcast_weight(
+        self, weight: ArrayLike, split: xr.Dataset, shape: tuple[int, ...]
+    ) -> NDArray[np.float64]:
+        """The weight of `stimulus_gradient` of all outputs, 0 in frames without a full history.
+
+        Args:
+            weight: as for `stimulus_gradient`.
+            split: as returned by `prepare`.
+            shape: of the outputs, (frame, ...).
+
+        Raises:
+            UserError: if the weight cannot be broadcast to this shape.
+        """
+        try:
+            whole = np.broadcast_to(np.asarray(weight, float), shape)
+        except ValueError:
+            raise UserError(
+                f"the weight of the gradient has the shape {np.shape(weight)} and the outputs of "
+                f"the {type(self).__name__} have {shape}; give one weight for each output"
+            ) from None
+        known = full_history(split["segment"], self.lags)
+        return np.where(known.reshape(-1, *[1] * (len(shape) - 1)), whole, 0)
 
     def check_layer(self, layer: str) -> None:
         """Checks that the model is fitted and has a layer.

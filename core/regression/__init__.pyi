@@ -13,6 +13,7 @@ from .filter_space import averages as averages
 from .filter_space import filter_spaces as filter_spaces
 from .filter_space import spline_basis as spline_basis
 from .filtered_stimulus import filter_stimulus as filter_stimulus
+from .filtered_stimulus import spread_over_history as spread_over_history
 from .glm_fit import GLMData as GLMData
 from .glm_fit import GLMFit as GLMFit
 from .glm_fit import fit_glm as fit_glm
@@ -30,6 +31,10 @@ from .projection import cosine_images as cosine_images
 from .projection import mean_frame as mean_frame
 from .projection import project as project
 from .projection import project_cells as project_cells
+from .quadratic_fit import Histories as Histories
+from .quadratic_fit import QuadraticForm as QuadraticForm
+from .quadratic_fit import filter_history as filter_history
+from .quadratic_fit import refine as refine
 from .raised_cosine import orthonormal as orthonormal
 from .raised_cosine import raised_cosines as raised_cosines
 from .smooth_prior import SmoothPrior as SmoothPrior

@@ -46,6 +46,12 @@ def _mean(rate: NDArray[np.float64], largest: int, mean: NDArray[np.float64]) ->
 
 
 @njit
+def _below(rate: NDArray[np.float64], largest: int, below: NDArray[np.float64]) -> None:
+    for i in range(len(rate)):
+        below[i] = _limits(rate[i], largest)[0]
+
+
+@njit
 def _loss(rate: NDArray[np.float64], count: NDArray[np.float64], largest: int) -> float:
     total = 0.0
     for i in range(len(rate)):
@@ -120,6 +126,16 @@ class CountModel:
         mean = np.empty(rate.size)
         _mean(rate.ravel(), self.largest, mean)
         return mean.reshape(rate.shape)
+
+    def slope_of_mean(self, drive: Array) -> Array:
+        """The derivative (...) of the expected count by the drive."""
+        rate = self.rate(drive)
+        by_drive = rate if self.nonlinearity == "exponential" else expit(drive)
+        if self.largest is None:
+            return by_drive
+        below = np.empty(rate.size)  # the probability of a count below the largest one
+        _below(rate.ravel(), self.largest, below)
+        return by_drive * below.reshape(rate.shape)
 
     def rate_of(self, mean: Array) -> Array:
         """The rates (...) that have given expected counts, up to 1000 times the largest count."""

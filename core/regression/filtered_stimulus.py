@@ -55,6 +55,43 @@ def filter_stimulus(
     return drive
 
 
+def spread_over_history(
+    weight: NDArray[Any], kernel: NDArray[Any], pieces: Sequence[slice]
+) -> NDArray[np.float32]:
+    """The adjoint of `filter_stimulus`: the gradient of weighted drives by the stimulus.
+
+        gradient[t, pixel] = Σ_cell Σ_lag weight[t + lag, cell] · kernel[cell, lag, pixel]
+
+    Args:
+        weight: (frame, cell), of the drives.
+        kernel: (cell, lag, [channel,] y, x).
+        pieces: the segments, as returned by `retinakit.contracts.segments`.
+
+    Returns:
+        (frame, [channel,] y, x), of the sum over frames and cells of weight · drive.
+
+    Example:
+        >>> weight = np.array([0.0, 0.0, 3.0])[:, None]
+        >>> kernel = np.array([0.5, 2.0])[None, :, None, None]
+        >>> spread_over_history(weight, kernel, [slice(0, 3)]).ravel().tolist()
+        [0.0, 6.0, 1.5]
+    """
+    gradient = np.zeros((len(weight), *kernel.shape[2:]), np.float32)
+    lags = kernel.shape[1]
+    for cell in np.flatnonzero(weight.any(0)):
+        box = _box(kernel[cell])
+        inside = kernel[cell][..., *box]
+        for piece in pieces:
+            of_piece = gradient[piece][..., *box]  # a view
+            weights = weight[piece, cell]
+            for lag in range(min(lags, len(weights))):
+                weighted = weights[lag:]
+                used = np.flatnonzero(weighted)
+                shape = (-1, *[1] * (inside.ndim - 1))
+                of_piece[used] += (weighted[used].reshape(shape) * inside[lag]).astype(np.float32)
+    return gradient
+
+
 def _box(kernel: NDArray[Any]) -> Region:
     """The rows and columns of the smallest rectangle outside of which a kernel is 0."""
     used = (kernel != 0).any(tuple(range(kernel.ndim - 2)))

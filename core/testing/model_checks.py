@@ -15,6 +15,7 @@ from retinakit.contracts.recording import SPLITS, full_history, segments
 from retinakit.registry.find import Entry
 from retinakit.testing.case import demand, instance_of, run_checks
 from retinakit.testing.comparisons import difference_of, equal, labelled, same_values, tree_of
+from retinakit.testing.gradient_checks import GRADIENT_CHECKS
 from retinakit.testing.layer_checks import LAYER_CHECKS
 from retinakit.testing.model_case import (
     ModelCase,
@@ -494,6 +495,7 @@ MODEL_CHECKS: tuple[Callable[[Any], None], ...] = (
     parameters_labelled,
     interrupted_fit,
     *LAYER_CHECKS,
+    *GRADIENT_CHECKS,
     *SEVERAL_CHECKS,
     bars_and_full_field,
 )

@@ -22,6 +22,9 @@ IN_MEMORY = 2**30
 CHUNKS_HELD = 2**28
 """Size in bytes of the cache of chunks of a compressed file."""
 
+PIECE = 2**22
+"""Size in bytes of the pieces in which a block is packed, which fit into the processor's cache."""
+
 COMPRESSIONS = ("compression", "zlib", "zstd", "blosc", "szip", "bzip2")
 """The keys of xarray's encoding that indicate a compressed file."""
 
@@ -261,14 +264,18 @@ def _packed(stimulus: xr.DataArray) -> _PackedFrames | None:
     """The frames of a stimulus as bits, or None if it has more than two values."""
     packed = []
     values: tuple[Any, Any] | None = None
+    rows = max(1, PIECE // max(1, stimulus.nbytes // len(stimulus)))
     for part in blocks(stimulus):
-        found = pack_two_values(stimulus[part].values, None if values is None else values[1])
-        # It is also kept as it is if the two values do not both occur in the first block.
-        if found is None or (values is not None and found[1] not in values):
-            return None
-        bits, low, high = found
-        values = (min(low, values[0]), high) if values else (low, high)
-        packed.append(bits)
+        block = stimulus[part].values
+        for start in range(0, len(block), rows):
+            high = None if values is None else values[1]
+            found = pack_two_values(block[start : start + rows], high)
+            # It is also kept as it is if the two values do not both occur in the first piece.
+            if found is None or (values is not None and found[1] not in values):
+                return None
+            bits, *both = found
+            values = (both[0] if values is None else min(both[0], values[0]), both[1])
+            packed.append(bits)
     assert values is not None  # a split has frames
     held = torch.tensor([float(value) for value in values])
     return _PackedFrames(np.concatenate(packed), held, stimulus.shape[1:])

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 import xarray as xr
 from lightning_fabric import Fabric
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
 from retinakit.contracts.config import Config
 from retinakit.contracts.errors import RecordingError, UserError
-from retinakit.contracts.model import Model, cells_of_recording, coordinates_of
+from retinakit.contracts.model import Model, Shown, cells_of_recording, coordinates_of
 from retinakit.contracts.progress import Progress, silent
 from retinakit.contracts.recording import as_response, require_uncentred, segments
 from retinakit.scores import RATE_FLOOR
@@ -116,7 +116,8 @@ class TorchModel(Model):
     """Base class of models whose prediction is a torch module.
 
     A subclass implements `build` and `parameters`, and may override `penalty`, `loss`, `initialise`
-    and `hooks`. The module is trained by `retinakit.training.train`, which minimises the penalty
+    and `hooks`. With layers, it also implements `layers`, `layer_function` and `without`. The
+    module is trained by `retinakit.training.train`, which minimises the penalty
     plus a sum over cells, for each cell the mean loss over the frames in which its response is
     known.
 
@@ -484,6 +485,61 @@ class TorchModel(Model):
                 found.append(function(*self._read(split, block)).numpy())
         early = np.full((lags - 1, *found[0].shape[1:]), np.nan, np.float32)
         return np.concatenate([early, *found])
+
+    def layer_function(self, layer: str) -> Callable[..., Tensor]:
+        """The function that computes the outputs of a layer; for a subclass with `layers`.
+
+        Args:
+            layer: one of `layers()`.
+
+        Returns:
+            A differentiable function with the arguments of the module, frames (n + lags - 1,
+            [channel,] y, x), oldest first, that returns (n, unit) or (n, unit, map_y, map_x).
+        """
+        raise UserError(
+            f"the {type(self).__name__} has layers and no method layer_function, which returns the "
+            "function that computes a layer; add it"
+        )
+
+    def activity(self, split: Shown, layer: str) -> xr.DataArray:
+        self.check_layer(layer)
+        split, unit = self.prepare(split), self.layers()[layer]
+        values = self.over_frames(self.layer_function(layer), split)
+        dims = ("frame", unit, "map_y", "map_x")[: values.ndim]
+        labelled = self.label(values, split, dims, name=layer)
+        return labelled.assign_coords({unit: np.arange(values.shape[1])})
+
+    def stimulus_gradient(
+        self, split: Shown, weight: ArrayLike, layer: str | None = None
+    ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+        if layer is not None:
+            self.check_layer(layer)
+        split = self.prepare(split)
+        stimulus, before = split["stimulus"], self.lags - 1
+        function = self.module if layer is None else self.layer_function(layer)
+        length = _predicted_at_once(split)
+        if self.stateful and layer is None:  # the gradient is propagated through a whole segment
+            function, length = (lambda *inputs: self.module(*inputs, None)[0]), len(stimulus)
+        weights: Tensor | None = None
+        value = np.zeros(len(stimulus))
+        gradient = np.zeros(stimulus.shape, np.float32)
+        for segment in segments(split):
+            for first in range(segment.start + before, segment.stop, length):
+                last = min(first + length, segment.stop)
+                frames = slice(first - before, last)
+                shown, *others = self._read(split, frames)
+                outputs = function(shown.requires_grad_(), *others)
+                if weights is None:
+                    shape = (len(stimulus), *outputs.shape[1:])
+                    weights = torch.from_numpy(self.broadcast_weight(weight, split, shape)).float()
+                weighted = (outputs * weights[first:last]).flatten(1).sum(1)
+                value[first:last] = weighted.detach().numpy()
+                if weighted.requires_grad:  # the output of a silenced unit may be a constant
+                    (slope,) = torch.autograd.grad(
+                        weighted.sum(), shown, materialize_grads=True, allow_unused=True
+                    )
+                    gradient[frames] += slope.numpy()
+        return value, gradient
 
     def _respond_with_state(self, split: xr.Dataset) -> NDArray[Any]:
         """The predictions (frame, cell) of a module with a state, segment by segment."""

@@ -1,6 +1,6 @@
 """The convolutional network of Yan et al. (2020), section II-C, with one to three layers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, ClassVar, Literal, Self
 
@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, softplus
 
-from retinakit.contracts import Shown, UserError, as_response, first_frames
+from retinakit.contracts import UserError, as_response, first_frames
 from retinakit.layers import (
     correlate,
     correlate_in_time,
@@ -337,13 +337,9 @@ class CNN(TorchModel):
     def layers(self) -> dict[str, str]:
         return {f"layer{number}": "filter" for number in range(1, self.config.layers + 1)}
 
-    def activity(self, split: Shown, layer: str) -> xr.DataArray:
-        self.check_layer(layer)
-        split, number = self.prepare(split), list(self.layers()).index(layer) + 1
+    def layer_function(self, layer: str) -> Callable[..., Tensor]:
         module: Any = self.module
-        values = self.over_frames(partial(module.maps, layers=number), split)
-        maps = self.label(values, split, ("frame", "filter", "map_y", "map_x"), name=layer)
-        return maps.assign_coords(filter=np.arange(self.config.filters))
+        return partial(module.maps, layers=list(self.layers()).index(layer) + 1)
 
     def without(self, layer: str, units: Sequence[int]) -> Self:
         self.check_units(layer, units, self.config.filters)
@@ -359,6 +355,24 @@ class CNN(TorchModel):
                 (module.space if module.separable else module.kernel)[:, left_out] = 0
                 module.bias[left_out] = 0
         return silenced
+
+    def substituted(self, layer: str, unit: int, by: int) -> Self:
+        self.check_units(layer, [unit, by], self.config.filters)
+        changed = type(self)(self.config, seed=self.seed)
+        changed.restore(self.state())
+        module: Any = changed.module
+        number = list(self.layers()).index(layer)
+        with torch.no_grad():  # a filter with the kernel and bias of another has its map
+            if number:
+                module.deeper[number - 1][unit] = module.deeper[number - 1][by]
+                module.deeper_bias[number - 1][unit] = module.deeper_bias[number - 1][by]
+            else:
+                weights = [module.space, module.course] if module.separable else [module.kernel]
+                for weight in weights:  # the filter is the last dimension of a time course
+                    axis = 2 if weight.ndim == 3 else 1
+                    weight.select(axis, unit).copy_(weight.select(axis, by).clone())
+                module.bias[unit] = module.bias[by]
+        return changed
 
     def parameters(self) -> xr.Dataset:
         self.check_fitted()

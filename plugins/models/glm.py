@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from pydantic import Field
 
 from retinakit.contracts import (
@@ -36,6 +36,7 @@ from retinakit.regression import (
     orthonormal,
     project_cells,
     raised_cosines,
+    spread_over_history,
 )
 from retinakit.simulation import simulate_with_feedback
 
@@ -280,15 +281,7 @@ class GLM(Model):
         self._require(split, *["response"] * spikes, *["covariates"] * self._has_covariates)
         drive = self._drive(split)
         if spikes:
-            count = _counts(split)
-            if count.shape[-1] != drive.shape[-1]:
-                raise UserError(
-                    f"'response' has {count.shape[-1]} cells (dimension 'cell') and the GLM was "
-                    f"fitted to {drive.shape[-1]}; give the responses of these cells"
-                )
-            count = np.where(np.isnan(count), self.parts["mean_response"].values, count)
-            filters, pieces = self._filters(), segments(split)
-            drive = np.stack([drive + history_drive(one, filters, pieces) for one in count])
+            drive = self._with_history(drive, split)
             if "repeat" not in split["response"].dims:
                 drive = drive[0]
         models = self._models()
@@ -339,6 +332,37 @@ class GLM(Model):
         simulated = self.label(counts.astype(float), split, dims, name="simulation")
         simulated.attrs["units"] = SPIKES_PER_BIN
         return simulated.assign_coords(cell=self.field["cell"].variable)
+
+    def stimulus_gradient(
+        self, split: Shown, weight: ArrayLike, layer: str | None = None
+    ) -> tuple[Array, NDArray[np.float32]]:
+        if layer is not None:
+            self.check_layer(layer)
+        split, cells = self.prepare(split), self.field.sizes["cell"]
+        weight = self.broadcast_weight(weight, split, (split.sizes["frame"], cells))
+        drive, pieces = self._drive(split)[None], segments(split)
+        if "response" in split:
+            drive = self._with_history(drive[0], split)
+        models = self._models()
+        mean, slope = (
+            np.stack([function(one, drive[..., cell]) for cell, one in enumerate(models)], -1)
+            for function in (CountModel.mean, CountModel.slope_of_mean)
+        )
+        by_drive = weight * slope.mean(0)
+        gradient = spread_over_history(by_drive, self.parts["kernel"].values, pieces)
+        return (weight * mean.mean(0)).sum(1), gradient
+
+    def _with_history(self, drive: Array, split: xr.Dataset) -> Array:
+        """The drive (repeat, frame, cell) of the stimulus and of the spikes before each frame."""
+        count = _counts(split)
+        if count.shape[-1] != drive.shape[-1]:
+            raise UserError(
+                f"'response' has {count.shape[-1]} cells (dimension 'cell') and the GLM was "
+                f"fitted to {drive.shape[-1]}; give the responses of these cells"
+            )
+        count = np.where(np.isnan(count), self.parts["mean_response"].values, count)
+        filters, pieces = self._filters(), segments(split)
+        return np.stack([drive + history_drive(one, filters, pieces) for one in count])
 
     @property
     def _has_covariates(self) -> bool:

@@ -7,13 +7,14 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from pydantic import Field
 
 from retinakit.contracts import (
     Config,
     Model,
     Progress,
+    Shown,
     UserError,
     as_response,
     coordinates_of,
@@ -43,6 +44,7 @@ from retinakit.regression import (
     filter_stimulus,
     fit_in_space,
     project_cells,
+    spread_over_history,
 )
 
 Array = NDArray[np.float64]
@@ -403,25 +405,40 @@ class LN(Model):
         drives += self.parts["offset"].values
         return drives
 
-    def _rates(self, drives: Array) -> Array:
-        rates = np.empty_like(drives)
+    def _rates(self, drives: Array, cells: Sequence[int] | None = None) -> tuple[Array, Array]:
+        """The rates (frame, cell) of drives of some cells, and their derivatives by the drive."""
+        rates, slopes = np.empty_like(drives), np.empty_like(drives)
         kind = self.config.nonlinearity
-        for cell in range(drives.shape[1]):
+        for column, cell in enumerate(range(drives.shape[1]) if cells is None else cells):
             shape = self.parts["shape"].values[cell]
             nonlinearity = (
                 MonotoneSpline(self.parts["knot"].values[cell])
                 if kind == "spline"
                 else PARAMETRIC[kind]()
             )
-            rates[:, cell] = nonlinearity(drives[:, cell], shape)[0]
-        return rates
+            rates[:, column], slopes[:, column], _ = nonlinearity(drives[:, column], shape)
+        return rates, slopes
 
     def respond(self, split: xr.Dataset) -> Array:
-        return self._rates(self._drives(split))
+        return self._rates(self._drives(split))[0]
+
+    def stimulus_gradient(
+        self, split: Shown, weight: ArrayLike, layer: str | None = None
+    ) -> tuple[Array, NDArray[np.float32]]:
+        if layer is not None:
+            self.check_layer(layer)
+        split, cells = self.prepare(split), self.field.sizes["cell"]
+        weight = self.broadcast_weight(weight, split, (split.sizes["frame"], cells))
+        used = np.flatnonzero(weight.any(0))
+        parts, pieces, weight = self.parts.isel(cell=used), segments(split), weight[:, used]
+        kernel = parts["kernel"].values
+        drives = filter_stimulus(split["stimulus"], kernel, pieces) + parts["offset"].values
+        rates, slopes = self._rates(drives, used.tolist())
+        return (weight * rates).sum(1), spread_over_history(weight * slopes, kernel, pieces)
 
     def parameters(self) -> xr.Dataset:
         self.check_fitted()
-        curve = self._rates(self.parts["drive"].values.T).T
+        curve = self._rates(self.parts["drive"].values.T)[0].T
         variables: dict[str, Any] = {
             "kernel": self.parts["kernel"],
             "offset": self.parts["offset"],

@@ -7,13 +7,14 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from pydantic import Field
 
 from retinakit.contracts import (
     Config,
     Model,
     Progress,
+    Shown,
     UserError,
     coordinates_of,
     full_history,
@@ -21,7 +22,7 @@ from retinakit.contracts import (
     segments,
     silent,
 )
-from retinakit.regression import filter_stimulus
+from retinakit.regression import filter_stimulus, spread_over_history
 from retinakit.spikes import locations
 
 
@@ -176,6 +177,17 @@ class Regression(Model):
     def respond(self, split: xr.Dataset) -> NDArray[np.float64]:
         kernel, offset = self.parts["kernel"].values, self.parts["offset"].values
         return filter_stimulus(split["stimulus"], kernel, segments(split)) + offset
+
+    def stimulus_gradient(
+        self, split: Shown, weight: ArrayLike, layer: str | None = None
+    ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+        if layer is not None:
+            self.check_layer(layer)
+        split = self.prepare(split)
+        kernel = self.parts["kernel"].values
+        weight = self.broadcast_weight(weight, split, (split.sizes["frame"], len(kernel)))
+        predicted = self.respond(split)
+        return (weight * predicted).sum(1), spread_over_history(weight, kernel, segments(split))
 
     def parameters(self) -> xr.Dataset:
         self.check_fitted()

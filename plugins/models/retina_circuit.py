@@ -1,6 +1,7 @@
 """The circuit of bipolar, amacrine and ganglion cell types of Murray et al."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -10,7 +11,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, dropout, log_softmax
+from torch.nn.functional import conv2d, dropout
 
 from retinakit.contracts import (
     InputPath,
@@ -29,6 +30,9 @@ LAYERS = ("bipolar", "amacrine", "ganglion")
 
 VALUES_AT_ONCE = 2**24
 """Largest number of values of the stimulus in the clips that are predicted together."""
+
+SMALLEST = 1e-30
+"""Smallest probability in the loss."""
 
 START_CLIPS = 30
 """Number of clips from which the start `scaled` is computed."""
@@ -114,7 +118,7 @@ class RetinaCircuitConfig(TorchConfig):
 
 
 class CircuitModule(nn.Module):
-    """The circuit; `forward` maps clips to the inputs of a softmax over the classes.
+    """The circuit; `forward` maps clips to the probabilities of the classes.
 
     Spatial kernels are (type, input, y, x). Temporal filters are (lag, type), with lag 0 first.
     """
@@ -162,7 +166,7 @@ class CircuitModule(nn.Module):
         setattr(self, f"{name}_bias", nn.Parameter(torch.empty(types).uniform_(-bound, bound)))
 
     def forward(self, frames: Tensor, values: Tensor | None = None, every: int = 1) -> Tensor:
-        """Computes the inputs of the softmax.
+        """Computes the probabilities of the classes.
 
         Args:
             frames: (n + lags - 1, [channel,] y, x), oldest first, or bits (n + lags - 1, byte); see
@@ -173,21 +177,31 @@ class CircuitModule(nn.Module):
         Returns:
             (n, class), or (⌈n / every⌉, class).
         """
+        return self.decided(self.last(frames, values, every)).softmax(1)
+
+    def last(
+        self, frames: Tensor, values: Tensor | None = None, every: int = 1, layer: str = "ganglion"
+    ) -> Tensor:
+        """The output of a layer (n, type, y, x) in the last frame of each clip; see `forward`."""
         clips = self.clips(frames, values, every)
         taps = len(self.ganglion_time)
         # The last frame of ganglion cells depends on the amacrine cells from frame `first` on, and
         # these depend on the bipolar cells from frame `needed` on.
-        first = max(0, self.lags - taps)
+        first = self.lags - 1 if layer == "amacrine" else max(0, self.lags - taps)
         needed = max(0, first - taps + 1)
+        if layer == "bipolar":
+            return self.bipolar(clips, self.lags - 1)[:, 0]
         bipolar = self.bipolar(clips, needed)
         amacrine = self.amacrine(bipolar, first - needed)
+        if layer == "amacrine":
+            return amacrine[:, 0]
         summed = self.ganglion_input(bipolar[:, first - needed :], amacrine)
         filters = self.ganglion_time[: summed.shape[1]].flip(0)
         drive = torch.einsum("nfcyx,fc->ncyx", summed, filters)
         ganglion = self._dropped(drive + self.ganglion_time_bias[:, None, None]).relu()
         if self.training:
             self.fired = self.fired or bool(ganglion.detach().any())
-        return self.decided(ganglion)
+        return ganglion
 
     def courses(self, frames: Tensor, every: int = 1) -> dict[str, Tensor]:
         """The responses of all layers in all frames of the clips, with gradients.
@@ -420,7 +434,7 @@ class RetinaCircuit(TorchModel):
 
     def loss(self, module: nn.Module, prediction: Tensor, target: Tensor) -> Tensor:
         """The cross-entropy of each clip, for each of the cells, whose losses are averaged."""
-        surprise = -(target * log_softmax(prediction, 1)).sum(1, keepdim=True)
+        surprise = -(target * prediction.clamp_min(SMALLEST).log()).sum(1, keepdim=True)
         return surprise.expand_as(target)
 
     def hooks(self, modules: Sequence[nn.Module]) -> Hooks:
@@ -474,22 +488,20 @@ class RetinaCircuit(TorchModel):
         split = as_response(recording["validation"].to_dataset(), self.config.target)
         frames = Frames(split, self.config.target, self.lags, torch.device("cpu"))
         ends = frames.drawable()
-        logits = torch.from_numpy(np.log(self.respond(split)[ends]))
-        loss = float(self.loss(self.module, logits, frames.target[ends]).mean())
+        predicted = torch.from_numpy(self.respond(split)[ends])
+        loss = float(self.loss(self.module, predicted, frames.target[ends]).mean())
         return xr.Dataset({"validation_loss": ("check", [loss])}, {"check": [0]})
 
     def respond(self, split: xr.Dataset) -> NDArray[Any]:
-        return self._over_clips(
-            split, lambda frames: self.module(frames, every=self.lags).softmax(1)
-        )
+        return self._over_clips(split, self.module)
 
-    def _over_clips(self, split: xr.Dataset, function: Callable[[Tensor], Tensor]) -> NDArray[Any]:
+    def _over_clips(self, split: xr.Dataset, function: Callable[..., Tensor]) -> NDArray[Any]:
         """Applies a function to the clips that end with each frame with a full history."""
         ends = np.flatnonzero(full_history(split["segment"], self.lags))
         result: NDArray[Any] | None = None
         with torch.no_grad():
             for part, frames in self._clips(split, ends):
-                found = function(frames).numpy()
+                found = function(frames, every=self.lags).numpy()
                 if result is None:
                     shape = (split.sizes["frame"], *found.shape[1:])
                     result = np.full(shape, np.nan, np.float32)
@@ -513,26 +525,44 @@ class RetinaCircuit(TorchModel):
     def layers(self) -> dict[str, str]:
         return {layer: layer for layer in LAYERS}
 
+    def layer_function(self, layer: str) -> Callable[..., Tensor]:
+        module: Any = self.module
+        return partial(module.last, layer=layer)
+
     def activity(self, split: Shown, layer: str) -> xr.DataArray:
         self.check_layer(layer)
-        split, module = self.prepare(split), self.module
-        assert isinstance(module, CircuitModule)
-        values = self._over_clips(
-            split, lambda frames: module.courses(frames, self.lags)[layer][:, -1]
-        )
+        split = self.prepare(split)
+        values = self._over_clips(split, self.layer_function(layer))
         maps = self.label(values, split, ("frame", layer, "map_y", "map_x"), name=layer)
         return maps.assign_coords({layer: np.arange(values.shape[1])})
 
     def without(self, layer: str, units: Sequence[int]) -> Self:
-        self.check_layer(layer)
-        silenced = type(self)(self.config, seed=self.seed)
-        silenced.restore(self.state())
+        self._check_units(layer, units)
+        silenced = self._copy()
         weight, bias = (getattr(silenced.module, f"{layer}_time{end}") for end in ("", "_bias"))
-        self.check_units(layer, units, len(bias))
         with torch.no_grad():
             weight[:, list(units)] = 0
             bias[list(units)] = 0
         return silenced
+
+    def substituted(self, layer: str, unit: int, by: int) -> Self:
+        self._check_units(layer, [unit, by])
+        changed = self._copy()
+        with torch.no_grad():
+            for name, weights in changed.module.named_parameters():
+                if name.startswith(layer):
+                    axis = 1 if name.endswith("_time") else 0
+                    weights.select(axis, unit).copy_(weights.select(axis, by).clone())
+        return changed
+
+    def _check_units(self, layer: str, units: Sequence[int]) -> None:
+        self.check_layer(layer)
+        self.check_units(layer, units, getattr(self.config, f"{layer}_types"))
+
+    def _copy(self) -> Self:
+        copied = type(self)(self.config, seed=self.seed)
+        copied.restore(self.state())
+        return copied
 
     def parameters(self) -> xr.Dataset:
         self.check_fitted()

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, dropout, softplus
 
-from retinakit.contracts import Shown, UserError, as_response, mean_response
+from retinakit.contracts import UserError, as_response, mean_response
 from retinakit.layers import (
     FactorizedReadout,
     GaussianReadout,
@@ -499,13 +499,9 @@ class WhatWhere(TorchModel):
     def layers(self) -> dict[str, str]:
         return {f"layer{number}": "filter" for number in range(1, len(self.config.filters) + 1)}
 
-    def activity(self, split: Shown, layer: str) -> xr.DataArray:
-        self.check_layer(layer)
-        split, number = self.prepare(split), list(self.layers()).index(layer) + 1
+    def layer_function(self, layer: str) -> Callable[..., Tensor]:
         core: Any = self.module.core
-        values = self.over_frames(partial(core, layers=number), split)
-        maps = self.label(values, split, ("frame", "filter", "map_y", "map_x"), name=layer)
-        return maps.assign_coords(filter=np.arange(values.shape[1]))
+        return partial(core, layers=list(self.layers()).index(layer) + 1)
 
     def without(self, layer: str, units: Sequence[int]) -> Self:
         number = list(self.layers()).index(layer) if layer in self.layers() else 0
@@ -515,6 +511,22 @@ class WhatWhere(TorchModel):
         core: Any = silenced.module.core
         core.get_buffer(f"kept_{number}")[list(units)] = 0
         return silenced
+
+    def substituted(self, layer: str, unit: int, by: int) -> Self:
+        number = list(self.layers()).index(layer) if layer in self.layers() else 0
+        self.check_units(layer, [unit, by], self.config.filters[number])
+        changed = type(self)(self.config, seed=self.seed)
+        changed.restore(self.state())
+        core: Any = changed.module.core
+        of_filter = [core.kernel[number], core.get_buffer(f"kept_{number}")]
+        of_filter += [core.offset[number]] if self.config.offset else []
+        if self.config.normalisation == "batch":
+            of_filter += [core.norm[number].running_mean, core.norm[number].running_var]
+        with torch.no_grad():
+            for values in of_filter:
+                axis = 1 if values.ndim == 5 else 0  # the first kernels are (lag, filter, ...)
+                values.select(axis, unit).copy_(values.select(axis, by).clone())
+        return changed
 
     def parameters(self) -> xr.Dataset:
         """The kernels and the readout.
