@@ -41,4 +41,5 @@ from .recording import require_uncentred as require_uncentred
 from .recording import segments as segments
 from .recording import space_sizes as space_sizes
 from .recording import trial_parameter as trial_parameter
+from .recording import trials_with as trials_with
 from .recording import validate as validate

@@ -611,6 +611,35 @@ def trial_parameter(split: xr.Dataset, name: str) -> xr.DataArray:
     return split[name]
 
 
+def trials_with(split: xr.Dataset, parameters: Mapping[str, float | str]) -> NDArray[np.bool_]:
+    """The frames of the trials that have some parameters.
+
+    Args:
+        split: of a recording.
+        parameters: their values by name, such as {"contrast": 0.8}; numbers agree to 1e-5.
+
+    Returns:
+        (frame,) bool.
+
+    Raises:
+        UserError: as `trial_parameter`.
+
+    Example:
+        >>> split = make_split(
+        ...     np.zeros((4, 1, 1)), np.zeros((4, 1)), frame_interval=0.02,
+        ...     segment=[0, 0, 1, 1], trial={"contrast": [0.1, 0.1, 0.8, 0.8]},
+        ... )
+        >>> trials_with(split, {"contrast": 0.8}).tolist()
+        [False, False, True, True]
+    """
+    chosen = np.ones(split.sizes["frame"], bool)
+    for name, wanted in parameters.items():
+        values = trial_parameter(split, name).values
+        numbers = values.dtype.kind in "iuf" and not isinstance(wanted, str)
+        chosen &= np.isclose(values, wanted) if numbers else values == wanted
+    return chosen
+
+
 def _lengths(split: xr.Dataset) -> list[int]:
     return [part.stop - part.start for part in segments(split)]
 

@@ -27,6 +27,7 @@ from retinakit.contracts import (
     segments,
     silent,
     trial_parameter,
+    trials_with,
 )
 from retinakit.report import number_axis
 
@@ -455,10 +456,7 @@ class _Trials:
         used = full_history(split["segment"], lags)
         if self.accuracy:
             used &= response.notnull().all("cell").values
-        for name, wanted in config.select.items():
-            chosen = trial_parameter(split, name).values
-            numbers = chosen.dtype.kind in "iuf" and not isinstance(wanted, str)
-            used &= np.isclose(chosen, wanted) if numbers else chosen == wanted
+        used &= trials_with(split, config.select)
         values = trial_parameter(split, config.parameter)
         used &= values.notnull().values
         if not used.any():

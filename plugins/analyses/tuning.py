@@ -23,6 +23,7 @@ from retinakit.contracts import (
     segments,
     silent,
     trial_parameter,
+    trials_with,
 )
 from retinakit.report import number_axis
 from retinakit.scores import is_task
@@ -167,13 +168,9 @@ class Tuning(Analysis):
     def _trials(self, split: xr.Dataset, lags: int) -> list[slice]:
         """The frames of the trials that are used."""
         c = self.config
-        used = trial_parameter(split, c.parameter).notnull().values
+        used = trials_with(split, c.select) & trial_parameter(split, c.parameter).notnull().values
         if c.split_by is not None:
             used &= trial_parameter(split, c.split_by).notnull().values
-        for name, wanted in c.select.items():
-            chosen = trial_parameter(split, name).values
-            numbers = chosen.dtype.kind in "iuf" and not isinstance(wanted, str)
-            used &= np.isclose(chosen, wanted) if numbers else chosen == wanted
         trials = [
             part
             for part in segments(split)
@@ -347,6 +344,8 @@ class Tuning(Analysis):
         return [(str(value), unit.sel({by: value})) for value in unit[by].values]
 
     def _draw_polar(self, axis: Any, unit: xr.Dataset) -> None:
+        from matplotlib.ticker import MaxNLocator
+
         over = self.config.parameter
         x = unit[over].values.astype(float)
         for index, (label, curve) in enumerate(self._curves(unit)):
@@ -366,7 +365,7 @@ class Tuning(Analysis):
                 seen = curve["recorded"].values.clip(0)
                 axis.plot(np.deg2rad(np.r_[x, x[:1]]), np.r_[seen, seen[:1]], color="0.6", lw=0.9)
         axis.tick_params(labelsize=7)
-        axis.locator_params(axis="y", nbins=3)
+        axis.yaxis.set_major_locator(MaxNLocator(3))
         axis.set_rlabel_position(22.5)
 
     def _draw_curve(self, axis: Any, unit: xr.Dataset) -> None:
