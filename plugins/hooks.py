@@ -33,6 +33,7 @@ MODELS = {
     "rectified_linear": ("RectifiedLinear", "Linear filter and ReLU, by penalised least squares."),
     "glm": ("GLM", "Stimulus filter, spike history and coupling of a GLM (Pillow 2008)."),
     "lnp": ("rectified_linear:LNP", "Smooth, sparse filter and exponential (Klindt 2017)."),
+    "retina_circuit": ("RetinaCircuit", "Bipolar, amacrine and ganglion types (Murray)."),
     "what_where": ("WhatWhere", "Population network with a factorized readout (Klindt 2017)."),
 }
 
@@ -59,6 +60,7 @@ ANALYSES = {
     "lesion": ("Lesion", "Scores of a model with units silenced, or with only some kept."),
     "psychometric": ("Psychometric", "Accuracy or response against a parameter of the trials."),
     "substitution": ("psychometric:Substitution", "The same with one unit replaced by others."),
+    "tuning": ("Tuning", "Tuning to direction, orientation, speed and other parameters."),
     "readout_table": ("ReadoutTable", "A table of one score, models against recordings."),
 }
 

@@ -8,6 +8,7 @@ from .array_file import StoredArray as StoredArray
 from .array_file import find_array as find_array
 from .array_file import is_matlab as is_matlab
 from .bits import Bits as Bits
+from .bits import pack_two_values as pack_two_values
 from .config import Config as Config
 from .config import InputPath as InputPath
 from .dataset import Dataset as Dataset
@@ -40,4 +41,6 @@ from .recording import mean_response as mean_response
 from .recording import require_uncentred as require_uncentred
 from .recording import segments as segments
 from .recording import space_sizes as space_sizes
+from .recording import trial_parameter as trial_parameter
+from .recording import trials_with as trials_with
 from .recording import validate as validate

@@ -23,10 +23,11 @@ from retinakit.contracts import (
     full_history,
     groups,
     mean_over_repeats,
-    nearest,
     points,
     segments,
     silent,
+    trial_parameter,
+    trials_with,
 )
 from retinakit.report import number_axis
 
@@ -455,11 +456,8 @@ class _Trials:
         used = full_history(split["segment"], lags)
         if self.accuracy:
             used &= response.notnull().all("cell").values
-        for name, wanted in config.select.items():
-            chosen = _parameter(split, name).values
-            numbers = chosen.dtype.kind in "iuf" and not isinstance(wanted, str)
-            used &= np.isclose(chosen, wanted) if numbers else chosen == wanted
-        values = _parameter(split, config.parameter)
+        used &= trials_with(split, config.select)
+        values = trial_parameter(split, config.parameter)
         used &= values.notnull().values
         if not used.any():
             raise UserError(
@@ -482,7 +480,9 @@ class _Trials:
         self.coords: dict[str, Any] = {}
         self.groups = []
         if split_by is not None:
-            labels, group = np.unique(_parameter(split, split_by).values[at], return_inverse=True)
+            labels, group = np.unique(
+                trial_parameter(split, split_by).values[at], return_inverse=True
+            )
             self.coords[split_by] = labels
             self.groups.append(group)
         labels, group = _binned(value, config.bins, config.parameter)
@@ -535,30 +535,6 @@ class _Trials:
             | {"trials": trials},
             self.coords | {"cell": predicted["cell"].variable},
         )
-
-
-def _parameter(split: xr.Dataset, name: str) -> xr.DataArray:
-    """A parameter of the trials, (frame).
-
-    Raises:
-        UserError: if there is none of this name that is constant in each segment.
-    """
-    along = [str(n) for n, c in split.coords.items() if c.dims == ("frame",) and n != "time"]
-    if name not in along:
-        raise UserError(
-            f"the trials have no parameter '{name}' (a coordinate along the frames); "
-            f"{nearest(name, along)}"
-        )
-    values = split[name].values
-    changes = np.flatnonzero(values[1:] != values[:-1]) + 1
-    if not {part.start for part in segments(split)} >= set(changes.tolist()):
-        missing = values.dtype.kind == "f" and np.isnan(values[changes]).all()
-        if not missing:
-            raise UserError(
-                f"the parameter '{name}' changes within a segment; a parameter of trials is "
-                "constant in each segment"
-            )
-    return split[name]
 
 
 def _binned(
