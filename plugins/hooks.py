@@ -20,6 +20,10 @@ DATASETS = {
     "linear_population": ("LinearPopulation", "Simulated linear neurons (Klindt 2017)."),
     "conv_population": ("ConvPopulation", "Simulated cells: Gabor or VGG-19 units (Klindt 2017)."),
     "moving_dots": ("MovingDots", "Dots moving left and right, a task (Murray 2020)."),
+    "gratings": ("Gratings", "Drifting gratings, for a dataset's cells or alone."),
+    "moving_bars": ("MovingBars", "Bars crossing the field, for a dataset's cells or alone."),
+    "spots": ("Spots", "Flashed discs and rings, for a dataset's cells or alone."),
+    "chirp": ("Chirp", "Full-field chirp, for a dataset's cells or alone (Baden 2016)."),
     "antolik2016": ("Antolik2016", "Mouse V1 under natural images, from files (Antolík 2016)."),
 }
 
