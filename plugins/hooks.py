@@ -37,6 +37,7 @@ MODELS = {
     "rectified_linear": ("RectifiedLinear", "Linear filter and ReLU, by penalised least squares."),
     "glm": ("GLM", "Stimulus filter, spike history and coupling of a GLM (Pillow 2008)."),
     "lnp": ("rectified_linear:LNP", "Smooth, sparse filter and exponential (Klindt 2017)."),
+    "retina_circuit": ("RetinaCircuit", "Bipolar, amacrine and ganglion types (Murray)."),
     "what_where": ("WhatWhere", "Population network with a factorized readout (Klindt 2017)."),
 }
 
@@ -61,6 +62,9 @@ ANALYSES = {
     "film_strip": ("FilmStrip", "Frames of some trials of a stimulus."),
     "motion_difficulty": ("MotionDifficulty", "Speeds of moving dots (Murray 2020, Fig 1)."),
     "lesion": ("Lesion", "Scores of a model with units silenced, or with only some kept."),
+    "psychometric": ("Psychometric", "Accuracy or response against a parameter of the trials."),
+    "substitution": ("psychometric:Substitution", "The same with one unit replaced by others."),
+    "tuning": ("Tuning", "Tuning to direction, orientation, speed and other parameters."),
     "readout_table": ("ReadoutTable", "A table of one score, models against recordings."),
 }
 

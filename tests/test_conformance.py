@@ -135,7 +135,7 @@ def test_a_model_with_exact_zeros() -> None:
 def test_analysis(plugin: Entry) -> None:
     assert plugin.spec is not None
     # Some analyses are of convolution filters, and some of layers.
-    convolved = plugin.spec.name in ("subunits", "pruning", "features", "lesion")
+    convolved = plugin.spec.name in ("subunits", "pruning", "features", "lesion", "substitution")
     names = ["cnn"] if convolved else ["ln", "cnn"]
     if plugin.spec.name in ("cell_types", "masks"):
         names = ["what_where"]

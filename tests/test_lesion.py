@@ -7,12 +7,13 @@ from typing import Any, Self
 import numpy as np
 import pytest
 import xarray as xr
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 
 from retinakit.contracts import Model, UserError, coordinates_of, make_recording, make_split
 from retinakit.pipeline.combine import combine
 from retinakit.scores import accuracy, binomial_interval, is_task
 from retinakit_plugins.analyses.lesion import Lesion
+from retinakit_plugins.analyses.psychometric import Psychometric, Substitution
 
 CHECKS = 4
 
@@ -94,17 +95,20 @@ class Circuit(Model):
             )
 
 
-def task(trials: int = 60, seed: int = 0) -> xr.DataTree:
-    """Trials of three frames; the class is the brighter of the first two checks in the last one.
+def task(trials: int = 60, levels: Any = (0.0, 0.2, 0.4), correct: Any = None) -> xr.DataTree:
+    """Trials of three frames; the class is the brighter of the first two checks.
 
-    The parameter `difference` is how much brighter it is.
+    The parameter `difference` is how much brighter it is, and `brighter` which of them. With
+    `correct`, the class is that with a probability `correct(difference)` only.
     """
-    random = np.random.default_rng(seed)
-    chosen = random.integers(0, 2, trials)
-    difference = random.choice([0.0, 0.2, 0.4], trials)
+    random = np.random.default_rng(0)
+    brighter = chosen = random.integers(0, 2, trials)
+    difference = random.choice(levels, trials)
+    if correct is not None:
+        chosen = np.where(random.random(trials) < correct(difference), brighter, 1 - brighter)
     stimulus = np.zeros((trials, 3, 1, CHECKS))
     stimulus[:, :, 0, :2] = 0.5
-    stimulus[np.arange(trials), :, 0, chosen] += difference[:, None]
+    stimulus[np.arange(trials), :, 0, brighter] += difference[:, None]
     response = np.full((trials, 3, 2), np.nan)
     response[:, 2] = np.eye(2)[chosen]
     split = make_split(
@@ -113,7 +117,7 @@ def task(trials: int = 60, seed: int = 0) -> xr.DataTree:
         frame_interval=0.02,
         segment=np.repeat(np.arange(trials), 3),
         units="decision",
-        trial={"difference": np.repeat(difference, 3)},
+        trial={"difference": np.repeat(difference, 3), "brighter": np.repeat(brighter, 3)},
     )
     return make_recording({"train": split, "validation": split, "test": split})
 
@@ -224,3 +228,75 @@ def test_spikes_are_scored_by_correlation(network, recording_of):
     mean = test["response"].values.mean(0)[1:, 0]
     expected = np.corrcoef(predicted, mean)[0, 1]
     np.testing.assert_allclose(result["score"].isel(lesion=1, cell=0), expected, atol=1e-6)
+
+
+def drawn(analysis, result):
+    """Draws a result as the report does, and returns the table."""
+    tree = xr.DataTree.from_dict({"/circuit": combine([((), result)])})
+    analysis.plot(tree).draw_without_rendering()
+    assert analysis.caption(tree)
+    return analysis.table(tree)
+
+
+def test_accuracy_rises_with_the_parameter_and_falls_for_the_class_of_a_silent_unit(circuit):
+    blind = {"left blind": {"keep": {"bipolar": [1, 2]}}}
+    options = {"parameter": "difference", "split_by": "brighter", "variants": blind, "reach": 0.9}
+    analysis = Psychometric(options)
+    result = analysis.run(*circuit)
+    accuracy = result["accuracy"].transpose("variant", "brighter", "difference")
+    intact, left_blind = accuracy.values  # with no difference, both classes are as likely
+    np.testing.assert_array_equal(intact, [[0.5, 1, 1]] * 2)
+    np.testing.assert_array_equal(left_blind, [[0, 0, 0], [1, 1, 1]])
+    assert int(result["trials"].isel(variant=0).sum()) == 60
+    low, high = binomial_interval(accuracy, result["trials"].transpose(*accuracy.dims))
+    np.testing.assert_allclose(result["low"], low)
+    np.testing.assert_allclose(result["high"], high)
+    reached = result["reached"].transpose("variant", "brighter").values
+    np.testing.assert_array_equal(reached, [[0.2, 0.2], [np.nan, 0]])
+    assert len(drawn(analysis, result)) == 4
+
+
+def test_below_a_value_one_minus_accuracy_is_shown(circuit):
+    options = {"parameter": "difference", "flip_below": 0.3}
+    result = Psychometric(options).run(*circuit)
+    np.testing.assert_array_equal(result["accuracy"].isel(variant=0), [0.5, 0, 1])
+
+
+@pytest.mark.parametrize("fit", ["gaussian", "logistic"])
+def test_the_threshold_of_a_psychometric_function_is_found(fit):
+    levels = np.linspace(0.05, 0.65, 9)
+    data = task(3000, levels, lambda x: 0.5 + 0.5 * norm.cdf((x - 0.3) / 0.1))
+    model = Circuit()
+    model.fit(data)
+    analysis = Psychometric({"parameter": "difference", "fit": fit})
+    result = analysis.run(model, data)
+    assert float(result["threshold"].squeeze()) == pytest.approx(0.3, abs=0.02)
+    width = 0.1 if fit == "gaussian" else 0.1 / 1.7  # the logistic function that is closest
+    assert float(result["width"].squeeze()) == pytest.approx(width, rel=0.2)
+    drawn(analysis, result)
+
+
+def test_a_substitute_acts_with_its_own_weights_or_those_of_the_unit(circuit):
+    model, data = circuit
+    options = {"parameter": "difference", "variant": {"keep": {"bipolar": [0, 1]}}}
+    own, replaced = (Substitution(options | {"connections": c}) for c in ("own", "replaced"))
+    result = own.run(model, data)
+    test = data["test"].to_dataset()
+    for unit in (1, 2):  # the unit is silent, the substitute is active
+        silent = model.without("bipolar", [one for one in (0, 2) if one != unit])
+        expected = accuracy(silent.predict(test), test["response"])
+        assert float(result["whole"].sel(substitute=unit)) == pytest.approx(float(expected))
+    assert result["accuracy"].sel(substitute=0).values.tolist() == [0.5, 1, 1]
+    drawn(own, result)
+    in_place = replaced.run(model, data)
+    # With unit 1 in the place of unit 0, both classes see the same check.
+    assert in_place["accuracy"].sel(substitute=1).values.tolist() == [0.5, 0.5, 0.5]
+    assert in_place["accuracy"].sel(substitute=0).values.tolist() == [0.5, 1, 1]
+    drawn(replaced, in_place)
+
+
+def test_parameters_that_the_trials_do_not_have_are_refused(circuit):
+    with pytest.raises(UserError, match=r"no parameter 'diference'.*did you mean 'difference'"):
+        Psychometric({"parameter": "diference"}).run(*circuit)
+    with pytest.raises(UserError, match=r"no trial is left .* brighter 7"):
+        Psychometric({"parameter": "difference", "select": {"brighter": 7}}).run(*circuit)

@@ -49,7 +49,7 @@ class Chirp(Dataset):
 
     Example:
         >>> recording = Chirp.with_options(height=1, width=1).load()
-        >>> recording["test"].sizes["frame"] / 60, str(recording["test"]["part"][1200].values)
+        >>> recording["test"].sizes["frame"] / 60, str(recording["test"]["part"][1300].values)
         (34.0, 'contrast')
     """
 
