@@ -52,6 +52,7 @@ ANALYSES = {
     "flash_response": ("FlashResponse", "Spike counts of cells and models for flashed images."),
     "cell_types": ("CellTypes", "Cell types by the feature weights of a readout (Klindt 2017)."),
     "masks": ("Masks", "Locations of a readout's masks, against the true cell locations."),
+    "optimal_stimulus": ("OptimalStimulus", "Most exciting stimuli of cells or network units."),
     "glm_filters": ("GLMFilters", "Filters of a GLM, and its test by time rescaling (KS plot)."),
     "readout_table": ("ReadoutTable", "A table of one score, models against recordings."),
 }
