@@ -16,8 +16,8 @@ are +inf.
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
-from scipy.special import gammaln, xlogy
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import gammaln, ndtri, xlogy
 
 from retinakit.contracts.recording import full_history, segments
 
@@ -525,3 +525,96 @@ def _poisson_terms(
 
 def _bins(terms: xr.DataArray) -> list[str]:
     return [dim for dim in ("repeat", "frame") if dim in terms.dims]
+
+
+def is_task(response: xr.DataArray) -> bool:
+    """Whether responses are decisions: one class of several in each frame that is known.
+
+    Args:
+        response: (frame, cell), 1 for the chosen class and 0 for the others in the frames of
+            decisions, NaN in all others (see `retinakit.contracts.recording`).
+
+    Example:
+        >>> dims = ("frame", "cell")
+        >>> is_task(xr.DataArray([[np.nan, np.nan], [0.0, 1.0]], dims=dims))
+        True
+        >>> is_task(xr.DataArray([[0.0, 2.0], [0.0, 1.0]], dims=dims))
+        False
+    """
+    if response.dims != ("frame", "cell") or response.sizes["cell"] < 2:
+        return False
+    values = response.values
+    known = values[~np.isnan(values).all(1)] if values.dtype.kind == "f" else values
+    return bool(len(known) and np.isin(known, (0, 1)).all() and (known.sum(1) == 1).all())
+
+
+def correct(predicted: xr.DataArray, response: xr.DataArray) -> xr.DataArray:
+    """Whether the class with the largest prediction is the chosen one, for each decision.
+
+    Args:
+        predicted: (frame, cell, ...), larger for a more likely class, such as log odds.
+        response: (frame, cell), 1 for the chosen class and 0 for the others; NaN in frames without
+            a decision.
+
+    Returns:
+        (frame, ...), 1 if it is and 0 if it is not; 1 / n if n classes with the largest prediction
+        include the chosen one. NaN in frames without a decision or without a full history, and
+        throughout if a prediction is missing.
+
+    Example:
+        >>> dims = ("frame", "cell")
+        >>> chosen = xr.DataArray([[np.nan, np.nan], [0.0, 1.0], [1.0, 0.0]], dims=dims)
+        >>> correct(xr.DataArray([[0.0, 0.0], [0.3, 0.7], [0.4, 0.4]], dims=dims), chosen).values
+        array([nan, 1. , 0.5])
+    """
+    predicted, response = _pair(predicted, response)
+    largest = predicted == predicted.max("cell")
+    credit = (largest & (response == 1)).sum("cell") / largest.sum("cell").clip(1)
+    return credit.where((predicted.notnull() & response.notnull()).all("cell"))
+
+
+def accuracy(predicted: xr.DataArray, response: xr.DataArray) -> xr.DataArray:
+    """Fraction of decisions in which the class with the largest prediction is the chosen one.
+
+    Args:
+        predicted, response: as for `correct`.
+
+    Returns:
+        (...), NaN without a decision or if a prediction is missing.
+
+    Example:
+        >>> dims = ("frame", "cell")
+        >>> chosen = xr.DataArray([[0.0, 1.0], [1.0, 0.0]], dims=dims)
+        >>> float(accuracy(xr.DataArray([[0.3, 0.7], [0.4, 0.6]], dims=dims), chosen))
+        0.5
+    """
+    return correct(predicted, response).mean("frame")
+
+
+def binomial_interval(
+    fraction: ArrayLike, trials: ArrayLike, level: float = 0.95
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The confidence interval of a fraction of independent trials (Wilson 1927).
+
+    (p + z² / 2n ± z sqrt(p (1 - p) / n + z² / 4n²)) / (1 + z² / n), where z is the quantile of the
+    normal distribution at (1 + level) / 2.
+
+    Args:
+        fraction: p, such as an accuracy.
+        trials: n, of the same shape or one that broadcasts.
+        level: the probability that the interval contains the true fraction.
+
+    Returns:
+        The lower and the upper bound, NaN without trials.
+
+    Example:
+        >>> low, high = binomial_interval(0.9, 100)
+        >>> round(float(low), 3), round(float(high), 3)
+        (0.826, 0.945)
+    """
+    p, n = np.asarray(fraction, float), np.asarray(trials, float)
+    n = np.where(n > 0, n, np.nan)
+    z = ndtri((1 + level) / 2)
+    middle = p + z**2 / (2 * n)
+    half = z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    return (middle - half) / (1 + z**2 / n), (middle + half) / (1 + z**2 / n)

@@ -19,6 +19,7 @@ DATASETS = {
     "natural_images": ("NaturalImages", "A dataset's simulated cells, tested on photographs."),
     "linear_population": ("LinearPopulation", "Simulated linear neurons (Klindt 2017)."),
     "conv_population": ("ConvPopulation", "Simulated cells: Gabor or VGG-19 units (Klindt 2017)."),
+    "moving_dots": ("MovingDots", "Dots moving left and right, a task (Murray 2020)."),
     "antolik2016": ("Antolik2016", "Mouse V1 under natural images, from files (Antolík 2016)."),
 }
 
@@ -32,6 +33,7 @@ MODELS = {
     "rectified_linear": ("RectifiedLinear", "Linear filter and ReLU, by penalised least squares."),
     "glm": ("GLM", "Stimulus filter, spike history and coupling of a GLM (Pillow 2008)."),
     "lnp": ("rectified_linear:LNP", "Smooth, sparse filter and exponential (Klindt 2017)."),
+    "retina_circuit": ("RetinaCircuit", "Bipolar, amacrine and ganglion types (Murray)."),
     "what_where": ("WhatWhere", "Population network with a factorized readout (Klindt 2017)."),
 }
 
@@ -54,6 +56,12 @@ ANALYSES = {
     "masks": ("Masks", "Locations of a readout's masks, against the true cell locations."),
     "optimal_stimulus": ("OptimalStimulus", "Most exciting stimuli of cells or network units."),
     "glm_filters": ("GLMFilters", "Filters of a GLM, and its test by time rescaling (KS plot)."),
+    "film_strip": ("FilmStrip", "Frames of some trials of a stimulus."),
+    "motion_difficulty": ("MotionDifficulty", "Speeds of moving dots (Murray 2020, Fig 1)."),
+    "lesion": ("Lesion", "Scores of a model with units silenced, or with only some kept."),
+    "psychometric": ("Psychometric", "Accuracy or response against a parameter of the trials."),
+    "substitution": ("psychometric:Substitution", "The same with one unit replaced by others."),
+    "tuning": ("Tuning", "Tuning to direction, orientation, speed and other parameters."),
     "readout_table": ("ReadoutTable", "A table of one score, models against recordings."),
 }
 

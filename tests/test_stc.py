@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import scipy.signal
+import xarray as xr
 
 from retinakit.contracts import UserError, make_recording, make_split
 from retinakit.spikes import stc, stimulus_covariance
@@ -119,8 +120,23 @@ def test_spikes_at_the_start_of_segments_only_are_those_without_history():
     spikes[30] = 0
     lost = split.assign(response=split["response"].copy(data=spikes))
     recording = make_recording({"train": lost, "validation": split, "test": split})
-    with pytest.raises(UserError, match="has no spike with 5 frames of history"):
+    with pytest.raises(UserError, match="no cell has a spike with 5 frames of history"):
         STC({"lags": 5}).run(recording)
+
+
+def test_a_cell_without_spikes_is_nan_and_the_others_are_as_before():
+    recording = small_recording(frames=1000, cells=3)
+    options = {"lags": 2, "draws": 2}
+    before = STC(options).run(recording)
+    recording["train"]["response"].loc[{"cell": 1}] = 0
+    result = STC(options).run(recording)
+    xr.testing.assert_equal(result.isel(cell=[0, 2]).drop_vars("reason"), before.isel(cell=[0, 2]))
+    assert result["eigenvalue"].isel(cell=1).isnull().all()
+    assert result["suppressive"].values[1] == 0
+    tree = xr.DataTree.from_dict({"cells": result})
+    reasons = STC(options).table(tree)["reason"].tolist()
+    assert reasons == ["", "the cell has no spike with 2 frames of history", ""]
+    assert len(STC(options).plot(tree).axes) > 0
 
 
 def test_a_stimulus_that_does_not_vary_is_refused():

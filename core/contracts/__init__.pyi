@@ -8,6 +8,7 @@ from .array_file import StoredArray as StoredArray
 from .array_file import find_array as find_array
 from .array_file import is_matlab as is_matlab
 from .bits import Bits as Bits
+from .bits import pack_two_values as pack_two_values
 from .config import Config as Config
 from .config import InputPath as InputPath
 from .dataset import Dataset as Dataset
@@ -17,6 +18,7 @@ from .errors import nearest as nearest
 from .frame_blocks import Reader as Reader
 from .frame_blocks import blocks as blocks
 from .frame_blocks import first_frames as first_frames
+from .frame_blocks import mean_frame as mean_frame
 from .model import Model as Model
 from .model import Shown as Shown
 from .model import cells_of_recording as cells_of_recording
@@ -39,4 +41,6 @@ from .recording import mean_response as mean_response
 from .recording import require_uncentred as require_uncentred
 from .recording import segments as segments
 from .recording import space_sizes as space_sizes
+from .recording import trial_parameter as trial_parameter
+from .recording import trials_with as trials_with
 from .recording import validate as validate

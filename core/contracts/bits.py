@@ -49,3 +49,28 @@ class Bits:
         """The stimulus (frame, pixel), +1 and -1, int8."""
         bits = np.unpackbits(self.packed, axis=1, count=self.pixels, bitorder="little")
         return 2 * bits.view(np.int8) - 1
+
+
+def pack_two_values(
+    stimulus: NDArray[Any], high: Any = None
+) -> tuple[NDArray[np.uint8], Any, Any] | None:
+    """Packs a stimulus of two values, whatever they are.
+
+    Args:
+        stimulus: (frame, ...), at least one frame.
+        high: the value of bit 1; by default the maximum.
+
+    Returns:
+        The bits (frame, byte) as in `Bits.packed`, and the values of bit 0 and of bit 1; None if
+        the stimulus has more than two values.
+
+    Example:
+        >>> pack_two_values(np.array([[0, 5, 5], [5, 0, 0]]))
+        (array([[6],
+               [1]], dtype=uint8), np.int64(0), np.int64(5))
+    """
+    low, high = stimulus.min(), stimulus.max() if high is None else high
+    bits = stimulus == high
+    if not (bits | (stimulus == low)).all():
+        return None
+    return np.packbits(bits.reshape(len(bits), -1), axis=1, bitorder="little"), low, high

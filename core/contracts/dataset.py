@@ -1,7 +1,6 @@
 """The dataset contract: a dataset makes a recording."""
 
 from abc import ABC, abstractmethod
-from pathlib import Path
 from typing import Any, ClassVar
 
 import xarray as xr
@@ -45,7 +44,3 @@ class Dataset(Plugin, ABC):
         Raises:
             UserError: if a file cannot be read; the message names the file and the reason.
         """
-
-    def files(self) -> list[Path]:
-        """The input files. The result is computed again when their contents change."""
-        return []

@@ -2,7 +2,7 @@
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -38,8 +38,9 @@ class Model(Plugin, ABC):
     "response" in the attribute `inputs`. Its predictions have the repeats of the responses, and it
     also has `simulate(split, repeats, seed)`, in which its own spikes are the history.
 
-    A model with layers, such as a network, also implements `layers`, `activity` and `without`,
-    which the analyses of filters and lesions use. A differentiable model implements
+    A model with layers, such as a network, also implements `layers`, `activity` and `without`, and
+    possibly `substituted`, which the analyses of filters and lesions use. A model that predicts
+    many lesions faster than one by one overrides `lesions`. A differentiable model implements
     `stimulus_gradient`, which the search for optimal stimuli uses.
 
     Example:
@@ -269,6 +270,74 @@ class Model(Plugin, ABC):
             UserError: if there is no such layer or unit, or the model is not fitted.
         """
         raise self._no_layer(layer)
+
+    def units(self, split: Shown) -> dict[str, int]:
+        """The number of units of each layer.
+
+        Args:
+            split: as for `predict`, with at least one frame that has a full history.
+
+        Raises:
+            RecordingError: as for `predict`.
+            UserError: if no frame has a full history, or the model is not fitted.
+        """
+        split = self.prepare(split)
+        known = np.flatnonzero(full_history(split["segment"], self.lags))
+        if len(known) == 0:
+            raise UserError(
+                f"no segment has the {self.lags} frames on which a prediction of the "
+                f"{type(self).__name__} depends; give longer segments"
+            )
+        first = split.isel(frame=slice(known[0] - self.lags + 1, known[0] + 1))
+        layers = self.layers().items()
+        return {layer: self.activity(first, layer).sizes[dim] for layer, dim in layers}
+
+    def lesions(
+        self, split: Shown, combinations: Iterable[Mapping[str, Sequence[int]]]
+    ) -> Iterator[xr.DataArray]:
+        """The predictions of copies in which combinations of units are silent, one after another.
+
+        By default each is computed with `without` and `predict`. A model overrides this method if
+        it can compute the predictions of many combinations faster, for example from stored outputs
+        of its layers.
+
+        Args:
+            split: as for `predict`.
+            combinations: the silent units of each copy, as indices by layer; {} for none.
+
+        Yields:
+            ([repeat,] frame, cell), as `predict` of the copy.
+
+        Raises:
+            RecordingError, UserError: as for `predict` and `without`.
+        """
+        split = self.prepare(split)
+        for combination in combinations:
+            copied = self
+            for layer, units in combination.items():
+                copied = copied.without(layer, units)
+            yield copied.predict(split)
+
+    def substituted(self, layer: str, unit: int, by: int) -> Self:
+        """A copy of the fitted model in which the output of a unit is that of another unit.
+
+        The substitute takes the place of the unit in the next layer, with the weights of the
+        unit's output. It also remains in its own place.
+
+        Args:
+            layer: one of `layers()`.
+            unit: index of the unit that is replaced.
+            by: index of the unit of the same layer that replaces it.
+
+        Raises:
+            UserError: if the model does not support it, there is no such layer or unit, or the
+                model is not fitted.
+        """
+        self.check_layer(layer)
+        raise UserError(
+            f"the {type(self).__name__} cannot substitute units, because it does not define the "
+            "method 'substituted'; choose another model, or silence units instead"
+        )
 
     def broadcast_weight(
         self, weight: ArrayLike, split: xr.Dataset, shape: tuple[int, ...]

@@ -1,6 +1,7 @@
 """The common base of datasets, models and analyses: options and a seed."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from retinakit.contracts.config import Config as BaseConfig
@@ -53,6 +54,10 @@ class Plugin:
             3
         """
         return cls(options, seed=seed)
+
+    def files(self) -> list[Path]:
+        """The input files. The result is computed again when their contents change."""
+        return []
 
     def __repr__(self) -> str:
         changed = self.config.model_dump(exclude_defaults=True)

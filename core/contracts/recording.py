@@ -39,7 +39,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
-from retinakit.contracts.errors import RecordingError
+from retinakit.contracts.errors import RecordingError, UserError, nearest
 from retinakit.contracts.frame_blocks import blocks
 
 SPLITS = ("train", "validation", "test")
@@ -570,6 +570,78 @@ def segments(split: xr.Dataset | xr.DataArray) -> list[slice]:
     segment = split["segment"].values
     starts = np.flatnonzero(np.r_[True, segment[1:] != segment[:-1]]).tolist()
     return [slice(a, b) for a, b in zip(starts, [*starts[1:], len(segment)], strict=True)]
+
+
+def trial_parameter(split: xr.Dataset, name: str) -> xr.DataArray:
+    """A parameter of the trials, such as contrast, speed or angle.
+
+    Args:
+        split: of a recording.
+        name: of a coordinate along `frame` that is constant within each segment.
+
+    Returns:
+        (frame,).
+
+    Raises:
+        UserError: if there is no such coordinate, or it changes within a segment.
+
+    Example:
+        >>> split = make_split(
+        ...     np.zeros((4, 1, 1)), np.zeros((4, 1)), frame_interval=0.02,
+        ...     segment=[0, 0, 1, 1], trial={"contrast": [0.1, 0.1, 0.8, 0.8]},
+        ... )
+        >>> trial_parameter(split, "contrast").values.tolist()
+        [0.1, 0.1, 0.8, 0.8]
+    """
+    known = [str(n) for n, c in split.coords.items() if c.dims == ("frame",) and n != "time"]
+    if name not in known:
+        raise UserError(
+            f"the trials have no parameter '{name}' (a coordinate along the frames); "
+            f"{nearest(name, known)}"
+        )
+    values = split[name].values
+    starts = np.repeat([part.start for part in segments(split)], _lengths(split))
+    first = values[starts]
+    same = (values == first) | ((values != values) & (first != first))  # NaN agrees with NaN
+    if not same.all():
+        raise UserError(
+            f"'{name}' changes within a segment, so it is no parameter of the trials; make each "
+            "trial a segment"
+        )
+    return split[name]
+
+
+def trials_with(split: xr.Dataset, parameters: Mapping[str, float | str]) -> NDArray[np.bool_]:
+    """The frames of the trials that have some parameters.
+
+    Args:
+        split: of a recording.
+        parameters: their values by name, such as {"contrast": 0.8}; numbers agree to 1e-5.
+
+    Returns:
+        (frame,) bool.
+
+    Raises:
+        UserError: as `trial_parameter`.
+
+    Example:
+        >>> split = make_split(
+        ...     np.zeros((4, 1, 1)), np.zeros((4, 1)), frame_interval=0.02,
+        ...     segment=[0, 0, 1, 1], trial={"contrast": [0.1, 0.1, 0.8, 0.8]},
+        ... )
+        >>> trials_with(split, {"contrast": 0.8}).tolist()
+        [False, False, True, True]
+    """
+    chosen = np.ones(split.sizes["frame"], bool)
+    for name, wanted in parameters.items():
+        values = trial_parameter(split, name).values
+        numbers = values.dtype.kind in "iuf" and not isinstance(wanted, str)
+        chosen &= np.isclose(values, wanted) if numbers else values == wanted
+    return chosen
+
+
+def _lengths(split: xr.Dataset) -> list[int]:
+    return [part.stop - part.start for part in segments(split)]
 
 
 def mean_response(split: xr.Dataset) -> xr.DataArray:

@@ -1,8 +1,10 @@
+from .clips import filter_clips as filter_clips
 from .convolution import correlate as correlate
 from .convolution import correlate_in_time as correlate_in_time
 from .convolution import kernel_shape as kernel_shape
 from .lags import filter_in_space_and_time as filter_in_space_and_time
 from .lags import filter_over_lags as filter_over_lags
+from .lags import histories as histories
 from .lags import sum_over_lags as sum_over_lags
 from .penalties import LAPLACIAN as LAPLACIAN
 from .penalties import group_sparsity as group_sparsity

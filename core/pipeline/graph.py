@@ -19,7 +19,6 @@ from typing import Any
 from pydantic import ValidationError
 
 from retinakit.contracts.config import Config
-from retinakit.contracts.dataset import Dataset
 from retinakit.contracts.errors import UserError, describe, nearest
 from retinakit.contracts.plugin import Plugin
 from retinakit.pipeline.document import (
@@ -543,7 +542,7 @@ class _Builder:
             plugin = step.cls(config, seed=seed)
             resolved = config.model_dump_json()
             identified = json.loads(resolved)
-            paths = [Path(file) for file in plugin.files()] if isinstance(plugin, Dataset) else []
+            paths = [Path(file) for file in plugin.files()]
         except UserError as error:
             raise self.source.error(place, str(error)) from None
         except Exception as error:

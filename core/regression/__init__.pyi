@@ -28,9 +28,12 @@ from .nonlinearity import Softplus as Softplus
 from .projection import Images as Images
 from .projection import Region as Region
 from .projection import cosine_images as cosine_images
-from .projection import mean_frame as mean_frame
 from .projection import project as project
 from .projection import project_cells as project_cells
+from .quadratic_fit import Histories as Histories
+from .quadratic_fit import QuadraticForm as QuadraticForm
+from .quadratic_fit import filter_history as filter_history
+from .quadratic_fit import refine as refine
 from .raised_cosine import orthonormal as orthonormal
 from .raised_cosine import raised_cosines as raised_cosines
 from .smooth_prior import SmoothPrior as SmoothPrior

@@ -1,3 +1,4 @@
+from .drawn_frames import drawn_frames as drawn_frames
 from .images import dead_leaves as dead_leaves
 from .images import photographs as photographs
 from .images import pink_noise as pink_noise

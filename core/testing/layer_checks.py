@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from retinakit.contracts.model import Model
 from retinakit.contracts.recording import full_history
 from retinakit.testing.case import demand
 from retinakit.testing.comparisons import same_values
@@ -81,8 +82,52 @@ def silenced_units(case: ModelCase) -> None:
         case.same_prediction(model, f"without() of layer '{layer}' modifies the model itself")
 
 
+def lesions_agree(case: ModelCase) -> None:
+    """`lesions` predicts what copies with `without` predict."""
+    model = case.model
+    if not model.layers():
+        return
+    numbers = model.units(case.shown)
+    last = {layer: [number - 1] for layer, number in numbers.items()}
+    combinations = [{}, last, *({layer: [0]} for layer in numbers)]
+    found = list(model.lesions(case.shown, combinations))
+    demand(
+        len(found) == len(combinations),
+        f"lesions() yields {len(found)} predictions for {len(combinations)} combinations",
+    )
+    for combination, prediction in zip(combinations, found, strict=True):
+        copied = model
+        for layer, units in combination.items():
+            copied = copied.without(layer, units)
+        same_values(
+            copied.predict(case.shown),
+            prediction,
+            f"lesions() without {combination} differs from without() and predict()",
+        )
+
+
+def substituted_units(case: ModelCase) -> None:
+    """`substituted`, where it is defined, gives a unit the output of another in a copy."""
+    model = case.model
+    if type(model).substituted is Model.substituted:
+        return
+    for layer, dim in model.layers().items():
+        before = model.activity(case.shown, layer)
+        unit, by = 0, before.sizes[dim] - 1
+        changed = model.substituted(layer, unit, by)
+        after = changed.activity(case.shown, layer)
+        expected = before.copy(deep=True)
+        expected[{dim: unit}] = before.isel({dim: by}).values
+        same_values(
+            expected, after, f"substituted('{layer}', {unit}, {by}) has other activities than these"
+        )
+        case.same_prediction(model, f"substituted() of layer '{layer}' modifies the model itself")
+
+
 LAYER_CHECKS: tuple[Callable[[Any], None], ...] = (
     activity_labelled,
     unknown_layer_refused,
     silenced_units,
+    lesions_agree,
+    substituted_units,
 )

@@ -11,6 +11,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
+from retinakit.contracts.bits import pack_two_values
 from retinakit.contracts.errors import RecordingError
 from retinakit.contracts.frame_blocks import blocks
 from retinakit.contracts.recording import as_response, full_history, mean_response, segments
@@ -20,6 +21,9 @@ IN_MEMORY = 2**30
 
 CHUNKS_HELD = 2**28
 """Size in bytes of the cache of chunks of a compressed file."""
+
+PIECE = 2**22
+"""Size in bytes of the pieces in which a block is packed, which fit into the processor's cache."""
 
 COMPRESSIONS = ("compression", "zlib", "zstd", "blosc", "szip", "bzip2")
 """The keys of xarray's encoding that indicate a compressed file."""
@@ -35,7 +39,9 @@ class Batch:
     Attributes:
         inputs: the arguments of the module: the frames (n + lags - 1, [channel,] y, x), oldest
             first, and, if the model has covariates, these (n + lags - 1, covariate). In shuffled
-            order, they are the concatenated histories of the n frames, (n · lags, ...).
+            order, they are the concatenated histories of the n frames, (n · lags, ...). For a
+            module that takes bits, the frames may be bits (n, byte) uint8, which are followed by
+            the two values of the stimulus (2,).
         target: (n, cell), the responses, 0 where unknown.
         known: (n, cell) bool, whether the response is known.
         shuffled: whether the frames were drawn individually.
@@ -69,6 +75,7 @@ class Frames:
         lags: the number of frames on which a prediction depends.
         device: the device of the batches.
         inputs: ("stimulus",), or ("stimulus", "covariates") for a module with covariates.
+        packed: whether the module takes a two-valued stimulus as bits; see `TorchModel.packed`.
 
     Attributes:
         target: (frame, cell) float32, 0 where unknown.
@@ -95,6 +102,7 @@ class Frames:
         lags: int,
         device: torch.device,
         inputs: Sequence[str] = ("stimulus",),
+        packed: bool = False,
     ):
         values = np.asarray(mean_response(as_response(split, target)), dtype=np.float32)
         self.lags, self.device = lags, device
@@ -109,7 +117,8 @@ class Frames:
         self.known = torch.from_numpy(known).to(device)
         self.segments = segments(split)
         self.from_file = False
-        self._frames = self._reader(split["stimulus"])
+        self._bits = _packed(split["stimulus"]) if packed else None
+        self._frames = self._bits.unpack if self._bits else self._reader(split["stimulus"])
         self._covariate: Tensor | None = None
         if "covariates" in inputs:
             self._covariate = _covariates(split).to(device)
@@ -155,7 +164,11 @@ class Frames:
         return Batch(inputs, self.target[at], self.known[at], shuffled=True)
 
     def _inputs(self, frames: slice | Tensor) -> tuple[Tensor, ...]:
-        inputs = (self._frames(frames).to(self.device, torch.float32),)
+        inputs: tuple[Tensor, ...]
+        if self._bits is not None:
+            inputs = (self._bits.take(frames).to(self.device), self._bits.values.to(self.device))
+        else:
+            inputs = (self._frames(frames).to(self.device, torch.float32),)
         return inputs if self._covariate is None else (*inputs, self._covariate[frames])
 
     def _reader(self, stimulus: xr.DataArray) -> Callable[[slice | Tensor], Tensor]:
@@ -167,7 +180,7 @@ class Frames:
         if stimulus.size / 8 <= IN_MEMORY:
             packed = _packed(stimulus)
             if packed is not None:
-                return packed
+                return packed.unpack
         self.from_file = True
         return _FileReader(stimulus)
 
@@ -228,32 +241,44 @@ class _FileReader:
         return values
 
 
-def _packed(stimulus: xr.DataArray) -> Callable[[slice | Tensor], Tensor] | None:
-    """A function that returns frames of a two-valued stimulus, stored in memory as bits.
+@dataclass(frozen=True)
+class _PackedFrames:
+    """The frames of a two-valued stimulus, stored in memory as bits (frame, byte)."""
 
-    Returns None if the stimulus has more than two values.
-    """
-    low = high = None
-    parts = []
-    for part in blocks(stimulus):
-        values = stimulus[part].values
-        low = values.min() if low is None else min(low, values.min())
-        high = values.max() if high is None else max(high, values.max())
-        bits = values == high
-        if not (bits | (values == low)).all():
-            return None
-        parts.append((high, np.packbits(bits.reshape(len(bits), -1), axis=1)))
-    if any(of_part != high for of_part, _ in parts):  # the first blocks had only one value
-        return None
-    held = np.concatenate([packed for _, packed in parts])
-    shape, pixels = stimulus.shape[1:], int(np.prod(stimulus.shape[1:]))
+    held: NDArray[np.uint8]
+    values: Tensor  # (2,), of bit 0 and of bit 1
+    shape: tuple[int, ...]  # of a frame
 
-    def unpack(frames: slice | Tensor) -> Tensor:
+    def take(self, frames: slice | Tensor) -> Tensor:
         chosen = frames if isinstance(frames, slice) else frames.cpu().numpy()
-        bits = np.unpackbits(held[chosen], axis=1, count=pixels).reshape(-1, *shape)
-        return torch.from_numpy(np.where(bits, np.float32(high), np.float32(low)))
+        return torch.from_numpy(self.held[chosen])
 
-    return unpack
+    def unpack(self, frames: slice | Tensor) -> Tensor:
+        pixels, (low, high) = int(np.prod(self.shape)), self.values.numpy()
+        packed = self.take(frames).numpy()
+        bits = np.unpackbits(packed, axis=1, count=pixels, bitorder="little")
+        return torch.from_numpy(np.where(bits.reshape(-1, *self.shape), high, low))
+
+
+def _packed(stimulus: xr.DataArray) -> _PackedFrames | None:
+    """The frames of a stimulus as bits, or None if it has more than two values."""
+    packed = []
+    values: tuple[Any, Any] | None = None
+    rows = max(1, PIECE // max(1, stimulus.nbytes // len(stimulus)))
+    for part in blocks(stimulus):
+        block = stimulus[part].values
+        for start in range(0, len(block), rows):
+            high = None if values is None else values[1]
+            found = pack_two_values(block[start : start + rows], high)
+            # It is also kept as it is if the two values do not both occur in the first piece.
+            if found is None or (values is not None and found[1] not in values):
+                return None
+            bits, *both = found
+            values = (both[0] if values is None else min(both[0], values[0]), both[1])
+            packed.append(bits)
+    assert values is not None  # a split has frames
+    held = torch.tensor([float(value) for value in values])
+    return _PackedFrames(np.concatenate(packed), held, stimulus.shape[1:])
 
 
 def _compact(stimulus: NDArray[Any]) -> NDArray[Any]:

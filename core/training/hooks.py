@@ -44,6 +44,14 @@ class Hooks:
             losses: of the training data.
         """
 
+    def goes_on(self) -> bool:
+        """Called after each validation.
+
+        Returns:
+            Whether training continues. If not, it ends with the best weights so far.
+        """
+        return True
+
     def restored(self, losses: Losses, best_step: int, ending: bool) -> bool:
         """Called after the validation loss stopped improving and the best weights were restored.
 

@@ -20,7 +20,7 @@ from retinakit.contracts.progress import Progress, silent
 from retinakit.training import checkpoint as checkpoints
 from retinakit.training.batches import Batches
 from retinakit.training.best import Best, scaled_step
-from retinakit.training.frames import Frames
+from retinakit.training.frames import Batch, Frames
 from retinakit.training.hooks import Hooks
 from retinakit.training.schedule import Schedule
 from retinakit.training.starts import Network, Starts, arguments
@@ -213,6 +213,8 @@ def train(
         if of_parts[:, judged].isnan().all():  # the weights remain NaN
             break
         fit.best.see(of_parts, check, starts, schedule)
+        if not hooks.goes_on():
+            break
         stalled = fit.best.stalled(schedule)
         if stalled.any() and (cells_apart or bool(stalled.all())):
             _drop(fit.best, stalled, starts, schedule, hooks, losses)
@@ -254,9 +256,9 @@ def evaluate(starts: Starts, validation: Sequence[Frames], batch: int) -> Tensor
             cells = frames.known.shape[1]
             total = torch.zeros(starts.count, cells, dtype=torch.float64)
             state: Any = None
-            for run, begins in _in_order(frames, length, starts.one.stateful):
-                state = None if begins else state
-                of_cells, _, state = starts(*arguments(index, frames.batch(run), state))
+            for part in _in_order(frames, length, starts.one.stateful):
+                state = None if part.begins else state
+                of_cells, _, state = starts(*arguments(index, part, state))
                 total += of_cells.cpu()
             means.append(total / frames.known.sum(0).cpu())
     starts.train(was_training)
@@ -269,13 +271,19 @@ def _number_known(frames: Frames) -> Tensor:
     return torch.stack([part.sum(0) for part in frames.known.split(256)]).sum(0)
 
 
-def _in_order(frames: Frames, length: int, stateful: bool) -> Iterator[tuple[Any, bool]]:
-    """The runs of frames of a split, each with whether it begins a segment."""
-    if not stateful:
-        yield from ((run, True) for run in frames.runs(length))
-        return
-    for pieces in frames.pieces(length):
-        yield from ((run, run is pieces[0]) for run in pieces)
+def _in_order(frames: Frames, length: int, stateful: bool) -> Iterator[Batch]:
+    """The batches of a split, of at most `length` frames with their histories."""
+    known = frames.drawable()
+    if stateful:
+        for pieces in frames.pieces(length):
+            yield from (frames.batch(run, run is pieces[0]) for run in pieces)
+    elif frames.lags > 1 and frames.lags * len(known) <= len(frames):
+        # The responses are few, as those at the ends of clips, and so are the frames before them.
+        number = max(1, length // frames.lags)
+        for first in range(0, len(known), number):
+            yield frames.windows(known[first : first + number])
+    else:
+        yield from map(frames.batch, frames.runs(length))
 
 
 def _drop(

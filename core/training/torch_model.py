@@ -160,6 +160,12 @@ class TorchModel(Model):
     inputs: ClassVar[tuple[str, ...]] = ("stimulus",)
     """The arguments of the module: ("stimulus", "covariates") for a module with covariates."""
 
+    packed: ClassVar[bool] = False
+    """Whether the module takes a stimulus of two values as bits, which need an eighth of the memory
+    of uint8. In training, its first two arguments are then the bits (n, byte) uint8 (see
+    `retinakit.contracts.Bits.packed`) and the values (2,) of bit 0 and of bit 1. Otherwise, its
+    only argument is the frames."""
+
     stateful: ClassVar[bool] = False
     """Whether the module has a state that is propagated through a segment. Its last argument is
     then the state, None at the start of a segment, and it returns the prediction and the new state.
@@ -357,7 +363,12 @@ class TorchModel(Model):
         training, validation = (
             [
                 Frames(
-                    one[name].to_dataset(), config.target, config.lags, fabric.device, self.inputs
+                    one[name].to_dataset(),
+                    config.target,
+                    config.lags,
+                    fabric.device,
+                    self.inputs,
+                    self.packed,
                 )
                 for one in recordings
             ]

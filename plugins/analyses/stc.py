@@ -92,11 +92,12 @@ class STC(Analysis):
     The result has all eigenvalues, `eigenvalue (cell, rank)`, largest first; the axes
     `component_image (cell, side, component, lag, [channel,] y, x)` of the "largest" and the
     "smallest" `side`, as filters W v of unit norm for the eigenvectors v; and the numbers of
-    `excitatory (cell)` eigenvalues above the band and of `suppressive (cell)` ones below it.
+    `excitatory (cell)` eigenvalues above the band and of `suppressive (cell)` ones below it. For a
+    cell without a spike with a full history, they are NaN and 0, and `reason (cell)` says so.
 
     Raises:
-        UserError: if a cell has no spike with a full history, the stimulus does not vary, or its
-            covariance does not fit into memory.
+        UserError: if no cell has a spike with a full history, a response is negative, the stimulus
+            does not vary, or its covariance does not fit into memory.
 
     Example:
         >>> from retinakit.testing import small_recording
@@ -112,19 +113,39 @@ class STC(Analysis):
     def run(self, data: xr.DataTree, progress: Progress = silent) -> xr.Dataset:
         train = data["train"].to_dataset()
         full = full_history(train["segment"], self.config.lags)
-        known = full[:, None] & np.isfinite(mean_response(train).transpose("frame", "cell").values)
+        response = mean_response(train).transpose("frame", "cell").values
+        known = full[:, None] & np.isfinite(response)
         alike: dict[bytes, list[int]] = {}  # cells with responses in the same frames
         for cell, frames in enumerate(known.T):
             alike.setdefault(np.packbits(frames).tobytes(), []).append(cell)
         many = train.sizes["cell"]
+        spiking = (known & (response != 0)).any(0)
+        if not spiking.any():
+            raise UserError(
+                f"no cell has a spike with {self.config.lags} frames of history; use fewer lags"
+            )
         found: dict[int, xr.Dataset] = {}
         for cells in alike.values():
+            with_spikes = [cell for cell in cells if spiking[cell]]
+            if not with_spikes:
+                continue
             prior = self._prior(train, known[:, cells[0]])
-            for cell in cells:
+            for cell in with_spikes:
                 tell = partial(_told, progress, len(found), many)
                 found[cell] = self._one_cell(train.isel(cell=[cell]), prior, tell)
-        result: xr.Dataset = xr.concat([found[cell] for cell in range(many)], "cell")
-        return result
+        return self._joined(found, train)
+
+    def _joined(self, found: dict[int, xr.Dataset], train: xr.Dataset) -> xr.Dataset:
+        """The results of all cells, NaN and with a reason for those without a spike."""
+        result: xr.Dataset = xr.concat([found[cell] for cell in sorted(found)], "cell")
+        if len(found) == train.sizes["cell"]:
+            return result
+        result = result.reindex(cell=train["cell"].values)
+        lost = ~train["cell"].isin(train["cell"].values[sorted(found)])
+        for name in SIDES.values():
+            result[name] = result[name].fillna(0).astype(int)
+        why = f"the cell has no spike with {self.config.lags} frames of history"
+        return result.assign(reason=("cell", np.where(lost, why, "")))
 
     def _prior(self, split: xr.Dataset, frames: NDArray[np.bool_]) -> "_Prior":
         before = stimulus_covariance(split, self.config.lags, frames=frames)
@@ -225,25 +246,25 @@ class STC(Analysis):
         values = response.values.copy()
         values[..., prior.frames, 0] = np.roll(values[..., prior.frames, 0], shift, axis=-1)
         found = stc(split.assign(response=response.copy(data=values)), self.config.lags)
-        if not found["spikes"] > 0:
-            cell = split["cell"].item()
-            raise UserError(
-                f"cell {cell} has no spike with {self.config.lags} frames of history; leave out "
-                "the cell"
-            )
-        change = found["stc"].values - prior.covariance
+        change = found["stc"].values
+        change -= prior.covariance
         if prior.binary:
             np.fill_diagonal(change, 0)
         average = np.dot(prior.whitening, found["sta"].values.ravel() - prior.mean)
         norm = np.linalg.norm(average)
         known = self.config.remove_sta and norm > 0
         direction = (average / norm if known else average[:0]).reshape(len(average), -1)
-        return np.dot(np.dot(prior.whitening, change), prior.whitening), direction
+        if isinstance(prior.whitening, float):
+            change *= prior.whitening**2
+        else:
+            change = np.dot(np.dot(prior.whitening, change), prior.whitening)
+        return change, direction
 
     def plot(self, result: xr.DataTree) -> "Figure":
         from matplotlib.figure import Figure
 
-        cells = list(_rows(result))[:CELLS_SHOWN]
+        cells = [row for row in _rows(result) if row[1]["eigenvalue"].notnull().any()]
+        cells = cells[:CELLS_SHOWN]
         shown = {side: max(_beyond(cell)[side] for _, cell in cells) for side in SIDES}
         columns = min(AXES_SHOWN, max(1, *shown.values()))
         figure = Figure(figsize=(3.2 + 1.1 * columns, 2.6 * len(cells)), layout="constrained")
@@ -281,14 +302,16 @@ class STC(Analysis):
     def table(self, result: xr.DataTree) -> pd.DataFrame:
         frames = []
         for name, group in groups(result).items():
-            columns = ["excitatory", "suppressive", "null_low", "null_high"]
-            frame = group[columns].to_dataframe()
+            columns = ["excitatory", "suppressive", "null_low", "null_high", "reason"]
+            frame = group[[column for column in columns if column in group]].to_dataframe()
             frame.insert(0, "largest", group["eigenvalue"].max("rank").to_series())
             frame.insert(1, "smallest", group["eigenvalue"].min("rank").to_series())
             frame = frame.reset_index()
             frame.insert(0, "model", name)
             frames.append(frame)
         table = pd.concat(frames, ignore_index=True)
+        if "reason" in table:
+            table["reason"] = table["reason"].fillna("")
         first = points(result)
         ordered = table[[*first, *[c for c in table if c not in first]]]
         return ordered.rename(columns={"model": "dataset"})
@@ -340,8 +363,11 @@ class _Prior(NamedTuple):
 
 def _without(change: NDArray[np.float64], axes: NDArray[np.float64]) -> NDArray[np.float64]:
     """A covariance (feature, feature) with some orthonormal axes (feature, axis) projected out."""
+    if not axes.shape[1]:
+        return change
     change = change - axes @ (axes.T @ change)
-    return change - (change @ axes) @ axes.T
+    change -= (change @ axes) @ axes.T
+    return change
 
 
 def _significant(

@@ -356,6 +356,24 @@ class CNN(TorchModel):
                 module.bias[left_out] = 0
         return silenced
 
+    def substituted(self, layer: str, unit: int, by: int) -> Self:
+        self.check_units(layer, [unit, by], self.config.filters)
+        changed = type(self)(self.config, seed=self.seed)
+        changed.restore(self.state())
+        module: Any = changed.module
+        number = list(self.layers()).index(layer)
+        with torch.no_grad():  # a filter with the kernel and bias of another has its map
+            if number:
+                module.deeper[number - 1][unit] = module.deeper[number - 1][by]
+                module.deeper_bias[number - 1][unit] = module.deeper_bias[number - 1][by]
+            else:
+                weights = [module.space, module.course] if module.separable else [module.kernel]
+                for weight in weights:  # the filter is the last dimension of a time course
+                    axis = 2 if weight.ndim == 3 else 1
+                    weight.select(axis, unit).copy_(weight.select(axis, by).clone())
+                module.bias[unit] = module.bias[by]
+        return changed
+
     def parameters(self) -> xr.Dataset:
         self.check_fitted()
         module: Any = self.module

@@ -18,6 +18,7 @@ from retinakit.contracts import (
     coordinates_of,
     full_history,
     make_split,
+    mean_frame,
     mean_response,
     require_uncentred,
     segments,
@@ -29,14 +30,17 @@ from retinakit.regression import (
     Exponential,
     FilterFit,
     Fitted,
+    Histories,
     Images,
     Nonlinearity,
     Penalty,
+    QuadraticForm,
     Regressors,
     Softplus,
     cosine_images,
-    mean_frame,
+    filter_history,
     project,
+    refine,
     spread_over_history,
 )
 from retinakit.spikes import stc, stimulus_covariance, white_shrinkage, whitening_matrix
@@ -68,6 +72,11 @@ class QuadraticConfig(Config):
         ge=0,
         description="Largest number of squared filters; validation chooses the number.",
     )
+    refine: bool = Field(
+        True,
+        description="Whether all parameters are fitted by likelihood after the number of squared "
+        "filters is chosen, until the validation loss increases; otherwise only the weights are.",
+    )
     nonlinearity: Literal["softplus", "exponential"] = Field(
         "softplus",
         description="Output nonlinearity of the drive x: gain · log(1 + exp(x)), or exp(x).",
@@ -76,10 +85,10 @@ class QuadraticConfig(Config):
 
 @dataclass
 class _Cell:
-    filters: Array
-    """(1 + component, lag, image): the linear filter, and the axes of the quadratic form."""
-
+    form: QuadraticForm
     fitted: Fitted
+    """The fit of the weights, before the refinement."""
+
     components: int
     """The number of squared filters."""
 
@@ -94,6 +103,8 @@ class Quadratic(Model):
     excitatory (positive weight) and suppressive (negative weight) ones alike; the linear filter is
     the whitened spike-triggered average. Their weights maximise the Poisson likelihood, which is a
     problem of few parameters, and the number of squared filters has the smallest validation loss.
+    From there, the likelihood is maximised over filters and weights together, until the validation
+    loss increases.
 
     `parameters()` has the linear filter `kernel (cell, lag, [channel,] y, x)`, `quadratic_filter
     (cell, component, lag, [channel,] y, x)` in stimulus units such that filter · s has unit
@@ -155,31 +166,44 @@ class Quadratic(Model):
         whitening = whitening_matrix(prior, max(0.02, white_shrinkage(prior, full)))
         filters: list[Array] = []
         tried: list[list[Fitted]] = []
+        data: list[list[Histories]] = []
         losses = np.empty((field.sizes["cell"], c.components + 1))
         for cell in range(len(losses)):
             filters.append(self._filters(shown.isel(cell=[cell]), prior, whitening))
-            data = [
-                _response(split, cell, c.lags, of, filters[-1])
-                for split, of in zip((train, held_out), seen, strict=True)
-            ]
-            fits, losses[cell] = self._fit_cell(filters[-1], *data)
+            data.append(
+                [
+                    _histories(split, cell, c.lags, of)
+                    for split, of in zip((train, held_out), seen, strict=True)
+                ]
+            )
+            fits, losses[cell] = self._fit_cell(filters[-1], *data[-1])
             tried.append(fits)
             progress(cell + 1, len(losses), "quadratic models")
         known = np.isfinite(losses)
         mean = np.where(known, losses, 0).sum(0) / np.maximum(known.sum(0), 1)
         mean = np.where(known.any(0), mean, np.nan)
         cells = []
-        for of_cell, fits, loss in zip(filters, tried, losses, strict=True):
+        refined = np.full(len(losses), np.nan)
+        for cell, (of_cell, fits, loss) in enumerate(zip(filters, tried, losses, strict=True)):
             # A cell without validation responses has the number that is best for the others.
             by = loss if np.isfinite(loss).any() else mean
             number = int(np.nanargmin(by)) if np.isfinite(by).any() else 0
-            cells.append(_Cell(of_cell, fits[number], number))
+            drive = fits[number].drive
+            form = QuadraticForm(
+                of_cell[: 1 + number], drive.weights, drive.offset, np.asarray(drive.shape)
+            )
+            if c.refine and np.isfinite(loss).any():
+                form, steps = refine(form, whitening, self._nonlinearity(), *data[cell])
+                refined[cell] = min(steps)
+            cells.append(_Cell(form, fits[number], number))
+            progress(cell + 1, len(losses), "refinement of quadratic models")
         self._store(field, cells, centre)
         warnings = ["" if cell.fitted.converged else "the fit has not converged" for cell in cells]
         return xr.Dataset(
             {
                 "validation_loss": ("check", mean),
                 "cell_validation_loss": (("cell", "check"), losses),
+                "refined_validation_loss": ("cell", refined),
                 "components": ("cell", [cell.components for cell in cells]),
                 "converged": ("cell", [cell.fitted.converged for cell in cells]),
                 "warning": ("cell", warnings),
@@ -210,16 +234,17 @@ class Quadratic(Model):
         return (whitened @ whitening).reshape(len(whitened), self.lags, -1)
 
     def _fit_cell(
-        self, filters: Array, train: "_Shown", held_out: "_Shown"
+        self, filters: Array, train: Histories, held_out: Histories
     ) -> tuple[list[Fitted], Array]:
         """The fits with 0, 1, ... squared filters, and their validation losses."""
         fits: list[Fitted] = []
+        regressors = [_squared(of.filtered(filters)) for of in (train, held_out)]
         losses = np.full(self.config.components + 1, np.nan)
         for number in range(len(filters)):
-            problem = self._problem(train, number)
+            problem = self._problem(train, regressors[0][:, : 1 + number])
             fits.append(_fit(problem, fits[-1].drive if fits else None))
             if held_out.used.any():
-                other = self._problem(held_out, number)
+                other = self._problem(held_out, regressors[1][:, : 1 + number])
                 drive = other.drive(fits[-1].drive)[held_out.used]
                 rate, _, _ = other.nonlinearity(drive, fits[-1].drive.shape)
                 losses[number] = other.losses(rate).mean()
@@ -228,29 +253,29 @@ class Quadratic(Model):
     def _nonlinearity(self) -> Nonlinearity:
         return Softplus() if self.config.nonlinearity == "softplus" else Exponential()
 
-    def _problem(self, shown: "_Shown", number: int) -> FilterFit:
-        """The fit of the weights of the linear and of the first squared regressors."""
-        nothing = np.zeros((len(shown.used), 1), np.float32)
-        data = Regressors(nothing, shown.response, shown.used, shown.regressors[:, : 1 + number])
+    def _problem(self, of: Histories, regressors: NDArray[np.float32]) -> FilterFit:
+        """The fit of the weights of the linear and of the squared regressors."""
+        nothing = np.zeros((len(of.used), 1), np.float32)
+        data = Regressors(nothing, of.response, of.used, regressors)
         return FilterFit(data, np.eye(1), self._nonlinearity(), fixed_courses=True)
 
     def _store(self, field: xr.Dataset, cells: list[_Cell], centre: Array) -> None:
         components = self.config.components
-        filters = np.zeros((len(cells), 1 + components, *cells[0].filters.shape[1:]))
+        filters = np.zeros((len(cells), 1 + components, *cells[0].form.filters.shape[1:]))
         weights = np.zeros((len(cells), 1 + components))
         for index, cell in enumerate(cells):
             used = cell.components + 1
-            filters[index, :used] = cell.filters[:used]
-            weights[index, :used] = cell.fitted.drive.weights
+            filters[index, :used] = cell.form.filters
+            weights[index, :used] = cell.form.weights
         self.field = field
         self.parts = xr.Dataset(
             {
                 "filter": (("cell", "part", "lag", "image"), filters),
                 "weight": (("cell", "part"), weights),
-                "offset": ("cell", [cell.fitted.drive.offset for cell in cells]),
+                "offset": ("cell", [cell.form.offset for cell in cells]),
                 "shape": (
                     ("cell", "shape_parameter"),
-                    np.array([cell.fitted.drive.shape for cell in cells]),
+                    np.array([cell.form.shape for cell in cells]),
                 ),
                 "centre": (tuple(space_sizes(field)), centre),
             }
@@ -262,7 +287,7 @@ class Quadratic(Model):
         (seen,) = project(split["stimulus"], parts["centre"].values, [(whole, images)])
         rates = np.empty((len(seen), self.field.sizes["cell"]))
         for cell in range(rates.shape[1]):
-            regressors = _squared(_filtered(seen, parts["filter"].values[cell]))
+            regressors = _squared(filter_history(seen, parts["filter"].values[cell]))
             drive = regressors @ parts["weight"].values[cell] + float(parts["offset"][cell])
             rates[:, cell] = self._nonlinearity()(drive, parts["shape"].values[cell])[0]
         return rates
@@ -280,7 +305,7 @@ class Quadratic(Model):
         value, by_image = np.zeros(frames), np.zeros(seen.shape, np.float32)
         for cell in np.flatnonzero(weight.any(0)):
             filters, weights = parts["filter"].values[cell], parts["weight"].values[cell]
-            filtered = _filtered(seen, filters)
+            filtered = filter_history(seen, filters)
             drive = _squared(filtered) @ weights + float(parts["offset"][cell])
             rate, slope, _ = self._nonlinearity()(drive, parts["shape"].values[cell])
             value += weight[:, cell] * rate
@@ -314,34 +339,10 @@ class Quadratic(Model):
         self.field = state.drop_vars(list(state.data_vars))
 
 
-@dataclass
-class _Shown:
-    """The responses of a cell in a split, and the regressors (frame, 1 + component)."""
-
-    response: Array
-    used: NDArray[np.bool_]
-    regressors: NDArray[np.float32]
-
-
-def _response(
-    split: xr.Dataset, cell: int, lags: int, seen: NDArray[np.float32], filters: Array
-) -> _Shown:
+def _histories(split: xr.Dataset, cell: int, lags: int, seen: NDArray[np.float32]) -> Histories:
     response = np.asarray(mean_response(split).isel(cell=cell), float)
     used = full_history(split["segment"], lags) & np.isfinite(response)
-    return _Shown(np.where(used, response, 0), used, _squared(_filtered(seen, filters)))
-
-
-def _filtered(seen: NDArray[np.float32], filters: Array) -> NDArray[np.float32]:
-    """The filtered stimulus (frame, filter).
-
-    Args:
-        seen: (frame, image) the projected stimulus.
-        filters: (filter, lag, image).
-    """
-    filtered = np.zeros((len(seen), len(filters)), np.float32)
-    for lag in range(filters.shape[1]):
-        filtered[lag:] += seen[: len(seen) - lag] @ filters[:, lag].T.astype(np.float32)
-    return filtered
+    return Histories(seen, np.where(used, response, 0), used)
 
 
 def _squared(filtered: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -512,6 +512,22 @@ class WhatWhere(TorchModel):
         core.get_buffer(f"kept_{number}")[list(units)] = 0
         return silenced
 
+    def substituted(self, layer: str, unit: int, by: int) -> Self:
+        number = list(self.layers()).index(layer) if layer in self.layers() else 0
+        self.check_units(layer, [unit, by], self.config.filters[number])
+        changed = type(self)(self.config, seed=self.seed)
+        changed.restore(self.state())
+        core: Any = changed.module.core
+        of_filter = [core.kernel[number], core.get_buffer(f"kept_{number}")]
+        of_filter += [core.offset[number]] if self.config.offset else []
+        if self.config.normalisation == "batch":
+            of_filter += [core.norm[number].running_mean, core.norm[number].running_var]
+        with torch.no_grad():
+            for values in of_filter:
+                axis = 1 if values.ndim == 5 else 0  # the first kernels are (lag, filter, ...)
+                values.select(axis, unit).copy_(values.select(axis, by).clone())
+        return changed
+
     def parameters(self) -> xr.Dataset:
         """The kernels and the readout.
 

@@ -1,0 +1,196 @@
+"""Frames of some trials of a stimulus, as film strips."""
+
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+from pydantic import Field
+
+from retinakit.contracts import Analysis, Config, UserError, groups, segments, sweep_dims
+from retinakit.report import extended, pixel_edges
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NOT_SHOWN = ("frame", "time", "segment", "trial", "from_onset")
+"""Coordinates along `frame` that are not part of a trial's label."""
+
+MANY = 8
+"""Largest number of parameters in the label of a trial."""
+
+
+class FilmStripConfig(Config):
+    """Options of the trials and frames that are shown."""
+
+    split: Literal["train", "validation", "test"] = Field("test", description="The split.")
+    trials: int | list[int] = Field(
+        4,
+        description="Number of trials, evenly spaced among all segments of the split, or a list of "
+        "the segments' indices from 0.",
+    )
+    frames: int = Field(6, ge=1, description="Number of frames of each trial, evenly spaced.")
+
+
+class FilmStrip(Analysis):
+    """Film strips of some trials of a stimulus.
+
+    Each segment is a trial. Of a stimulus with rows and columns some frames are shown, of bars the
+    position against time, and of a full field its course in time. Of several channels, the first
+    one is shown. Trials are labelled with the coordinates along `frame` that are constant in each
+    segment, such as `direction` and `speed`.
+
+    The result has `strip (trial, shown, y, x)`, the frames, and `from_start (trial, shown)`, their
+    times in s from the start of the trial. `label (trial)` is the text of the label.
+
+    Raises:
+        UserError: if a trial is not in the split.
+
+    Example:
+        >>> from retinakit.testing import small_recording
+        >>> strip = FilmStrip.with_options(split="train", trials=2, frames=3)
+        >>> dict(strip.run(small_recording())["strip"].sizes)
+        {'trial': 2, 'shown': 3, 'y': 8, 'x': 8}
+    """
+
+    Config = FilmStripConfig
+    quick: ClassVar[dict[str, Any]] = {"trials": 2, "frames": 3}
+
+    def run(self, data: xr.DataTree) -> xr.Dataset:
+        c, split = self.config, data[self.config.split].to_dataset()
+        parts = segments(split)
+        chosen = self._chosen(len(parts))
+        stimulus = split["stimulus"]
+        if "channel" in stimulus.dims:
+            stimulus = stimulus.isel(channel=0)
+        whole = len(extended(stimulus)) < 2
+        lengths = [parts[index].stop - parts[index].start for index in chosen]
+        count = max(lengths) if whole else c.frames
+        shape = (len(chosen), count, *stimulus.shape[1:])
+        strip = np.full(shape, np.nan, np.float32)
+        start = np.full(shape[:2], np.nan)
+        for row, (index, length) in enumerate(zip(chosen, lengths, strict=True)):
+            at = (
+                np.arange(length)
+                if whole
+                else np.linspace(0, length - 1, count).round().astype(int)
+            )
+            frames = parts[index].start + at
+            strip[row, : len(at)] = stimulus.isel(frame=frames).values
+            start[row, : len(at)] = at * split.attrs["frame_interval"]
+        labels = [_label(split.isel(frame=[parts[index].start])) for index in chosen]
+        return xr.Dataset(
+            {
+                "strip": (("trial", "shown", "y", "x"), strip, stimulus.attrs),
+                "from_start": (("trial", "shown"), start, {"units": "s"}),
+                "label": ("trial", labels),
+            },
+            coords={
+                "trial": chosen,
+                "shown": np.arange(count),
+                "y": split["y"].variable,
+                "x": split["x"].variable,
+            },
+        )
+
+    def _chosen(self, count: int) -> NDArray[np.int64]:
+        """The indices of the trials."""
+        given = self.config.trials
+        if isinstance(given, int):
+            return np.unique(_spaced(max(1, min(given, count)), count))
+        for index in given:
+            if not 0 <= index < count:
+                raise UserError(
+                    f"there is no trial {index} in {self.config.split}, which has {count} trials; "
+                    f"give numbers from 0 to {count - 1}"
+                )
+        return np.array(given)
+
+    def plot(self, result: xr.DataTree) -> "Figure":
+        from matplotlib.figure import Figure
+
+        strips = {
+            name: group.isel(dict.fromkeys(sweep_dims(group), 0))
+            for name, group in groups(result).items()
+        }
+        figures = {name: _height(one) for name, one in strips.items()}
+        figure = Figure(figsize=(9.5, sum(figures.values())), layout="constrained")
+        parts = figure.subfigures(len(strips), 1, squeeze=False, height_ratios=[*figures.values()])
+        for part, (name, one) in zip(parts[:, 0], strips.items(), strict=True):
+            if len(strips) > 1:
+                part.suptitle(name)
+            _draw(part, one)
+        return figure
+
+    def caption(self, result: xr.DataTree) -> str:
+        two = any(len(extended(group["strip"])) == 2 for group in groups(result).values())
+        return (
+            f"Some trials of the split {self.config.split}, "
+            + ("one per row; time from the start of the trial is above each frame." if two else "")
+            + ("" if two else "as the stimulus against the time from their start.")
+        )
+
+
+def _spaced(count: int, length: int) -> NDArray[np.int64]:
+    """`count` indices of `length` things, evenly spaced from the first to the last."""
+    return np.linspace(0, length - 1, count).round().astype(np.int64)
+
+
+def _label(frame: xr.Dataset) -> str:
+    """The parameters of a trial as text, one per line."""
+    parts = []
+    for name, coordinate in frame.coords.items():
+        if coordinate.dims != ("frame",) or name in NOT_SHOWN:
+            continue
+        value = coordinate.values[0]
+        if coordinate.dtype.kind == "f" and np.isnan(value):
+            continue
+        text = f"{value:.3g}" if coordinate.dtype.kind == "f" else str(value)
+        parts.append(f"{str(name).replace('_', ' ')} {text}")
+    return "\n".join(parts[:MANY])
+
+
+def _height(strip: xr.Dataset) -> float:
+    """Height of the figure of one recording, in inches."""
+    place = extended(strip["strip"])
+    if len(place) < 2:
+        return 1.3 * strip.sizes["trial"] + 0.5
+    ratio = strip.sizes["y"] / strip.sizes["x"]
+    width = 7.6 / strip.sizes["shown"]
+    return float(max(0.9, width * ratio + 0.3) * strip.sizes["trial"] + 0.4)
+
+
+def _draw(figure: Any, strip: xr.Dataset) -> None:
+    values, times = strip["strip"], strip["from_start"]
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    if low < 0:
+        low, high = -max(-low, high), max(-low, high)
+    colours = {"cmap": "gray", "vmin": low, "vmax": high if high > low else low + 1}
+    place = extended(values)
+    columns = strip.sizes["shown"] if len(place) == 2 else 1
+    axes = figure.subplots(strip.sizes["trial"], columns, squeeze=False)
+    for row, one in enumerate(axes):
+        label = str(strip["label"].values[row]) or f"trial {int(strip['trial'][row])}"
+        one[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
+        if len(place) == 2:
+            y, x = pixel_edges(strip["y"].values, strip["x"].values)
+            for column, axis in enumerate(one):
+                image = values.isel(trial=row, shown=column).transpose("y", "x").values
+                axis.imshow(
+                    image, extent=(x[0], x[-1], y[-1], y[0]), interpolation="nearest", **colours
+                )
+                axis.set(xticks=[], yticks=[])
+                axis.set_title(f"{float(times[row, column]):.2f} s", fontsize=8)
+            continue
+        known = np.isfinite(times.values[row])
+        time, course = times.values[row, known], values.isel(trial=row).values[known]
+        course = course.reshape(len(course), -1)
+        if place:
+            edges, at = pixel_edges(strip[place[0]].values, time)
+            one[0].pcolormesh(at, edges, course.T, **colours)
+        else:
+            one[0].plot(time, course[:, 0], color="0.2", lw=0.8)
+            one[0].set(ylim=(low - 0.1 * abs(high), 1.1 * high), yticks=[])
+        one[0].set_xlim(0, float(np.nanmax(times)))
+    if len(place) < 2:
+        axes[-1, 0].set_xlabel("time from the start of the trial (s)")
