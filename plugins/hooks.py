@@ -58,6 +58,7 @@ ANALYSES = {
     "flash_response": ("FlashResponse", "Spike counts of cells and models for flashed images."),
     "cell_types": ("CellTypes", "Cell types by the feature weights of a readout (Klindt 2017)."),
     "masks": ("Masks", "Locations of a readout's masks, against the true cell locations."),
+    "optimal_stimulus": ("OptimalStimulus", "Most exciting stimuli of cells or network units."),
     "glm_filters": ("GLMFilters", "Filters of a GLM, and its test by time rescaling (KS plot)."),
     "film_strip": ("FilmStrip", "Frames of some trials of a stimulus."),
     "motion_difficulty": ("MotionDifficulty", "Speeds of moving dots (Murray 2020, Fig 1)."),
