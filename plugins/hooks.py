@@ -20,6 +20,10 @@ DATASETS = {
     "linear_population": ("LinearPopulation", "Simulated linear neurons (Klindt 2017)."),
     "conv_population": ("ConvPopulation", "Simulated cells: Gabor or VGG-19 units (Klindt 2017)."),
     "moving_dots": ("MovingDots", "Dots moving left and right, a task (Murray 2020)."),
+    "gratings": ("Gratings", "Drifting gratings, for a dataset's cells or alone."),
+    "moving_bars": ("MovingBars", "Bars crossing the field, for a dataset's cells or alone."),
+    "spots": ("Spots", "Flashed discs and rings, for a dataset's cells or alone."),
+    "chirp": ("Chirp", "Full-field chirp, for a dataset's cells or alone (Baden 2016)."),
     "antolik2016": ("Antolik2016", "Mouse V1 under natural images, from files (Antolík 2016)."),
 }
 
@@ -54,6 +58,7 @@ ANALYSES = {
     "flash_response": ("FlashResponse", "Spike counts of cells and models for flashed images."),
     "cell_types": ("CellTypes", "Cell types by the feature weights of a readout (Klindt 2017)."),
     "masks": ("Masks", "Locations of a readout's masks, against the true cell locations."),
+    "optimal_stimulus": ("OptimalStimulus", "Most exciting stimuli of cells or network units."),
     "glm_filters": ("GLMFilters", "Filters of a GLM, and its test by time rescaling (KS plot)."),
     "film_strip": ("FilmStrip", "Frames of some trials of a stimulus."),
     "motion_difficulty": ("MotionDifficulty", "Speeds of moving dots (Murray 2020, Fig 1)."),
