@@ -290,15 +290,15 @@ def _of_decisions(model: Model, data: xr.DataTree) -> xr.Dataset:
         known = right.notnull()
         if np.allclose(predicted.sum("cell").where(known, 1), 1, atol=1e-3):
             with np.errstate(divide="ignore"):
-                bits = -np.log2(predicted.clip(0)).where(chosen == 1).sum("cell")
+                surprise = predicted.copy(data=-np.log2(predicted.clip(0).values))
+            bits = surprise.where(chosen == 1).sum("cell")
             scores["cross_entropy"] = bits.where(known).mean("frame")
     trained = data["train"].to_dataset()["response"].astype(float)
     if float(scores["accuracy_validation"]) <= float(trained.mean("frame").max()):
         scores["warning"] = GUESSING
     result = xr.Dataset(scores).drop_vars(["time", "segment", "frame"], errors="ignore")
-    for name in result.data_vars:
-        if name in LABELS:
-            result[name].attrs["long_name"] = LABELS[str(name)]
+    for label in LABELS.keys() & set(result):
+        result[label].attrs["long_name"] = LABELS[str(label)]
     return result
 
 
