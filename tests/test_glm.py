@@ -321,3 +321,27 @@ def test_filters_are_drawn_for_a_model_without_history():
     model.fit(recording)
     with pytest.raises(UserError, match="no parameter 'kernel'"):
         GLMFilters().run(model, recording)
+
+
+def test_a_history_that_is_longer_than_all_segments_is_a_mistake_of_the_options(recording):
+    short = recording.copy(deep=True)
+    train = short["train"].to_dataset()
+    segment = np.arange(train.sizes["frame"]) // 5
+    short["train"] = xr.DataTree(dataset=train.assign_coords(segment=("frame", segment)))
+    with pytest.raises(UserError, match=r"no segment of 'train' has \d+ frames.*history_length"):
+        GLM().fit(short)
+
+
+@pytest.mark.filterwarnings("error")
+def test_filters_without_a_prediction_have_a_reason():
+    recording = small_recording(cells=1)
+    model = GLM.with_options(lags=2, history_length=500, coupling_length=0)
+    model.fit(recording)
+    test = recording["test"].to_dataset().isel(frame=slice(0, 10))
+    result = GLMFilters().run(model, xr.DataTree.from_dict({"test": test}))
+    assert result["reason"].item() == f"no frame has {model.lags} frames of history"
+    model.parts["kernel"][:] = 1e-9
+    result = GLMFilters().run(
+        model, xr.DataTree.from_dict({"test": recording["test"].to_dataset()})
+    )
+    assert not result["temporal"].any() and result["kernel_norm"] < 1e-6

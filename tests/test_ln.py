@@ -22,6 +22,7 @@ from retinakit.regression import (
     most_probable_prior,
 )
 from retinakit.scores import bits_per_spike, correlation
+from retinakit.testing import small_recording
 from retinakit_plugins.models.ln import LN
 
 LAGS = 8
@@ -296,3 +297,21 @@ def test_a_movie_of_large_offset_and_scale_gives_the_same_prediction(cell):
         model.fit(recording)
         predicted.append(model.predict(recording["test"]))
     np.testing.assert_allclose(predicted[1], predicted[0], rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize("rank", [1, 0])
+def test_a_fit_does_not_depend_on_the_lengths_that_were_tried_before(rank):
+    recording = small_recording(frames=3000, cells=1)
+    losses = {}
+    for factors in ([0.3, 1.0], [1.0, 0.3], [1.0], [0.3]):
+        model = LN({"lags": 12, "rank": rank, "length_factors": factors})
+        losses[tuple(factors)] = model.fit(recording)["cell_validation_loss"].values[0]
+    for factors, found in losses.items():
+        for factor, loss in zip(factors, found, strict=True):
+            if np.isfinite(loss):
+                np.testing.assert_allclose(loss, losses[(factor,)][0], rtol=1e-3)
+
+
+def test_lengths_are_above_0():
+    with pytest.raises(ValueError, match="greater than 0"):
+        LN({"length_factors": [1, 0]})

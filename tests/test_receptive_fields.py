@@ -13,6 +13,7 @@ from retinakit.spikes import (
     gaussian,
     receptive_field,
     response_field,
+    shuffled_noise,
     sta,
 )
 from retinakit.spikes.smoothing import widths
@@ -239,3 +240,28 @@ def test_the_figure_of_a_large_screen_shows_the_part_around_the_field():
     axis = analysis.plot(result).axes[0]
     assert axis.get_xticks()[0] > 5 and axis.get_xticks()[-1] < 40
     assert axis.get_yticks()[0] > 25 and len(axis.patches) == 1
+
+
+@pytest.mark.parametrize("noise", ["analytic", "shuffled"])
+@pytest.mark.parametrize("screen", [(12, 14), (100, 100)])
+def test_checks_that_never_change_are_no_receptive_field(noise, screen):
+    random = np.random.default_rng(0)
+    stimulus = random.choice([-1.0, 1.0], (2000, *screen)).astype(np.float32)
+    stimulus[:, 5:7, 9] = 1  # such as a fixation point
+    stimulus[:, :2] = -1  # and a border
+    drive = stimulus[:, 7, 4] + stimulus[:, 7, 5] + stimulus[:, 8, 4]
+    rate = np.stack([np.exp(0.6 * drive - 1), np.full(2000, 0.5)], 1)
+    split = make_split(stimulus, random.poisson(rate), frame_interval=0.1)
+    of = (
+        analytic_noise([split], 2)
+        if noise == "analytic"
+        else shuffled_noise([split], 2, 0, draws=5, seed=0)
+    )
+    found = receptive_field(sta(split, 2)["sta"], of)
+    assert found["found"].values.tolist() == [True, False]
+    assert (int(found["peak_y"][0]), int(found["peak_x"][0])) in [(7, 4), (7, 5), (8, 4)]
+    assert abs(found["spatial"].values[:, 5:7, 9]).max() < 0.1
+    if noise == "analytic":  # checks that never change do not reduce the variance of the others
+        r = split["response"].isel(frame=slice(1, None)).values
+        white = (r**2).sum(0) ** 0.5 / r.sum(0)
+        np.testing.assert_allclose(of["deviation"][:, 0], white, rtol=0.02)

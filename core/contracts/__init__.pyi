@@ -18,6 +18,7 @@ from .errors import nearest as nearest
 from .frame_blocks import Reader as Reader
 from .frame_blocks import blocks as blocks
 from .frame_blocks import first_frames as first_frames
+from .frame_blocks import mean_frame as mean_frame
 from .model import Model as Model
 from .model import Shown as Shown
 from .model import cells_of_recording as cells_of_recording

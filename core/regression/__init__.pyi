@@ -28,7 +28,6 @@ from .nonlinearity import Softplus as Softplus
 from .projection import Images as Images
 from .projection import Region as Region
 from .projection import cosine_images as cosine_images
-from .projection import mean_frame as mean_frame
 from .projection import project as project
 from .projection import project_cells as project_cells
 from .quadratic_fit import Histories as Histories

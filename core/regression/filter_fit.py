@@ -122,9 +122,9 @@ class Drive:
         return Drive(courses, maps, weights, float(offset[0]), shape)
 
     def widened(self, temporal: int, columns: int) -> "Drive":
-        """These parameters in larger bases, which begin with the same functions."""
+        """These parameters in larger or smaller bases, which begin with the same functions."""
         courses, maps = (
-            np.pad(part, ((0, 0), (0, size - part.shape[1])))
+            np.pad(part[:, :size], ((0, 0), (0, max(0, size - part.shape[1]))))
             for part, size in ((self.courses, temporal), (self.maps, columns))
         )
         return replace(self, courses=courses, maps=maps)

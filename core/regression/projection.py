@@ -151,19 +151,6 @@ def project(
     return [result.T for result in projected]
 
 
-def mean_frame(stimulus: xr.DataArray) -> NDArray[np.float64]:
-    """The mean over frames ([channel,] y, x) of a stimulus that is read in blocks.
-
-    Example:
-        >>> mean_frame(xr.DataArray(np.eye(2)[:, None], dims=("frame", "y", "x"))).tolist()
-        [[0.5, 0.5]]
-    """
-    reader = Reader(stimulus, 0)
-    total = sum(reader[part].sum(0, dtype=float) for part in blocks(stimulus))
-    mean: NDArray[np.float64] = total / len(stimulus)
-    return mean
-
-
 def project_cells(
     stimuli: Sequence[xr.DataArray],
     centre: NDArray[np.float64],

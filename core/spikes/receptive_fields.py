@@ -103,11 +103,12 @@ def receptive_field(
 
     Args:
         field: (..., lag, y, x), such as a spike-triggered average.
-        noise: `mean (...)`, `deviation` and `kurtosis (..., width)` of the field in the absence of
-            a receptive field, from `analytic_noise` or `shuffled_noise`. By default, the first two
-            are estimated from the field by the median and the median absolute deviation, which
-            describe the background if the receptive field covers a small part of the field. On
-            screens of 10,000 checks or more, the mean is always the median, which is more precise.
+        noise: `mean (...)`, or `mean (..., y, x)` if it differs between checks, and `deviation` and
+            `kurtosis (..., width)` of the field in the absence of a receptive field, from
+            `analytic_noise` or `shuffled_noise`. By default, mean and deviation are estimated from
+            the field by the median and the median absolute deviation, which describe the background
+            if the receptive field covers a small part of the field. On screens of 10,000 checks or
+            more, the mean over checks is always the median, which is more precise.
         false_positive: the probability with which noise is taken for a receptive field. With 1,
             every field is separated and fitted.
 
@@ -143,8 +144,13 @@ def receptive_field(
     deviation, kurtosis = expected, expected
     if noise is not None:
         each = field.isel(lag=0, y=0, x=0, drop=True)
+        mean = noise["mean"]
         if len(y) * len(x) < LARGE_SCREEN:
-            expected = noise["mean"].broadcast_like(each).transpose(*leading).values.ravel()
+            expected = mean.broadcast_like(each).transpose(*leading, ...).values
+            expected = expected.reshape(len(flat), *expected.shape[len(leading) :])
+        elif "y" in mean.dims:
+            of_checks = np.asarray(mean.transpose(*leading, "y", "x"), flat.dtype)
+            flat = flat - of_checks.reshape(len(flat), 1, len(y), len(x))
         deviation, kurtosis = (
             noise[name]
             .broadcast_like(each)
@@ -169,7 +175,7 @@ def receptive_field(
 
 def _receptive_field(
     field: NDArray[Any],
-    expected: float | None,
+    expected: Any,
     deviation: NDArray[Any] | None,
     kurtosis: NDArray[Any] | None,
     false_positive: float,

@@ -11,6 +11,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from scipy.signal import correlate
 
+from retinakit.contracts.frame_blocks import mean_frame
 from retinakit.contracts.recording import full_history, mean_response
 from retinakit.spikes.smoothing import pyramid, widths
 from retinakit.spikes.spike_triggered import baseline_subtracted, sta
@@ -21,6 +22,9 @@ STIMULUS_VALUES = 2**25
 STRETCHES = 4
 """Number of stretches of consecutive frames, spread over the recording, that are read."""
 
+APART = 5
+"""Standard errors by which the mean of a check differs from that of all, if not by chance."""
+
 LONGEST_INTERVAL = 2000
 """Number of frames over which the stimulus may be correlated in time."""
 
@@ -29,7 +33,8 @@ class StimulusStatistics(NamedTuple):
     """Statistics of a stimulus over all its frames and checks.
 
     Attributes:
-        mean: of all values.
+        mean: of all values; or ([channel,] y, x), if some checks differ from it in their mean, as
+            those that never change or the sky of natural movies.
         covariance: (interval,) between the values of a check that are 0, 1, … frames apart. Values
             that may be due to chance are 0.
         gain: (width,) factor by which the variance of the map smoothed over each of
@@ -37,7 +42,7 @@ class StimulusStatistics(NamedTuple):
         kurtosis: (width,) excess kurtosis of the smoothed map, at least 0.
     """
 
-    mean: float
+    mean: NDArray[np.float64]
     covariance: NDArray[np.float64]
     gain: NDArray[np.float64]
     kurtosis: NDArray[np.float64]
@@ -65,11 +70,20 @@ def stimulus_statistics(stimulus: xr.DataArray) -> StimulusStatistics:
         np.asarray(stimulus[start : start + length], np.float32).reshape(length, -1)
         for start in np.unique(starts)
     ]
-    total = np.mean([part.mean(dtype=float) for part in read])
-    mean = float(total)
+    of_checks = np.array([part.mean(0, dtype=float) for part in read])
+    mean = np.asarray(of_checks.mean())
+    apart = _apart(of_checks)
     read = [part - np.float32(mean) for part in read]
+    varying = np.full(pixels, True)
+    if apart.any():
+        mean = mean_frame(stimulus)
+        pattern = (of_checks.mean(0) - of_checks.mean()).astype(np.float32)
+        read = [part - pattern for part in read]
+        changes = np.any([np.ptp(part, 0) > 0 for part in read], 0)
+        varying = changes | ~apart if changes.any() else varying
     # Some checks are enough for the correlation in time.
-    some = [part[:, :: max(1, pixels // 256) | 1].astype(float) for part in read]
+    known = [part[:, varying] for part in read] if not varying.all() else read
+    some = [part[:, :: max(1, part.shape[1] // 256) | 1].astype(float) for part in known]
     intervals = np.arange(min(max(1, length // 4), LONGEST_INTERVAL))
     sums = sum(
         correlate(one, one, method="fft")[length - 1 :][: len(intervals)]
@@ -80,7 +94,7 @@ def stimulus_statistics(stimulus: xr.DataArray) -> StimulusStatistics:
     covariance: Any = sums / number
     chance = 4 * covariance[0] / np.sqrt(number)
     covariance[1:][np.abs(covariance[1:]) < chance[1:]] = 0
-    variance = float(np.mean([(part.astype(float) ** 2).mean() for part in read]))
+    variance = float(np.mean([(part.astype(float) ** 2).mean() for part in known]))
     covariance *= variance / covariance[0] if covariance[0] > 0 else 1
     maps = np.concatenate([part[:: max(1, length // 64)] for part in read])
     maps = maps.reshape(-1, *stimulus.shape[-2:])
@@ -89,6 +103,20 @@ def stimulus_statistics(stimulus: xr.DataArray) -> StimulusStatistics:
     gain = power / power[0] if power[0] > 0 else np.ones_like(power)
     kurtosis = np.array([_excess_kurtosis(values.ravel()) for values in levels])
     return StimulusStatistics(mean, covariance, gain, kurtosis)
+
+
+def _apart(means: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Whether the mean of each check differs from that of all by more than chance.
+
+    Args:
+        means: (stretch, check), in several stretches of frames. Their differences give the
+            standard error of a mean, also of a stimulus that is correlated in time.
+    """
+    if len(means) < 2:
+        return np.zeros(means.shape[1], bool)
+    error = np.sqrt(means.var(0, ddof=1).mean() / len(means))
+    apart: NDArray[np.bool_] = np.abs(means.mean(0) - means.mean()) > APART * error
+    return apart
 
 
 def _excess_kurtosis(values: NDArray[Any]) -> float:
@@ -112,7 +140,8 @@ def analytic_noise(splits: Sequence[xr.Dataset], reach: int) -> xr.Dataset:
         reach: the length of the history in frames, `first_lag + lags` of the average.
 
     Returns:
-        `mean (cell)` and `deviation (cell, width)`, in the units of the stimulus, and the excess
+        `mean (cell)`, or `mean (cell, [channel,] y, x)` if the mean of the stimulus differs between
+        checks, and `deviation (cell, width)`, in the units of the stimulus, and the excess
         `kurtosis (cell, width)`. Those with a width are of the average smoothed over the widths in
         checks that `receptive_field` uses, the first of which is 0. NaN without spikes. The
         kurtosis is κ Σ r⁴ / (Σ r²)² with that of the stimulus κ, and 0 if this is negative: it
@@ -143,7 +172,7 @@ def analytic_noise(splits: Sequence[xr.Dataset], reach: int) -> xr.Dataset:
     deviation = np.sqrt(np.maximum(power, 0)) / divisor
     return _noise(
         splits[0],
-        statistics.mean * total / divisor,
+        np.multiply.outer(total / divisor, statistics.mean),
         np.multiply.outer(deviation, np.sqrt(statistics.gain)),
         np.multiply.outer(
             fourth / np.where(absolute > 0, squares, np.nan) ** 2, statistics.kurtosis
@@ -192,6 +221,11 @@ def shuffled_noise(
     random = np.random.default_rng(seed)
     reach = first_lag + lags
     signed = baseline_subtracted(splits, reach)
+    pattern = stimulus_statistics(splits[0]["stimulus"]).mean
+    pattern = pattern - pattern.mean()
+    # The average of spike counts has the mean of each check; a response of either sign has none.
+    unsigned = ~np.any([(mean_response(split) < 0).any("frame") for split in signed], axis=0)
+    pattern = np.multiply.outer(unsigned, pattern)  # (cell,), or (cell, [channel,] y, x)
     means, squares, kurtosis = [], [], []
     for _ in range(draws):
         shifted = []
@@ -202,6 +236,9 @@ def shuffled_noise(
             rolled = np.roll(response.values, by, axis=response.dims.index("frame"))
             shifted.append(split.assign(response=response.copy(data=rolled)))
         average = sta(shifted, lags, first_lag=first_lag)["sta"].values.astype(float)
+        average -= pattern.reshape(
+            len(average), 1, *(pattern.shape[1:] or [1] * (average.ndim - 2))
+        )
         mean = average.reshape(len(average), -1).mean(1)
         average -= mean.reshape(-1, *[1] * (average.ndim - 1))
         levels = [level.values.reshape(len(average), -1) for level in pyramid(average)]
@@ -210,7 +247,7 @@ def shuffled_noise(
         squares.append(np.stack([(values**2).mean(1) for values in levels], 1))
     return _noise(
         splits[0],
-        np.mean(means, 0),
+        np.mean(means, 0).reshape(-1, *[1] * (pattern.ndim - 1)) + pattern,
         np.sqrt(np.mean(squares, 0)),
         np.median(kurtosis, 0).T,
     )
@@ -221,7 +258,7 @@ def _noise(
 ) -> xr.Dataset:
     return xr.Dataset(
         {
-            "mean": ("cell", mean),
+            "mean": (("cell", *split["stimulus"].dims[1:])[: np.ndim(mean)], mean),
             "deviation": (("cell", "width"), deviation),
             "kurtosis": (("cell", "width"), kurtosis),
         },

@@ -185,7 +185,8 @@ class FlashResponse(Analysis):
             # The channels are independent in white noise.
             channels = average.sizes["channel"]
             average = average.sum("channel")
-            noise["mean"] = noise["mean"] * channels
+            mean = noise["mean"]
+            noise["mean"] = mean.sum("channel") if "channel" in mean.dims else mean * channels
             noise["deviation"] = noise["deviation"] * channels**0.5
         return receptive_field(average, noise)[list(ELLIPSE)]
 

@@ -29,12 +29,16 @@ COLUMNS = {
     "ks": "KS",
     "ks_band": "95 % band",
     "inside": "inside",
+    "kernel_norm": "norm of stimulus filter",
     "history_norm": "norm of history",
     "coupling_norm": "norm of coupling",
     "intervals": "intervals",
     "reason": "reason",
 }
 """The columns of the table, by the variable of the result."""
+
+NO_FILTER = 1e-6
+"""A stimulus filter of a smaller norm has no shape: its prior has set it to 0."""
 
 FEW = 20
 """With fewer intervals, the statistic is not computed."""
@@ -54,7 +58,8 @@ class GLMFilters(Analysis):
     The model needs the parameter `kernel (cell, lag, ...)`, and may have `history (cell,
     history_lag)`, `coupling (cell, from_cell, coupling_lag)` and `largest_count (cell)`. The
     result has these filters, for a stimulus in space as `spatial (cell, y, x)` and `temporal (cell,
-    lag)`; their norms `history_norm (cell)` and `coupling_norm (cell)`, over all other cells; and
+    lag)`; their norms `kernel_norm (cell)`, `history_norm (cell)` and `coupling_norm (cell)`, over
+    all other cells; and
     the test of the spikes by time rescaling with the correction for bins of Haslinger et al.
     (2010): `distribution (cell, quantile)` of the rescaled intervals, the largest distance `ks
     (cell)` from the diagonal, the half width `ks_band (cell)` of its 95 % band, whether it is
@@ -90,6 +95,11 @@ class GLMFilters(Analysis):
             result = xr.Dataset({"temporal": kernel.isel(y=0, x=0, drop=True)})
         else:
             result = separate(kernel)[["spatial", "temporal"]]
+        norm = result["kernel_norm"] = (kernel**2).sum(
+            [d for d in kernel.dims if d != "cell"]
+        ) ** 0.5
+        for name in {"spatial", "temporal"} & set(result):
+            result[name] = result[name].where(norm > NO_FILTER, 0.0)
         for name in ("history", "coupling"):
             if name in parameters:
                 filters = result[name] = parameters[name].astype(float)
@@ -112,6 +122,9 @@ class GLMFilters(Analysis):
             observed, rate = count.values[..., cell], expected[..., cell]
             if not np.isfinite(observed).any():
                 reasons[cell] = NOT_RECORDED
+                continue
+            if not np.isfinite(rate).any():
+                reasons[cell] = f"no frame has {model.lags} frames of history"
                 continue
             if np.nanmin(rate) < 0 or np.nanmin(observed) < 0:
                 reasons[cell] = "a prediction or a response is negative"
@@ -223,6 +236,9 @@ def _draw_coupling(axis: Any, cell: xr.Dataset) -> None:
             continue
         label = f"from {cell['from_cell'].values[other]}" if named else None
         axis.plot(1000 * cell["coupling_lag_time"], np.exp(filters), marker=".", lw=1, label=label)
+    # Couplings near 0 are not enlarged.
+    low, high = axis.get_ylim()
+    axis.set_ylim(min(low, 0.9), max(high, 1.1))
     if named and others:
         axis.legend(frameon=False, fontsize=7)
     axis.set_xlabel("time after a spike (ms)", fontsize=8)

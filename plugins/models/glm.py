@@ -521,6 +521,12 @@ def _check(seen: _Regressors, train: xr.Dataset, lags: int) -> None:
             "the responses are negative in some frames, and the GLM is a model of spike counts; "
             "choose a model with loss: mse"
         )
+    if not full_history(train["segment"], lags).any():
+        raise UserError(
+            f"no segment of 'train' has {lags} frames, as many as the longest history of the "
+            "stimulus or the spikes; use fewer lags, a shorter history_length and a shorter "
+            "coupling_length"
+        )
     for cell, name in enumerate(train["cell"].values):
         if not len(seen.used(cell)[0]):
             raise UserError(

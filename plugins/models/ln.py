@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import xarray as xr
@@ -95,7 +95,7 @@ class LNConfig(Config):
         "cubic splines with a ridge penalty; 'independent': a ridge penalty. The strength has the "
         "largest evidence.",
     )
-    length_factors: list[float] = Field(
+    length_factors: list[Annotated[float, Field(gt=0)]] = Field(
         [1.0, 0.6],
         min_length=1,
         description="Factors of the most probable lengths of smoothness, or of the distance of "
@@ -255,7 +255,8 @@ class LN(Model):
         if before:
             # The rank is chosen with the first factor.
             rank = len(before.start.courses) if c.rank is None else c.rank
-            if c.prior != "spline":
+            # A full filter has a map for each temporal function, whose number differs.
+            if c.prior != "spline" and rank:
                 start = before.start.widened(*space.start.shape)
         problem = self._problem(space, nonlinearity, train, rank)
         search = c.rank is None and not before and held_out.used.any()
