@@ -11,7 +11,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, dropout
+from torch.nn.functional import conv2d
 
 from retinakit.contracts import (
     InputPath,
@@ -25,9 +25,10 @@ from retinakit.contracts import (
 )
 from retinakit.layers import (
     ClipSizes,
-    filter_bit_clips,
+    dropout,
     filter_clips,
     histories,
+    pool_bit_clips,
     supports_bit_clips,
 )
 from retinakit.training import Frames, Hooks, TorchConfig, TorchModel
@@ -198,11 +199,11 @@ class CircuitModule(nn.Module):
         needed = max(0, first - taps + 1)
         if layer == "bipolar":
             return self.bipolar(self.clips(frames, values, every), self.lags - 1)[:, 0]
-        bipolar = self._bipolar_used(frames, values, every, needed)
-        amacrine = self.amacrine(bipolar, first - needed)
+        of_amacrine, of_ganglion = self._inputs(frames, values, every, needed, first)
+        amacrine = -self._filtered(of_amacrine, "amacrine", first - needed).relu()
         if layer == "amacrine":
             return amacrine[:, 0]
-        summed = self.ganglion_input(bipolar[:, first - needed :], amacrine)
+        summed = of_ganglion + self._in_space(amacrine, "ganglion_amacrine")
         filters = self.ganglion_time[: summed.shape[1]].flip(0)
         drive = torch.einsum("nfcyx,fc->ncyx", summed, filters)
         ganglion = self._dropped(drive + self.ganglion_time_bias[:, None, None]).relu()
@@ -210,34 +211,37 @@ class CircuitModule(nn.Module):
             self.fired = self.fired or bool(ganglion.detach().any())
         return ganglion
 
-    def _bipolar_used(
-        self, frames: Tensor, values: Tensor | None, every: int, first: int
-    ) -> Tensor:
-        """The output of the bipolar cells that amacrine and ganglion cells depend on."""
-        rows, columns = (
-            (cells - 1) * self.stride + side
-            for cells, side in zip(self.map, self.amacrine_space.shape[2:], strict=True)
-        )
+    def _inputs(
+        self, frames: Tensor, values: Tensor | None, every: int, needed: int, first: int
+    ) -> list[Tensor]:
+        """The spatially filtered bipolar cells: input of amacrine cells from frame `needed` on,
+        and of ganglion cells from frame `first` on."""
+        names = ["amacrine_space", "ganglion_bipolar"]
+        kernels = [getattr(self, name) for name in names]
         if values is not None:
             bits = histories(frames, self.lags, every)
-            if supports_bit_clips(bits, self.bipolar_space, self.bipolar_time):
+            if supports_bit_clips(bits, self.bipolar_space, self.bipolar_time, kernels):
                 _, height, width = self.field
-                return filter_bit_clips(
+                pooled = pool_bit_clips(
                     bits,
                     values,
-                    ClipSizes(height, width, self.bipolar_stride, rows, columns, first),
+                    ClipSizes(height, width, self.bipolar_stride, self.stride, (needed, first)),
                     self.bipolar_space,
                     self.bipolar_space_bias,
                     self.bipolar_time,
                     self.bipolar_time_bias,
+                    kernels,
                     self.dropout if self.training else 0.0,
                 )
-        clips = self.clips(frames, values, every)
-        height, width = (
-            (cells - 1) * self.bipolar_stride + side
-            for cells, side in zip((rows, columns), self.bipolar_space.shape[2:], strict=True)
-        )
-        return self.bipolar(clips[..., :height, :width], first)
+                biases = [getattr(self, f"{name}_bias")[:, None, None] for name in names]
+                return [
+                    self._dropped(maps + bias) for maps, bias in zip(pooled, biases, strict=True)
+                ]
+        bipolar = self.bipolar(self.clips(frames, values, every), needed)
+        late = bipolar[:, first - needed :]
+        return [
+            self._in_space(maps, name) for maps, name in zip((bipolar, late), names, strict=True)
+        ]
 
     def courses(self, frames: Tensor, every: int = 1) -> dict[str, Tensor]:
         """The responses of all layers in all frames of the clips, with gradients.
