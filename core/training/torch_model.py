@@ -2,10 +2,11 @@
 
 import copy
 import hashlib
+import inspect
 import json
 import zlib
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial, wraps
 from operator import attrgetter
 from pathlib import Path
@@ -494,7 +495,8 @@ class TorchModel(Model):
 
         Returns:
             A differentiable function with the arguments of the module, frames (n + lags - 1,
-            [channel,] y, x), oldest first, that returns (n, unit) or (n, unit, map_y, map_x).
+            [channel,] y, x), oldest first, that returns (n, unit) or (n, unit, map_y, map_x). If it
+            has the parameter `every`, as `forward` may have, gradients of clips are faster.
         """
         raise UserError(
             f"the {type(self).__name__} has layers and no method layer_function, which returns the "
@@ -515,31 +517,49 @@ class TorchModel(Model):
         if layer is not None:
             self.check_layer(layer)
         split = self.prepare(split)
-        stimulus, before = split["stimulus"], self.lags - 1
-        function = self.module if layer is None else self.layer_function(layer)
-        length = _predicted_at_once(split)
-        if self.stateful and layer is None:  # the gradient is propagated through a whole segment
-            function, length = (lambda *inputs: self.module(*inputs, None)[0]), len(stimulus)
-        weights: Tensor | None = None
+        stimulus, weights = split["stimulus"], None
         value = np.zeros(len(stimulus))
         gradient = np.zeros(stimulus.shape, np.float32)
-        for segment in segments(split):
-            for first in range(segment.start + before, segment.stop, length):
-                last = min(first + length, segment.stop)
+        for frames, predicted, shown, outputs in self._differentiable(split, layer):
+            if weights is None:
+                shape = (len(stimulus), *outputs.shape[1:])
+                weights = torch.from_numpy(self.broadcast_weight(weight, split, shape)).float()
+            weighted = (outputs * weights[predicted]).flatten(1).sum(1)
+            value[predicted] = weighted.detach().numpy()
+            if weighted.requires_grad:  # the output of a silenced unit may be a constant
+                (slope,) = torch.autograd.grad(
+                    weighted.sum(), shown, materialize_grads=True, allow_unused=True
+                )
+                gradient[frames] += slope.numpy()
+        return value, gradient
+
+    def _differentiable(
+        self, split: xr.Dataset, layer: str | None
+    ) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
+        """The outputs of the module or of a layer, in blocks.
+
+        Yields:
+            The frames of a block, those of its outputs, the tensor of the stimulus, and the outputs
+            (n, ...) as a function of it.
+        """
+        function = self.module if layer is None else self.layer_function(layer)
+        length, before, pieces = _predicted_at_once(split), self.lags - 1, segments(split)
+        every: dict[str, int] = {}
+        if self.stateful and layer is None:  # the gradient is propagated through a whole segment
+            function, length = (lambda *inputs: self.module(*inputs, None)[0]), len(split["frame"])
+        elif self.lags == 1:  # segments do not matter
+            pieces = [slice(0, split.sizes["frame"])]
+        elif _takes_every(function) and all(p.stop - p.start == self.lags for p in pieces):
+            # Clips with one output are one piece, of which the output of each clip is computed.
+            every, pieces = {"every": self.lags}, [slice(0, split.sizes["frame"])]
+            length = -(-length // self.lags) * self.lags
+        for piece in pieces:
+            for first in range(piece.start + before, piece.stop, length):
+                last = min(first + length, piece.stop)
                 frames = slice(first - before, last)
                 shown, *others = self._read(split, frames)
-                outputs = function(shown.requires_grad_(), *others)
-                if weights is None:
-                    shape = (len(stimulus), *outputs.shape[1:])
-                    weights = torch.from_numpy(self.broadcast_weight(weight, split, shape)).float()
-                weighted = (outputs * weights[first:last]).flatten(1).sum(1)
-                value[first:last] = weighted.detach().numpy()
-                if weighted.requires_grad:  # the output of a silenced unit may be a constant
-                    (slope,) = torch.autograd.grad(
-                        weighted.sum(), shown, materialize_grads=True, allow_unused=True
-                    )
-                    gradient[frames] += slope.numpy()
-        return value, gradient
+                outputs = function(shown.requires_grad_(), *others, **every)
+                yield frames, slice(first, last, every.get("every", 1)), shown, outputs
 
     def _respond_with_state(self, split: xr.Dataset) -> NDArray[Any]:
         """The predictions (frame, cell) of a module with a state, segment by segment."""
@@ -639,6 +659,12 @@ def _predicted_at_once(split: xr.Dataset) -> int:
     """The number of frames that are predicted together, which bounds the memory."""
     pixels = split["stimulus"][0].size
     return max(1, min(PREDICTION_BLOCK, PREDICTION_BYTES // (4 * pixels)))
+
+
+def _takes_every(function: Callable[..., Any]) -> bool:
+    """Whether a module or a function has the parameter `every`; see `TorchModel.build`."""
+    called = function.forward if isinstance(function, nn.Module) else function
+    return "every" in inspect.signature(called).parameters
 
 
 def _of_all(parameters: Callable[[Any], xr.Dataset]) -> Callable[[Any], xr.Dataset]:

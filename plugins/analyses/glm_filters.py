@@ -181,8 +181,8 @@ class GLMFilters(Analysis):
         return (
             f"Stimulus filter{channel}, gain exp(filter) of the rate after a spike of the cell and "
             "of other cells, and the distribution of the rescaled interspike intervals of the "
-            "held-out spikes with the 95 % band of the Kolmogorov-Smirnov statistic: a curve inside the "
-            f"band means that the model describes the intervals.{some}"
+            "held-out spikes with the 95 % band of the Kolmogorov-Smirnov statistic: a curve "
+            f"inside the band means that the model describes the intervals.{some}"
         )
 
     def table(self, result: xr.DataTree) -> pd.DataFrame:

@@ -501,7 +501,7 @@ class WhatWhere(TorchModel):
 
     def layer_function(self, layer: str) -> Callable[..., Tensor]:
         core: Any = self.module.core
-        return partial(core, layers=list(self.layers()).index(layer) + 1)
+        return partial(core.forward, layers=list(self.layers()).index(layer) + 1)
 
     def without(self, layer: str, units: Sequence[int]) -> Self:
         number = list(self.layers()).index(layer) if layer in self.layers() else 0

@@ -1,0 +1,804 @@
+"""Most exciting stimuli of a model's cells or units, by gradient ascent (Walker et al. 2019)."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import combinations, islice
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+from scipy.ndimage import gaussian_filter
+
+from retinakit.contracts import (
+    SPIKES_PER_BIN,
+    Analysis,
+    Config,
+    Model,
+    Progress,
+    UserError,
+    cases,
+    groups,
+    lag_coordinate,
+    points,
+    silent,
+)
+from retinakit.report import draw_field, extended, in_time, to_hertz
+from retinakit.spikes import separate
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Array = NDArray[np.float32]
+
+WINDOWS = 64
+"""Largest number of clips of the training stimulus, and of noise, that are shown to the model."""
+
+VALUES = 2**24
+"""Largest number of values of these clips, if they are more than 8."""
+
+CANDIDATES = 8
+"""Clips of noise of which a seed starts from the one with the largest gradient."""
+
+MARGIN = 2
+"""Width in checks of what is shown around the receptive field."""
+
+DISTANCE = 0.3
+"""Length of the noise from which diverse stimuli start, relative to the norm of the stimulus."""
+
+OUTSIDE = 0.05
+"""Values with less than this part of the largest squared gradient are outside the receptive field,
+in which diverse stimuli are made different."""
+
+NOT_CONVERGED = 0.01
+"""Relative increase of the response in the second half of the steps, above which there is a
+warning."""
+
+
+class OptimalStimulusConfig(Config):
+    """Options of the search.
+
+    The stimuli of Murray et al.'s deep visualisation are those of constraint `range` with range
+    [-1, 1], dropout 0.1, weight_decay 1e-5, learning_rate 1e-3, steps 5000, frames 51, and the unit
+    and the position [8, 8] of a layer.
+    """
+
+    cells: list[int | str] | None = Field(
+        None, min_length=1, description="Names of the cells; by default all. Not with a layer."
+    )
+    layer: str | None = Field(
+        None, description="Name of a layer, such as layer1, for its units; by default the cells."
+    )
+    units: list[int] | None = Field(
+        None, min_length=1, description="Units of the layer, counted from 0; by default all."
+    )
+    position: list[int] | None = Field(
+        None,
+        min_length=1,
+        description="Position [y, x] of the units in their map, counted from 0; by default the "
+        "central one.",
+    )
+    minus: int | str | None = Field(
+        None,
+        description="Name of a cell, or number of a unit, whose response is subtracted: the "
+        "stimulus then separates the others from this one.",
+    )
+    frames: int | None = Field(
+        None,
+        ge=1,
+        description="Number of frames of the clip. The response is summed over its frames with a "
+        "full history; by default there is one, the last.",
+    )
+    constraint: Literal["norm", "range"] = Field(
+        "norm",
+        description="'norm': the L2 norm of the contrast is fixed, and steps along the gradient "
+        "are projected onto it; 'range': each value is between two limits, by a tanh, and the "
+        "steps are those of Adam.",
+    )
+    norm: float | None = Field(
+        None,
+        gt=0,
+        description="Norm of the contrast, the difference from the mean stimulus; by default that "
+        "of the training stimulus in the receptive field.",
+    )
+    range: list[float] | None = Field(
+        None,
+        min_length=2,
+        max_length=2,
+        description="Limits of the stimulus, with constraint: range; by default those of the "
+        "training stimulus.",
+    )
+    seeds: int = Field(4, ge=1, description="Number of searches, each from other noise.")
+    steps: int = Field(300, ge=1, description="Number of steps of a search.")
+    learning_rate: float | None = Field(
+        None,
+        gt=0,
+        description="With constraint: norm, length of the first step relative to the norm, by "
+        "default 0.1; it decreases to 0. With constraint: range, learning rate of Adam, by default "
+        "0.02.",
+    )
+    noise: float = Field(
+        1.0,
+        ge=0,
+        description="With constraint: norm, standard deviation of noise that is added to the clip "
+        "for the gradients of the first half of the search and decreases to 0, relative to the "
+        "contrast in the receptive field. It activates rectified units without a gradient.",
+    )
+    weight_decay: float = Field(
+        0.0, ge=0, description="Weight decay of Adam, with constraint: range."
+    )
+    dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Fraction of the values, drawn anew in each step, that are left out in the "
+        "search.",
+    )
+    blur: float = Field(
+        0.0,
+        ge=0,
+        description="Standard deviation in checks of a Gaussian by which gradients are smoothed "
+        "over space, for stimuli without fine structure.",
+    )
+    blur_frames: float = Field(
+        0.0, ge=0, description="Standard deviation in frames of the same over time."
+    )
+    total_variation: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of the gradient of the total variation over space, relative to the "
+        "gradient of the response; its stimuli have regions of constant contrast.",
+    )
+    diverse: int = Field(
+        0,
+        ge=0,
+        description="Number of further stimuli that differ from each other as much as possible "
+        "while the response is at least `level` of the optimum (Ding et al. 2023); with "
+        "constraint: norm.",
+    )
+    level: float = Field(
+        0.85, gt=0, lt=1, description="Response to the diverse stimuli, relative to the optimum."
+    )
+    scales: list[float] = Field(
+        [-1.0, -0.5, 0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5],
+        min_length=1,
+        description="Contrasts at which the response to the found stimulus is measured, relative "
+        "to its own; a negative contrast is the inverted stimulus.",
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "OptimalStimulusConfig":
+        if self.layer is None and (self.units is not None or self.position is not None):
+            raise ValueError("'units' and 'position' are of a layer; set layer, or cells")
+        if self.layer is not None and self.cells is not None:
+            raise ValueError("'cells' and 'layer' are both set; leave out one of them")
+        if self.constraint == "range":
+            if self.norm is not None:
+                raise ValueError("'norm' needs constraint: norm; leave it out")
+            if self.diverse:
+                raise ValueError("'diverse' needs constraint: norm; leave it out")
+        elif self.range is not None or self.weight_decay:
+            raise ValueError("'range' and 'weight_decay' need constraint: range; leave them out")
+        if self.range is not None and self.range[0] >= self.range[1]:
+            raise ValueError("'range' is not increasing; give the lower limit first")
+        return self
+
+
+class OptimalStimulus(Analysis):
+    """The stimuli to which a model's cells, or the units of a layer, respond most.
+
+    Gradient ascent from noise finds the clip that maximises the response of a cell, of a unit, or
+    the difference of two. With the constraint `norm` (Walker et al. 2019), its contrast, the
+    difference from the mean stimulus, has a fixed L2 norm. By default this is the norm of the
+    training stimulus in the receptive field, √(N Σ p s²), where p is the mean squared gradient of
+    each value of the clip, with the sum 1, s² the mean squared contrast of the training stimulus,
+    and N = 1 / Σ p² the size of the receptive field in values. With the constraint `range`, the
+    clip is the tanh of a parameter map (Murray et al.). Values without a gradient are the mean
+    stimulus.
+
+    The result has `stimulus (cell, seed, lag, [channel,] y, x)` in the units of the training
+    stimulus, within the rectangle on which the responses depend. For a layer, the dimension of its
+    units replaces `cell`; for a clip in which several frames have a response, `frame` replaces
+    `lag`. Lag 0 is the frame of the response. `response (cell, seed)` is the response reached,
+    `best_seed` the seed with the largest one, `norm` that of its contrast, and `curve (cell,
+    scale)` the response to it with its contrast scaled. `similarity` is the mean cosine between
+    the stimuli of the seeds, `noise_response` the mean response to white noise with the same root
+    mean square contrast in the receptive field, and `receptive_field_size` is N. With `diverse`
+    there are `diverse_stimulus (cell, example, ...)` and `diverse_response (cell, example)`.
+
+    A stimulus that matches the receptive field drives a cell much more than any frame of white
+    noise of the same contrast. The response to it is then an extrapolation of the fitted
+    nonlinearity, and `curve` shows it at lower contrasts.
+
+    Raises:
+        UserError: if the model has no gradient, layer or unit of this name, or the clip is shorter
+            than its history.
+
+    Example:
+        >>> from retinakit.testing import small_recording
+        >>> from retinakit_plugins.models.ln import LN
+        >>> recording = small_recording()
+        >>> model = LN.with_options(lags=5)
+        >>> _ = model.fit(recording)
+        >>> result = OptimalStimulus.with_options(steps=100, seeds=2).run(model, recording)
+        >>> dict(result["stimulus"].sizes)
+        {'cell': 2, 'seed': 2, 'lag': 5, 'y': 8, 'x': 8}
+        >>> kernel = model.parameters()["kernel"][0].values.ravel()
+        >>> found = result["stimulus"][0, 0].values.ravel() - float(result["mean_stimulus"])
+        >>> float(kernel @ found / np.linalg.norm(kernel) / np.linalg.norm(found)) > 0.99
+        True
+    """
+
+    Config = OptimalStimulusConfig
+    quick: ClassVar[dict[str, Any]] = {"steps": 20, "seeds": 2, "diverse": 2}
+
+    def run(self, model: Model, data: xr.DataTree, progress: Progress = silent) -> xr.Dataset:
+        c = self.config
+        train = data["train"].to_dataset()
+        frames = c.frames or model.lags
+        if frames < model.lags:
+            raise UserError(
+                f"the clip has {frames} frames and a response of the {type(model).__name__} "
+                f"depends on {model.lags}; set frames to {model.lags} or more, or leave it out"
+            )
+        if train.sizes["frame"] < frames:
+            raise UserError(
+                f"the clip has {frames} frames and the training stimulus {train.sizes['frame']}; "
+                "make frames smaller"
+            )
+        windows = self._windows(train["stimulus"], frames)
+        dim, weights = self._targets(model, train, windows[:1])
+        found: list[xr.Dataset] = []
+        boxes = []
+        for number, (name, weight) in enumerate(weights.items()):
+            shown = _Shown(model, train, c.layer, weight)
+
+            def tell(done: float, total: float, message: str = "", number: int = number) -> None:
+                progress(number * total + done, len(weights) * total, "optimal stimuli")
+
+            result, support = self._search(shown, windows, tell)
+            found.append(result.assign_coords({dim: name}))
+            boxes.append(support.any((0, *range(1, support.ndim - 2))))
+        combined: xr.Dataset = xr.concat(found, dim)
+        combined["mean_stimulus"] = float(windows.mean())
+        used = np.any(boxes, 0)
+        rows, columns = (_extent(used.any(1)), _extent(used.any(0)))
+        return self._labelled(combined, model, frames, dim).isel(y=rows, x=columns)
+
+    def _windows(self, stimulus: xr.DataArray, frames: int) -> Array:
+        """Clips of the training stimulus, (window, frame, [channel,] y, x)."""
+        size = frames * int(np.prod(stimulus.shape[1:]))
+        number = int(np.clip(VALUES // size, 8, WINDOWS))
+        random = np.random.default_rng(self.seed)
+        starts = np.sort(random.integers(0, len(stimulus) - frames + 1, number)).tolist()
+        read = [stimulus[start : start + frames].values for start in starts]
+        return np.stack(read).astype(np.float32)
+
+    def _targets(
+        self, model: Model, train: xr.Dataset, clip: Array
+    ) -> tuple[str, dict[Any, NDArray[np.float64]]]:
+        """The dimension of the targets, and the weight (1, unit, ...) of each by its name."""
+        c = self.config
+        model.check_fitted()
+        if c.layer is None:
+            dim, names = "cell", model.field["cell"].values.tolist()
+            chosen = c.cells
+            shape: Any = (1, len(names))
+            place: tuple[int, ...] = ()
+        else:
+            model.check_layer(c.layer)
+            dim = model.layers()[c.layer]
+            activity = model.activity(_Shown.split(clip, train, model), c.layer)
+            shape = (1, *activity.shape[1:])
+            names, chosen = list(range(shape[1])), c.units
+            place = tuple(c.position or [(size - 1) // 2 for size in shape[2:]])
+            if len(place) != len(shape[2:]) or any(
+                not 0 <= at < size for at, size in zip(place, shape[2:], strict=True)
+            ):
+                raise UserError(
+                    f"position is {list(place)} and a map of layer '{c.layer}' has "
+                    f"{' x '.join(map(str, shape[2:])) or 'no'} positions; count them from 0"
+                )
+        index = {str(name): number for number, name in enumerate(names)}
+        for name in [*(chosen or []), *([] if c.minus is None else [c.minus])]:
+            if str(name) not in index:
+                shown = ", ".join(list(index)[:10]) + (", ..." if len(index) > 10 else "")
+                raise UserError(f"the model has no {dim} {name}; its {dim}s are {shown}")
+        weights = {}
+        for name in names if chosen is None else [names[index[str(name)]] for name in chosen]:
+            if c.minus is not None and str(name) == str(c.minus):
+                continue  # the difference would be 0
+            weights[name] = np.zeros(shape)
+            weights[name][0, index[str(name)], *place] = 1
+            if c.minus is not None:
+                weights[name][0, index[str(c.minus)], *place] = -1
+        if not weights:
+            raise UserError(f"'minus' is the only {dim}; choose another one for it")
+        return dim, weights
+
+    def _search(
+        self, shown: "_Shown", windows: Array, progress: Progress
+    ) -> tuple[xr.Dataset, NDArray[np.bool_]]:
+        """The result for one target, and the values that it depends on (frame, ..., y, x)."""
+        c = self.config
+        grey, deviation = float(windows.mean()), float(windows.std()) or 1.0
+        random = np.random.default_rng([self.seed, 1])
+        noise = grey + deviation * random.standard_normal(windows.shape).astype(np.float32)
+        power = np.mean(
+            [np.nan_to_num(shown(clips)[1] ** 2).mean(0) for clips in (windows, noise)], 0
+        )
+        support = power > 0
+        if not support.any():
+            return self._none(shown, windows), np.ones_like(support)
+        size = float(power.sum() ** 2 / (power**2).sum())
+        share = (power / power.sum()).astype(np.float32)
+        norm = c.norm or float(np.sqrt(size * (share * (windows - grey) ** 2).sum() / len(windows)))
+        limits = c.range or [float(windows.min()), float(windows.max())]
+        search = _Search(c, shown, support, share, grey, norm or 1.0, limits)
+        starts = search.starts(random)
+        stimulus, traces = search.ascend(starts, random, progress)
+        response = shown(stimulus)[0]
+        best = int(np.argmax(np.nan_to_num(response, nan=-np.inf)))
+        contrast = stimulus - grey
+        spread = float(np.sqrt((share * contrast[best] ** 2).sum()))
+        noise = grey + spread * (noise - grey) / deviation
+        clip_dims = shown.dims
+        scales = np.array(c.scales, np.float32).reshape(-1, *[1] * support.ndim)
+        result = {
+            "stimulus": (("seed", *clip_dims), stimulus),
+            "response": ("seed", response),
+            "best_seed": best,
+            "norm": float(np.linalg.norm(contrast[best])),
+            "similarity": _similarity(contrast),
+            "noise_response": float(shown(noise)[0].mean()),
+            "receptive_field_size": size,
+            "curve": ("scale", shown(grey + scales * contrast[best])[0]),
+            "warning": self._warning(traces, response),
+        }
+        if c.diverse:
+            examples = search.diverse(stimulus[best], float(response[best]), random)
+            result["diverse_stimulus"] = (("example", *clip_dims), examples)
+            result["diverse_response"] = ("example", shown(examples)[0])
+        return xr.Dataset(result), support
+
+    def _none(self, shown: "_Shown", windows: Array) -> xr.Dataset:
+        """The result for a target whose response has no gradient."""
+        c, shape = self.config, windows.shape[1:]
+        missing = np.full((max(c.seeds, c.diverse), *shape), np.nan, np.float32)
+        dims, nothing = shown.dims, np.full(max(c.seeds, c.diverse, len(c.scales)), np.nan)
+        result = {
+            "stimulus": (("seed", *dims), missing[: c.seeds]),
+            "response": ("seed", nothing[: c.seeds]),
+            "best_seed": 0,
+            **dict.fromkeys(("norm", "similarity", "noise_response"), np.nan),
+            "receptive_field_size": 0.0,
+            "curve": ("scale", nothing[: len(c.scales)]),
+            "warning": "the response does not depend on the stimulus: it is the same for noise and "
+            "for clips of the training stimulus, so there is no optimal stimulus",
+        }
+        if c.diverse:
+            result["diverse_stimulus"] = (("example", *dims), missing[: c.diverse])
+            result["diverse_response"] = ("example", nothing[: c.diverse])
+        return xr.Dataset(result)
+
+    def _warning(self, traces: NDArray[np.float64], response: NDArray[np.float64]) -> str:
+        if not np.isfinite(response).all():
+            return "the response to the stimulus is not finite; set a smaller norm"
+        c, middle = self.config, traces[self.config.steps // 2]
+        change = (response - middle) / np.maximum(np.abs(response), 1e-12)
+        best = change[response.argmax()]
+        if c.dropout == 0 and best > NOT_CONVERGED:
+            return (
+                f"the response to the optimal stimulus increases by {best:.1%} in the second half "
+                "of the search; raise steps"
+            )
+        return ""
+
+    def _labelled(self, result: xr.Dataset, model: Model, frames: int, dim: str) -> xr.Dataset:
+        c, field = self.config, model.field
+        interval = float(field.attrs["frame_interval"])
+        coords: dict[str, Any] = {
+            "seed": np.arange(c.seeds),
+            "scale": list(c.scales),
+            **{d: field[d].variable for d in ("channel", "y", "x") if d in field.coords},
+        }
+        if c.diverse:
+            coords["example"] = np.arange(c.diverse)
+        if frames == model.lags:
+            result = result.isel(frame=slice(None, None, -1)).rename(frame="lag")
+            coords |= lag_coordinate(np.arange(frames), interval)
+        else:
+            coords["frame"] = np.arange(frames)
+            coords["time"] = ("frame", np.arange(frames) * interval, {"units": "s"})
+        units = field.attrs.get("response_units", SPIKES_PER_BIN)
+        for name in ("response", "noise_response", "curve", "diverse_response"):
+            if name in result and c.layer is None:
+                result[name].attrs["units"] = units
+        attrs = {"frame_interval": interval}
+        return result.assign_coords(coords).transpose(dim, ...).assign_attrs(attrs)
+
+    def plot(self, result: xr.DataTree) -> "Figure":
+        from matplotlib.figure import Figure
+
+        shown = list(islice(_shown_cases(result), ROWS))
+        lines = [line for label, one in shown for line in _lines(label, one)]
+        strip = max(len(one) for _, one, _ in lines)
+        figure = Figure(figsize=(1.25 * strip + 3.3, 1.35 * len(lines) + 0.4), layout="constrained")
+        ratios = [1.0] * strip + [1.4]
+        grid = figure.subplots(len(lines), strip + 1, squeeze=False, width_ratios=ratios)
+        for axis in grid.flat:
+            axis.set_axis_off()
+        for (label, panels, one), axes in zip(lines, grid, strict=True):
+            for axis, (title, draw) in zip(axes, panels, strict=False):
+                axis.set_axis_on()
+                axis.set(xticks=[], yticks=[])
+                draw(axis)
+                axis.set_title(title, fontsize=8, pad=2)
+            axes[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
+            if one is not None:
+                axes[-1].set_axis_on()
+                _draw_curve(axes[-1], one)
+        return figure
+
+    def caption(self, result: xr.DataTree) -> str:
+        c = self.config
+        total = len(list(_shown_cases(result)))
+        target = f"unit of {c.layer}" if c.layer else "cell"
+        what = f"response of the {target}"
+        if c.minus is not None:
+            what = f"difference between the response of the {target} and that of {c.minus}"
+        limit = {
+            "norm": "a contrast of fixed norm",
+            "range": "all values between two limits",
+        }[c.constraint]
+        return (
+            f"Stimuli that maximise the {what}, with {limit}: the best of {c.seeds} searches. Red "
+            "is above the mean stimulus and blue below. Left: its spatial and temporal parts and "
+            "single frames, the response at the end. Right: the response to the stimulus with its "
+            "contrast scaled (1 is that of the search), and to white noise with the same root mean "
+            "square contrast in the receptive field (dashed)."
+            + (
+                f" Below: stimuli that differ from each other, with {c.level:.0%} of the response."
+                if c.diverse
+                else ""
+            )
+            + (f" The first {ROWS} of {total} are shown." if total > ROWS else "")
+        )
+
+    def table(self, result: xr.DataTree) -> pd.DataFrame:
+        frames = []
+        for name, group in groups(result).items():
+            best = group["response"].max("seed")
+            numbers = xr.Dataset(
+                {
+                    "response": best,
+                    "to noise": group["noise_response"],
+                    "lowest seed": group["response"].min("seed"),
+                    "similarity of seeds": group["similarity"],
+                    "norm": group["norm"],
+                    "receptive field (values)": group["receptive_field_size"],
+                }
+            )
+            frame = numbers.expand_dims("row").to_dataframe().reset_index()
+            frame.insert(0, "model", name)
+            frames.append(frame)
+        table = pd.concat(frames, ignore_index=True).drop(columns="row")
+        first = [column for column in points(result) if column in table]
+        return table[[*first, *[column for column in table if column not in first]]]
+
+
+ROWS, STRIP = 8, 6
+
+
+class _Shown:
+    """The response of a target to clips, and its gradient."""
+
+    def __init__(
+        self,
+        model: Model,
+        train: xr.Dataset,
+        layer: str | None,
+        weight: NDArray[np.float64],
+    ):
+        self.model, self.train, self.layer, self.weight = model, train, layer, weight
+        self.dims = [str(dim) for dim in train["stimulus"].dims]
+
+    @staticmethod
+    def split(clips: NDArray[Any], train: xr.Dataset, model: Model) -> xr.Dataset:
+        """A split of which each clip (clip, frame, [channel,] y, x) is a segment."""
+        frames = clips.shape[0] * clips.shape[1]
+        split = xr.Dataset(
+            {"stimulus": (train["stimulus"].dims, clips.reshape(frames, *clips.shape[2:]))},
+            {"segment": ("frame", np.repeat(np.arange(len(clips)), clips.shape[1]))},
+            {"frame_interval": train.attrs["frame_interval"]},
+        )
+        if "covariates" in getattr(model, "inputs", ()):
+            mean = train["covariates"].mean("frame").expand_dims(frame=frames)
+            split["covariates"] = mean.transpose("frame", "covariate")
+        return split
+
+    def __call__(self, clips: Array) -> tuple[NDArray[np.float64], Array]:
+        """The responses (clip,) to clips, and their gradients (clip, frame, [channel,] y, x)."""
+        split = self.split(clips, self.train, self.model)
+        value, gradient = self.model.stimulus_gradient(split, self.weight, self.layer)
+        return value.reshape(len(clips), -1).sum(1), gradient.reshape(clips.shape)
+
+
+@dataclass(frozen=True)
+class _Search:
+    """The search of the optimal stimulus of one target.
+
+    Attributes:
+        support: (frame, [channel,] y, x) the values with a gradient; the others are `grey`.
+        share: of the same shape, the power of the gradient, with the sum 1.
+        grey: the mean stimulus.
+        norm: of the contrast.
+        limits: of the stimulus.
+    """
+
+    config: OptimalStimulusConfig
+    shown: _Shown
+    support: NDArray[np.bool_]
+    share: Array
+    grey: float
+    norm: float
+    limits: list[float]
+
+    def starts(self, random: np.random.Generator) -> Array:
+        """Noise (seed, frame, [channel,] y, x), of candidates those with the largest gradient."""
+        c = self.config
+        if c.constraint == "range":
+            shape = (c.seeds, *self.support.shape)
+            return random.uniform(-1, 1, shape).astype(np.float32)
+        found = []
+        for _ in range(c.seeds):
+            noise = random.standard_normal((CANDIDATES, *self.support.shape)).astype(np.float32)
+            noise = self._projected(noise * np.sqrt(self.share))
+            slope = np.nan_to_num(self.shown(self.grey + noise)[1])
+            found.append(noise[int((slope.reshape(CANDIDATES, -1) ** 2).sum(1).argmax())])
+        return np.stack(found)
+
+    def ascend(
+        self, start: Array, random: np.random.Generator, progress: Progress
+    ) -> tuple[Array, NDArray[np.float64]]:
+        """The stimuli (seed, ...) after all steps, and the responses (step, seed) before each."""
+        c = self.config
+        parameters, values = start, np.empty((c.steps, len(start)))
+        adam = _Adam(c.learning_rate or 0.02, c.weight_decay)
+        for step in range(c.steps):
+            kept = self._kept(start.shape, random)
+            contrast, slope = self._mapped(parameters * kept)
+            values[step], gradient = self.shown(self.grey + self._disturbed(contrast, step, random))
+            direction = self._direction(gradient, contrast)
+            if c.constraint == "range":
+                length = np.sqrt((gradient**2).sum(_over(gradient), keepdims=True))
+                parameters = adam.step(parameters, direction * length * slope * kept)
+            else:
+                parameters = self._step(parameters, direction * kept, step)
+            progress(step + 1, c.steps)
+        return self.grey + self._mapped(parameters)[0], values
+
+    def diverse(self, best: Array, response: float, random: np.random.Generator) -> Array:
+        """Stimuli that are as different as possible, with at least `level` of the response.
+
+        In each step, a stimulus whose response is too small ascends the gradient, and another one
+        is moved away from the nearest of the others, in the receptive field.
+        """
+        c = self.config
+        noise = random.standard_normal((c.diverse, *best.shape)) * np.sqrt(self.share)
+        moved = best - self.grey + DISTANCE * self._projected(noise.astype(np.float32))
+        contrast = self._projected(moved)
+        inside = self.share > OUTSIDE * self.share.max()
+        for step in range(c.steps):
+            values, gradient = self.shown(self.grey + contrast)
+            direction = self._direction(gradient, contrast)
+            for index in np.flatnonzero(values >= c.level * response) if c.diverse > 1 else ():
+                others = np.delete(contrast, index, 0)
+                away = contrast[index] - others
+                nearest = away[int((away.reshape(len(away), -1) ** 2).sum(1).argmin())]
+                direction[index] = _unit((nearest * inside)[None])[0]
+            contrast = self._step(contrast, direction, step)
+        return self.grey + contrast
+
+    def _step(self, contrast: Array, direction: Array, step: int) -> Array:
+        """One projected step, of a length that decreases to 0."""
+        c = self.config
+        rate = (c.learning_rate or 0.1) * 0.5 * (1 + np.cos(np.pi * step / c.steps))
+        return self._projected(contrast + np.float32(rate * self.norm) * direction)
+
+    def _projected(self, contrast: Array) -> Array:
+        return np.float32(self.norm) * _unit(np.where(self.support, contrast, 0))
+
+    def _mapped(self, parameters: Array) -> tuple[Array, Array | float]:
+        """The contrast for the parameters, and its derivative by them."""
+        if self.config.constraint == "norm":
+            return parameters, 1.0
+        low, high = self.limits
+        curve = np.tanh(parameters)
+        shown = np.float32((low + high) / 2 - self.grey) + np.float32((high - low) / 2) * curve
+        slope = np.float32((high - low) / 2) * (1 - curve**2)
+        return np.where(self.support, shown, 0), slope
+
+    def _disturbed(self, contrast: Array, step: int, random: np.random.Generator) -> Array:
+        """The contrast with the noise of this step."""
+        c = self.config
+        size = c.noise * (1 - 2 * step / c.steps)
+        if size <= 0 or c.constraint == "range":
+            return contrast
+        deviation = size * self.norm * np.sqrt((self.share**2).sum())  # norm / √N
+        noise = self.support * random.standard_normal(contrast.shape, np.float32)
+        return contrast + (deviation * noise).astype(np.float32)
+
+    def _kept(self, shape: tuple[int, ...], random: np.random.Generator) -> Array | float:
+        """The mask of dropout, 1 on average."""
+        left_out = self.config.dropout
+        if not left_out:
+            return 1.0
+        kept = random.random(shape, np.float32) >= left_out
+        return kept.astype(np.float32) / np.float32(1 - left_out)
+
+    def _direction(self, gradient: Array, contrast: Array) -> Array:
+        """The direction of ascent, of unit length without the total variation."""
+        c = self.config
+        direction = np.nan_to_num(gradient, posinf=0, neginf=0)
+        if c.blur or c.blur_frames:
+            between = [0.0] * (gradient.ndim - 4)
+            widths = [0.0, c.blur_frames, *between, c.blur, c.blur]
+            direction = gaussian_filter(direction, widths, mode="constant")
+        direction = _unit(np.where(self.support, direction, 0))
+        if c.total_variation:
+            slope = _variation_slope(contrast) / np.float32(np.sqrt(self.support.sum()))
+            direction = direction - np.float32(c.total_variation) * slope
+        return direction
+
+
+class _Adam:
+    """Steps of Adam (Kingma & Ba 2015) uphill, with weight decay in the gradient as in torch."""
+
+    def __init__(self, rate: float, decay: float):
+        self.rate, self.decay, self.number = rate, decay, 0
+        self.mean: Any = 0.0
+        self.power: Any = 0.0
+
+    def step(self, parameters: Array, gradient: Array) -> Array:
+        gradient = gradient - np.float32(self.decay) * parameters
+        self.number += 1
+        self.mean = np.float32(0.9) * self.mean + np.float32(0.1) * gradient
+        self.power = np.float32(0.999) * self.power + np.float32(0.001) * gradient**2
+        mean = self.mean / np.float32(1 - 0.9**self.number)
+        power = self.power / np.float32(1 - 0.999**self.number)
+        moved: Array = parameters + np.float32(self.rate) * mean / (np.sqrt(power) + 1e-8)
+        return moved
+
+
+def _over(clips: NDArray[Any]) -> tuple[int, ...]:
+    return tuple(range(1, clips.ndim))
+
+
+def _unit(clips: Array) -> Array:
+    """Each clip, divided by its norm; 0 where that is 0."""
+    norm = np.sqrt((clips.astype(float) ** 2).sum(_over(clips), keepdims=True))
+    return (clips / np.where(norm > 0, norm, 1)).astype(np.float32)
+
+
+def _variation_slope(contrast: Array) -> Array:
+    """The gradient of Σ |differences of neighbours in y and in x|, smooth near 0."""
+    slope = np.zeros_like(contrast)
+    edge = 0.05 * float(np.abs(contrast).max()) or 1.0
+    for axis in (-2, -1):
+        change = np.moveaxis(np.diff(contrast, axis=axis), axis, -1)
+        sign = change / np.sqrt(change**2 + np.float32(edge) ** 2)
+        at: Any = np.moveaxis(slope, axis, -1)  # a view
+        at[..., 1:] += sign
+        at[..., :-1] -= sign
+    return slope
+
+
+def _similarity(contrast: Array) -> float:
+    """The mean cosine between the stimuli of the seeds."""
+    unit = _unit(contrast).reshape(len(contrast), -1).astype(float)
+    cosines = [float(a @ b) for a, b in combinations(unit, 2)]
+    return float(np.mean(cosines)) if cosines else np.nan
+
+
+def _extent(used: NDArray[np.bool_]) -> slice:
+    places = np.flatnonzero(used)
+    return slice(max(0, int(places[0]) - MARGIN), int(places[-1]) + 1 + MARGIN)
+
+
+def _shown_cases(result: xr.DataTree) -> Iterator[tuple[str, xr.Dataset]]:
+    """Every target of every point of the sweeps, with a label."""
+    for label, case in cases(result):
+        dims = [str(dim) for dim in case["response"].dims if dim != "seed"]
+        if not dims:
+            yield label, case
+            continue
+        (dim,) = dims
+        for index, name in enumerate(case[dim].values):
+            yield "\n".join(filter(None, (label, f"{dim} {name}"))), case.isel({dim: index})
+
+
+Panel = tuple[str, Callable[[Any], None]]
+
+
+def _lines(label: str, one: xr.Dataset) -> list[tuple[str, list[Panel], xr.Dataset | None]]:
+    """The lines of panels of a target: its stimulus, and the diverse ones."""
+    best = one["stimulus"].isel(seed=int(one["best_seed"]))
+    lines: list[tuple[str, list[Panel], xr.Dataset | None]] = [(label, _views(best, one), one)]
+    if "diverse_stimulus" in one:
+        panels = []
+        for index in range(min(one.sizes["example"], STRIP + 2)):
+            contrast = _contrast(one["diverse_stimulus"].isel(example=index), one)
+            ratio = float(one["diverse_response"][index] / one["response"].max())
+            panels.append((f"{ratio:.0%}", _drawn(_flat(contrast))))
+        lines.append(("diverse", panels, None))
+    return lines
+
+
+def _contrast(stimulus: xr.DataArray, one: xr.Dataset) -> xr.DataArray:
+    """The difference from the mean stimulus, with the dimension lag, without missing pixels."""
+    contrast = stimulus - float(one["mean_stimulus"])
+    for dim in ("y", "x"):  # which other points of a sweep have
+        if contrast.notnull().any():
+            contrast = contrast.dropna(dim, how="all")
+    if "frame" in contrast.dims:
+        last = float(contrast["time"].max())
+        contrast = contrast.isel(frame=slice(None, None, -1)).rename(frame="lag")
+        contrast = contrast.assign_coords(lag_time=last - contrast["time"])
+        contrast = contrast.assign_coords(lag=np.arange(contrast.sizes["lag"]))
+    return contrast
+
+
+def _flat(contrast: xr.DataArray) -> xr.DataArray:
+    """The spatial part of a stimulus, or for bars and full fields its course in time."""
+    parts = separate(contrast)
+    sign = np.sign(float(parts["temporal"].sum())) or 1.0
+    return in_time(sign * parts["spatial"], sign * parts["temporal"])
+
+
+def _drawn(field: xr.DataArray, limit: float | None = None) -> Callable[[Any], None]:
+    return lambda axis: draw_field(axis, field, limit=limit)
+
+
+def _views(stimulus: xr.DataArray, one: xr.Dataset) -> list[Panel]:
+    contrast = _contrast(stimulus, one)
+    if not contrast.notnull().any():
+        return [("no response", lambda axis: None)]
+    if len(extended(contrast)) < 2 or contrast.sizes["lag"] == 1:
+        return [("", _drawn(contrast))]
+    parts = separate(contrast)
+    sign = np.sign(float(parts["temporal"].sum())) or 1.0
+    panels: list[Panel] = [
+        ("in space", _drawn(sign * parts["spatial"])),
+        ("in time", lambda axis: _draw_course(axis, sign * parts["temporal"])),
+    ]
+    limit = float(np.abs(contrast).max())
+    power = (contrast**2).sum([dim for dim in contrast.dims if dim != "lag"])
+    strong = np.flatnonzero(power > 0.02 * power.max())
+    lags = np.unique(np.linspace(strong[-1], strong[0], STRIP).round().astype(int))[::-1]
+    for lag in lags:
+        time = f"{-1000 * float(contrast['lag_time'][lag]):.0f} ms"
+        panels.append((time, _drawn(contrast.isel(lag=lag), limit)))
+    return panels
+
+
+def _draw_course(axis: Any, temporal: xr.DataArray) -> None:
+    course = temporal if temporal.ndim == 1 else temporal.isel({temporal.dims[0]: 0})
+    axis.axhline(0, color="0.8", lw=0.6, zorder=0)
+    axis.plot(-1000 * course["lag_time"], course, color="0.2", lw=1)
+    axis.set(xticks=[round(-1000 * float(course["lag_time"].max())), 0])
+    axis.tick_params(labelsize=7)
+
+
+def _draw_curve(axis: Any, one: xr.Dataset) -> None:
+    factor, label = 1.0, "activity"
+    if "units" in one["response"].attrs:
+        factor, label = to_hertz(one["response"], float(one.attrs["frame_interval"]))
+    axis.plot(one["scale"], factor * one["curve"], ".-", color="0.2", lw=1, ms=4)
+    axis.axhline(factor * float(one["noise_response"]), color="C1", lw=1, ls="--")
+    axis.axvline(1, color="0.85", lw=0.8, zorder=0)
+    axis.set_ylabel(label, fontsize=8)
+    axis.set_xlabel("relative contrast", fontsize=8)
+    axis.tick_params(labelsize=7)
