@@ -339,6 +339,23 @@ class Model(Plugin, ABC):
             "method 'substituted'; choose another model, or silence units instead"
         )
 
+    def cropped(self, y: slice, x: slice) -> Self:
+        """A copy of the fitted model for a rectangle of the field.
+
+        Its layers have the maps of this rectangle. It has no predictions, but `activity` and
+        `stimulus_gradient` of a layer, which take less time than those of the whole field.
+
+        Args:
+            y, x: the rows and columns of the stimulus, in pixels.
+
+        Raises:
+            UserError: if the layers cannot be computed for a rectangle, or the model is not fitted.
+        """
+        raise UserError(
+            f"the layers of the {type(self).__name__} cannot be computed for a part of the field; "
+            "use the whole field"
+        )
+
     def broadcast_weight(
         self, weight: ArrayLike, split: xr.Dataset, shape: tuple[int, ...]
     ) -> NDArray[np.float64]:

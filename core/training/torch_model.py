@@ -11,7 +11,7 @@ from functools import partial, wraps
 from operator import attrgetter
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -496,7 +496,8 @@ class TorchModel(Model):
         Returns:
             A differentiable function with the arguments of the module, frames (n + lags - 1,
             [channel,] y, x), oldest first, that returns (n, unit) or (n, unit, map_y, map_x). If it
-            has the parameter `every`, as `forward` may have, gradients of clips are faster.
+            has the parameter `every`, as `forward` may have, gradients of clips are faster. A
+            convolution should accept frames of any size, for gradients of a part of the field.
         """
         raise UserError(
             f"the {type(self).__name__} has layers and no method layer_function, which returns the "
@@ -510,6 +511,12 @@ class TorchModel(Model):
         dims = ("frame", unit, "map_y", "map_x")[: values.ndim]
         labelled = self.label(values, split, dims, name=layer)
         return labelled.assign_coords({unit: np.arange(values.shape[1])})
+
+    def cropped(self, y: slice, x: slice) -> Self:
+        self.check_fitted()
+        part = copy.copy(self)
+        part.field = self.field.isel(y=y, x=x)
+        return part
 
     def stimulus_gradient(
         self, split: Shown, weight: ArrayLike, layer: str | None = None

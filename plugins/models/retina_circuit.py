@@ -225,7 +225,8 @@ class CircuitModule(nn.Module):
         """The clips (n, lags, channel, y, x)."""
         if values is not None:
             frames = _unpacked(frames, values, self.field)
-        return histories(frames, self.lags, every).view(-1, self.lags, *self.field)
+        clips = histories(frames, self.lags, every)
+        return clips if frames.ndim == 4 else clips[:, :, None]
 
     def bipolar(self, clips: Tensor, first: int = 0) -> Tensor:
         """The output of bipolar cells (n, frame, type, y, x), from a frame of the clip on."""
