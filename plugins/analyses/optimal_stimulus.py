@@ -67,8 +67,8 @@ class OptimalStimulusConfig(Config):
     """Options of the search.
 
     The stimuli of Murray et al.'s deep visualisation are those of constraint `range` with range
-    [-1, 1], dropout 0.1, weight_decay 1e-5, learning_rate 1e-3, steps 5000, frames 51, and the unit
-    and the position [8, 8] of a layer.
+    [-1, 1], dropout 0.1, weight_decay 1e-5, learning_rate 1e-3 and steps 5000, for a unit of the
+    layer `ganglion` at the position [8, 8], with whole_clip.
     """
 
     cells: list[int | str] | None = Field(
@@ -96,6 +96,11 @@ class OptimalStimulusConfig(Config):
         ge=1,
         description="Number of frames of the clip. The response is summed over its frames with a "
         "full history; by default there is one, the last.",
+    )
+    whole_clip: bool = Field(
+        False,
+        description="Sum the response of a unit over all frames of the clip, also those without a "
+        "full history, for a model of clips that begins each from rest, such as retina_circuit.",
     )
     constraint: Literal["norm", "range"] = Field(
         "norm",
@@ -180,6 +185,8 @@ class OptimalStimulusConfig(Config):
             raise ValueError("'units' and 'position' are of a layer; set layer, or cells")
         if self.layer is not None and self.cells is not None:
             raise ValueError("'cells' and 'layer' are both set; leave out one of them")
+        if self.whole_clip and (self.layer is None or self.frames is not None):
+            raise ValueError("'whole_clip' needs a layer, and no 'frames'")
         if self.constraint == "range":
             if self.norm is not None:
                 raise ValueError("'norm' needs constraint: norm; leave it out")
@@ -258,7 +265,7 @@ class OptimalStimulus(Analysis):
         dim, weights = self._targets(model, train, windows[:1])
         found: dict[Any, xr.Dataset | None] = {}
         for number, (name, weight) in enumerate(weights.items()):
-            shown = _Shown(model, train, c.layer, weight)
+            shown = _Shown(model, train, c.layer, weight, c.whole_clip)
 
             def tell(done: float, total: float, message: str = "", number: int = number) -> None:
                 progress(number * total + done, len(weights) * total, "optimal stimuli")
@@ -394,7 +401,7 @@ class OptimalStimulus(Analysis):
         }
         if c.diverse:
             coords["example"] = np.arange(c.diverse)
-        if frames == model.lags:
+        if frames == model.lags and not c.whole_clip:
             result = result.isel(frame=slice(None, None, -1)).rename(frame="lag")
             coords |= lag_coordinate(np.arange(frames), interval)
         else:
@@ -489,7 +496,9 @@ class _Shown:
         train: xr.Dataset,
         layer: str | None,
         weight: NDArray[np.float64],
+        whole: bool,
     ):
+        self.whole = whole
         self.model, self.train, self.layer, self.weight = model, train, layer, weight
         self.dims = [str(dim) for dim in train["stimulus"].dims]
 
@@ -535,7 +544,7 @@ class _Shown:
         for place in np.ndindex(places):
             weight = np.zeros((1, len(units), *places))
             weight[0, :, *place] = units
-            small = _Shown(model, train, self.layer, weight)
+            small = _Shown(model, train, self.layer, weight, self.whole)
             if close > 0 and np.allclose(small(clip)[1], expected, rtol=1e-3, atol=close):
                 return small
         return None
@@ -543,7 +552,10 @@ class _Shown:
     def __call__(self, clips: Array) -> tuple[NDArray[np.float64], Array]:
         """The responses (clip,) to clips, and their gradients (clip, frame, [channel,] y, x)."""
         split = self.split(clips, self.train, self.model)
-        value, gradient = self.model.stimulus_gradient(split, self.weight, self.layer)
+        if self.whole and self.layer is not None:
+            value, gradient = self.model.course_gradient(split, self.weight, self.layer)
+        else:
+            value, gradient = self.model.stimulus_gradient(split, self.weight, self.layer)
         return value.reshape(len(clips), -1).sum(1), gradient.reshape(clips.shape)
 
 

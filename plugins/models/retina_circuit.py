@@ -214,12 +214,18 @@ class CircuitModule(nn.Module):
             `bipolar`, `amacrine` and `ganglion` (clip, lags, type, y, x), and `decoder` (clip,
             lags, class).
         """
+        courses = self.cell_courses(frames, every)
+        ganglion = courses["ganglion"]
+        decoder = self.decided(ganglion.flatten(0, 1)).view(*ganglion.shape[:2], -1)
+        return courses | {"decoder": decoder}
+
+    def cell_courses(self, frames: Tensor, every: int = 1) -> dict[str, Tensor]:
+        """The responses of `courses` without those of the decoder, for frames of any size."""
         bipolar = self.bipolar(self.clips(frames, None, every))
         amacrine = self.amacrine(bipolar)
         summed = self.ganglion_input(bipolar, amacrine)
         ganglion = self._filtered(summed, "ganglion").relu()
-        decoder = self.decided(ganglion.flatten(0, 1)).view(*ganglion.shape[:2], -1)
-        return {"bipolar": bipolar, "amacrine": amacrine, "ganglion": ganglion, "decoder": decoder}
+        return {"bipolar": bipolar, "amacrine": amacrine, "ganglion": ganglion}
 
     def clips(self, frames: Tensor, values: Tensor | None, every: int) -> Tensor:
         """The clips (n, lags, channel, y, x)."""
@@ -529,6 +535,10 @@ class RetinaCircuit(TorchModel):
     def layer_function(self, layer: str) -> Callable[..., Tensor]:
         module: Any = self.module
         return partial(module.last, layer=layer)
+
+    def course_function(self, layer: str) -> Callable[..., Tensor]:
+        module: Any = self.module
+        return lambda frames: module.cell_courses(frames, self.lags)[layer].flatten(0, 1)
 
     def activity(self, split: Shown, layer: str) -> xr.DataArray:
         self.check_layer(layer)
