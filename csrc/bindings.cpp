@@ -10,6 +10,7 @@
 #include <tuple>
 
 #include "bits.h"
+#include "clips.h"
 #include "gram.h"
 #include "readout.h"
 #include "simd.h"
@@ -289,6 +290,48 @@ void define_readout(py::module_& m) {
       "The gradient of the features.");
 }
 
+// As for the readout, on addresses that retinakit.layers.bit_clips checks.
+void define_clips(py::module_& m) {
+  using Clips = std::tuple<uintptr_t, int64_t, int64_t, int64_t, int64_t, int64_t, float, float>;
+  using Sizes = std::array<int64_t, 7>;  // side_y, side_x, stride, lags, rows, columns, first
+  using Filters = std::array<uintptr_t, 4>;  // space, space_bias, time, time_bias
+  using Dropout = std::pair<uint64_t, uint32_t>;
+  const auto clips_of = [](const Clips& clips) {
+    const auto& [bits, number, frames, pitch, height, width, low, high] = clips;
+    return retinakit::BitClips{
+        at<const uint8_t>(bits), number, frames, pitch, height, width, low, high};
+  };
+  const auto filters_of = [](const Filters& f, const Sizes& s) {
+    return retinakit::ClipFilters{at<const float>(f[0]), at<const float>(f[1]),
+                                  at<const float>(f[2]), at<const float>(f[3]),
+                                  s[0],                  s[1],
+                                  s[2],                  s[3]};
+  };
+  m.attr("clip_types") = retinakit::kTypes;
+  m.attr("clip_widest") = retinakit::kWidest;
+  m.attr("clip_longest") = retinakit::kLongest;
+  m.def(
+      "filter_bit_clips",
+      [=](const Clips& clips, const Filters& filters, const Sizes& s, const Dropout& dropout,
+          uintptr_t out, int threads) {
+        py::gil_scoped_release release;
+        retinakit::filter_bit_clips(clips_of(clips), filters_of(filters, s), {s[4], s[5], s[6]},
+                                    {dropout.first, dropout.second}, at<float>(out), threads);
+      },
+      "The rectified output of filters in space and time (clip, frame, row, column, type).");
+  m.def(
+      "bit_clips_gradients",
+      [=](const Clips& clips, const Filters& filters, const Sizes& s, const Dropout& dropout,
+          uintptr_t out, uintptr_t gradient, const Filters& of, int threads) {
+        py::gil_scoped_release release;
+        retinakit::bit_clips_gradients(
+            clips_of(clips), filters_of(filters, s), {s[4], s[5], s[6]},
+            {dropout.first, dropout.second}, at<const float>(out), at<const float>(gradient),
+            {at<float>(of[0]), at<float>(of[1]), at<float>(of[2]), at<float>(of[3])}, threads);
+      },
+      "The gradients of the filters.");
+}
+
 #ifdef RETINAKIT_CUDA
 namespace gpu = retinakit::device;
 
@@ -358,6 +401,7 @@ PYBIND11_MODULE(_kernels, m) {
   define_simulate<int8_t>(m);
   define_simulate<float>(m);
   define_readout(m);
+  define_clips(m);
 #ifdef RETINAKIT_CUDA
   m.attr("cuda") = true;
   define_readout_on_gpu(m);

@@ -19,7 +19,11 @@ DATASETS = {
     "natural_images": ("NaturalImages", "A dataset's simulated cells, tested on photographs."),
     "linear_population": ("LinearPopulation", "Simulated linear neurons (Klindt 2017)."),
     "conv_population": ("ConvPopulation", "Simulated cells: Gabor or VGG-19 units (Klindt 2017)."),
-    "moving_dots": ("MovingDots", "Dots moving left and right, a task (Murray 2020)."),
+    "moving_dots": ("MovingDots", "Dots moving left and right, a task (Murray et al.)."),
+    "gratings": ("Gratings", "Drifting gratings, for a dataset's cells or alone."),
+    "moving_bars": ("MovingBars", "Bars crossing the field, for a dataset's cells or alone."),
+    "spots": ("Spots", "Flashed discs and rings, for a dataset's cells or alone."),
+    "chirp": ("Chirp", "Full-field chirp, for a dataset's cells or alone (Baden 2016)."),
     "antolik2016": ("Antolik2016", "Mouse V1 under natural images, from files (Antolík 2016)."),
 }
 
@@ -57,7 +61,7 @@ ANALYSES = {
     "optimal_stimulus": ("OptimalStimulus", "Most exciting stimuli of cells or network units."),
     "glm_filters": ("GLMFilters", "Filters of a GLM, and its test by time rescaling (KS plot)."),
     "film_strip": ("FilmStrip", "Frames of some trials of a stimulus."),
-    "motion_difficulty": ("MotionDifficulty", "Speeds of moving dots (Murray 2020, Fig 1)."),
+    "motion_difficulty": ("MotionDifficulty", "Speeds of moving dots (Murray et al., Fig 1)."),
     "lesion": ("Lesion", "Scores of a model with units silenced, or with only some kept."),
     "psychometric": ("Psychometric", "Accuracy or response against a parameter of the trials."),
     "substitution": ("psychometric:Substitution", "The same with one unit replaced by others."),

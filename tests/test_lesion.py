@@ -14,6 +14,7 @@ from retinakit.pipeline.combine import combine
 from retinakit.scores import accuracy, binomial_interval, is_task
 from retinakit_plugins.analyses.lesion import Lesion
 from retinakit_plugins.analyses.psychometric import Psychometric, Substitution
+from retinakit_plugins.analyses.score import Score
 
 CHECKS = 4
 
@@ -300,3 +301,19 @@ def test_parameters_that_the_trials_do_not_have_are_refused(circuit):
         Psychometric({"parameter": "diference"}).run(*circuit)
     with pytest.raises(UserError, match=r"no trial is left .* brighter 7"):
         Psychometric({"parameter": "difference", "select": {"brighter": 7}}).run(*circuit)
+
+
+def test_decisions_are_scored_by_accuracy(circuit):
+    model, recording = circuit
+    score = Score()
+    result = score.run(model, recording)
+    test = recording["test"].to_dataset()
+    assert float(result["accuracy"]) == float(accuracy(model.predict(test), test["response"])) > 0.6
+    number = int(test["response"].notnull().all("cell").sum())
+    assert int(result["decisions"]) == number and "cross_entropy" not in result
+    found = float(result["accuracy_low"]), float(result["accuracy_high"])
+    assert np.allclose(found, binomial_interval(float(result["accuracy"]), number))
+    assert "warning" not in result
+    assert drawn(score, result)["accuracy"].tolist() == [float(result["accuracy"])]
+    guess = score.run(model.without("ganglion", [0, 1]), recording)
+    assert float(guess["accuracy"]) == 0.5 and "most frequent class" in str(guess["warning"].values)

@@ -1,4 +1,4 @@
-"""The task of moving dots of Murray et al. 2020, and stimuli that are drawn when they are used."""
+"""The task of moving dots of Murray et al., and stimuli that are drawn when they are used."""
 
 import numpy as np
 import pytest

@@ -39,7 +39,8 @@ class Dataset(Plugin, ABC):
         """Makes the recording.
 
         A dataset that is derived from another one declares `load(self, data)` and gets the
-        recording of the step that its `data:` names; any other declares `load(self)`.
+        recording of the step that its `data:` names; with a default, as in `load(self, data=None)`,
+        it can also be made without `data:`. Any other declares `load(self)`.
 
         Raises:
             UserError: if a file cannot be read; the message names the file and the reason.

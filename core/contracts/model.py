@@ -294,7 +294,7 @@ class Model(Plugin, ABC):
 
     def lesions(
         self, split: Shown, combinations: Iterable[Mapping[str, Sequence[int]]]
-    ) -> Iterator[xr.DataArray]:
+    ) -> Iterator[NDArray[Any]]:
         """The predictions of copies in which combinations of units are silent, one after another.
 
         By default each is computed with `without` and `predict`. A model overrides this method if
@@ -306,7 +306,8 @@ class Model(Plugin, ABC):
             combinations: the silent units of each copy, as indices by layer; {} for none.
 
         Yields:
-            ([repeat,] frame, cell), as `predict` of the copy.
+            ([repeat,] frame, cell), the values of the copy's `predict`, without labels, because
+            there may be thousands of combinations.
 
         Raises:
             RecordingError, UserError: as for `predict` and `without`.
@@ -316,7 +317,7 @@ class Model(Plugin, ABC):
             copied = self
             for layer, units in combination.items():
                 copied = copied.without(layer, units)
-            yield copied.predict(split)
+            yield copied.predict(split).values
 
     def substituted(self, layer: str, unit: int, by: int) -> Self:
         """A copy of the fitted model in which the output of a unit is that of another unit.

@@ -1,3 +1,6 @@
+from .bit_clips import ClipSizes as ClipSizes
+from .bit_clips import filter_bit_clips as filter_bit_clips
+from .bit_clips import supports_bit_clips as supports_bit_clips
 from .clips import filter_clips as filter_clips
 from .convolution import correlate as correlate
 from .convolution import correlate_in_time as correlate_in_time

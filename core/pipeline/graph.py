@@ -405,7 +405,7 @@ class _Builder:
             ("results", results, "results" in wants),
         ):
             # A model's own recording serves where an analysis wants `data` beside a model.
-            needed = wanted and not (role == "data" and "model" in wants)
+            needed = wanted and not (role == "data" and ("model" in wants or _optional(step)))
             if needed and not given:
                 raise self.source.error(
                     place, f"'{document.plugin}' needs {role}; add {role}: and the name of a step"
@@ -457,7 +457,7 @@ class _Builder:
                 for task in matching:
                     extra = tuple(c for c in task.coords if c[0] not in dict(model.coords))
                     yield base.with_data(task, (*model.coords, *extra))
-        elif "data" in wants:
+        elif "data" in wants and datasets:
             for task in (t for n in datasets for t in self.steps[n].tasks):
                 about = task.step if step.kind == "analysis" else ""
                 yield _Inputs(
@@ -653,6 +653,15 @@ class _Point:
     coords: Coords
     options: Mapping[str, Any]
     inputs: _Inputs
+
+
+def _optional(step: Step) -> bool:
+    """Whether a dataset can be made without another one: `load` has a default for `data`."""
+    if step.kind != "dataset":
+        return False
+    load = getattr(step.cls, "load")  # noqa: B009 (the class is known as a Plugin only)
+    parameter = inspect.signature(load).parameters["data"]
+    return parameter.default is not parameter.empty
 
 
 def _parameters(cls: type[Plugin], kind: str) -> set[str]:

@@ -13,8 +13,11 @@ from retinakit.report import extended, pixel_edges
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-NOT_SHOWN = ("frame", "time", "segment", "trial", "from_onset")
+NOT_SHOWN = ("time", "segment", "trial", "from_onset", "part", "duration")
 """Coordinates along `frame` that are not part of a trial's label."""
+
+LONGEST = 5000
+"""Largest number of frames of a trial whose course in time is shown."""
 
 MANY = 8
 """Largest number of parameters in the label of a trial."""
@@ -37,8 +40,9 @@ class FilmStrip(Analysis):
 
     Each segment is a trial. Of a stimulus with rows and columns some frames are shown, of bars the
     position against time, and of a full field its course in time. Of several channels, the first
-    one is shown. Trials are labelled with the coordinates along `frame` that are constant in each
-    segment, such as `direction` and `speed`.
+    one is shown. The grey screen before and after a stimulus is left out, where it is known from
+    the coordinates `from_onset` and `duration`. Trials are labelled with the coordinates along
+    `frame` that are constant in each segment, such as `direction` and `speed`.
 
     The result has `strip (trial, shown, y, x)`, the frames, and `from_start (trial, shown)`, their
     times in s from the start of the trial. `label (trial)` is the text of the label.
@@ -57,41 +61,54 @@ class FilmStrip(Analysis):
     quick: ClassVar[dict[str, Any]] = {"trials": 2, "frames": 3}
 
     def run(self, data: xr.DataTree) -> xr.Dataset:
-        c, split = self.config, data[self.config.split].to_dataset()
-        parts = segments(split)
+        split = data[self.config.split].to_dataset()
+        parts = [_shown(split, part) for part in segments(split)]
         chosen = self._chosen(len(parts))
         stimulus = split["stimulus"]
         if "channel" in stimulus.dims:
             stimulus = stimulus.isel(channel=0)
-        whole = len(extended(stimulus)) < 2
-        lengths = [parts[index].stop - parts[index].start for index in chosen]
-        count = max(lengths) if whole else c.frames
-        shape = (len(chosen), count, *stimulus.shape[1:])
-        strip = np.full(shape, np.nan, np.float32)
-        start = np.full(shape[:2], np.nan)
-        for row, (index, length) in enumerate(zip(chosen, lengths, strict=True)):
-            at = (
-                np.arange(length)
-                if whole
-                else np.linspace(0, length - 1, count).round().astype(int)
-            )
-            frames = parts[index].start + at
-            strip[row, : len(at)] = stimulus.isel(frame=frames).values
-            start[row, : len(at)] = at * split.attrs["frame_interval"]
+        shown = [parts[index] for index in chosen]
+        strip, start = self._strip(stimulus, shown)
+        if len(extended(stimulus)) == 2 and np.all(strip == strip[:, :, :1, :1]):
+            stimulus = stimulus.isel(y=[0], x=[0])  # a full field on many checks
+            strip, start = self._strip(stimulus, shown)
+        # 0 is grey in a stimulus of contrast, and black in one of unsigned integers.
+        about = stimulus.attrs | {"grey": int(stimulus.dtype.kind not in "ub")}
         labels = [_label(split.isel(frame=[parts[index].start])) for index in chosen]
         return xr.Dataset(
             {
-                "strip": (("trial", "shown", "y", "x"), strip, stimulus.attrs),
-                "from_start": (("trial", "shown"), start, {"units": "s"}),
+                "strip": (("trial", "shown", "y", "x"), strip, about),
+                "from_start": (
+                    ("trial", "shown"),
+                    start * split.attrs["frame_interval"],
+                    {"units": "s"},
+                ),
                 "label": ("trial", labels),
             },
             coords={
                 "trial": chosen,
-                "shown": np.arange(count),
-                "y": split["y"].variable,
-                "x": split["x"].variable,
+                "shown": np.arange(strip.shape[1]),
+                "y": stimulus["y"].variable,
+                "x": stimulus["x"].variable,
             },
         )
+
+    def _strip(
+        self, stimulus: xr.DataArray, parts: list[slice]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        """The frames (trial, shown, y, x) of trials, and their numbers (trial, shown) in them."""
+        whole = len(extended(stimulus)) < 2
+        lengths = [part.stop - part.start for part in parts]
+        if whole:
+            lengths = [min(length, LONGEST) for length in lengths]
+        shape = (len(parts), max(lengths) if whole else self.config.frames, *stimulus.shape[1:])
+        strip = np.full(shape, np.nan, np.float32)
+        number = np.full(shape[:2], np.nan)
+        for row, (part, length) in enumerate(zip(parts, lengths, strict=True)):
+            at = np.arange(length) if whole else _spaced(shape[1], length)
+            strip[row, : len(at)] = stimulus.isel(frame=part.start + at).values
+            number[row, : len(at)] = at
+        return strip, number
 
     def _chosen(self, count: int) -> NDArray[np.int64]:
         """The indices of the trials."""
@@ -131,6 +148,16 @@ class FilmStrip(Analysis):
         )
 
 
+def _shown(split: xr.Dataset, part: slice) -> slice:
+    """The frames of a trial in which its stimulus is shown."""
+    if not {"from_onset", "duration"} <= set(split.coords):
+        return part
+    onset, interval = split["from_onset"].values[part], split.attrs["frame_interval"]
+    after = onset < split["duration"].values[part] - 0.5 * interval
+    shown = np.flatnonzero((onset > -0.5 * interval) & after)
+    return slice(part.start + int(shown[0]), part.start + int(shown[-1]) + 1)
+
+
 def _spaced(count: int, length: int) -> NDArray[np.int64]:
     """`count` indices of `length` things, evenly spaced from the first to the last."""
     return np.linspace(0, length - 1, count).round().astype(np.int64)
@@ -146,7 +173,9 @@ def _label(frame: xr.Dataset) -> str:
         if coordinate.dtype.kind == "f" and np.isnan(value):
             continue
         text = f"{value:.3g}" if coordinate.dtype.kind == "f" else str(value)
-        parts.append(f"{str(name).replace('_', ' ')} {text}")
+        units = coordinate.attrs.get("units", "")
+        unit = "" if units == "1" else "°" if units == "degree" else f" {units}"
+        parts.append(f"{str(name).replace('_', ' ')} {text}{unit.rstrip()}")
     return "\n".join(parts[:MANY])
 
 
@@ -163,9 +192,10 @@ def _height(strip: xr.Dataset) -> float:
 def _draw(figure: Any, strip: xr.Dataset) -> None:
     values, times = strip["strip"], strip["from_start"]
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
-    if low < 0:
+    if values.attrs.get("grey"):
         low, high = -max(-low, high), max(-low, high)
-    colours = {"cmap": "gray", "vmin": low, "vmax": high if high > low else low + 1}
+    high = high if high > low else low + 1
+    colours: dict[str, Any] = {"cmap": "gray", "vmin": low, "vmax": high}
     place = extended(values)
     columns = strip.sizes["shown"] if len(place) == 2 else 1
     axes = figure.subplots(strip.sizes["trial"], columns, squeeze=False)
@@ -188,9 +218,19 @@ def _draw(figure: Any, strip: xr.Dataset) -> None:
         if place:
             edges, at = pixel_edges(strip[place[0]].values, time)
             one[0].pcolormesh(at, edges, course.T, **colours)
+            units = strip[place[0]].attrs.get("units", "")
+            one[0].text(
+                1.01,
+                0.5,
+                f"{place[0]} ({units})",
+                transform=one[0].transAxes,
+                rotation=90,
+                va="center",
+            )
         else:
             one[0].plot(time, course[:, 0], color="0.2", lw=0.8)
-            one[0].set(ylim=(low - 0.1 * abs(high), 1.1 * high), yticks=[])
+            room = 0.05 * (high - low)
+            one[0].set_ylim(low - room, high + room)
         one[0].set_xlim(0, float(np.nanmax(times)))
     if len(place) < 2:
         axes[-1, 0].set_xlabel("time from the start of the trial (s)")

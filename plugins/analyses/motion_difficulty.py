@@ -1,4 +1,4 @@
-"""Speeds of two groups of moving dots, and the difficulty of a clip (Murray 2020, Fig 1B, C)."""
+"""Speeds of two groups of moving dots, and the difficulty of a clip (Murray et al., Fig 1B, C)."""
 
 from typing import TYPE_CHECKING, Literal
 
@@ -24,7 +24,7 @@ class MotionDifficultyConfig(Config):
 class MotionDifficulty(Analysis):
     """Distributions of the two speeds of the clips of `moving_dots`, and their difficulty.
 
-    The speeds are S and F = alpha · S (Murray et al. 2020, Fig 1B). `overlap` is the fraction of
+    The speeds are S and F = alpha · S (Murray et al., Fig 1B). `overlap` is the fraction of
     clips in which a speed, S or F, lies in the range of both, so that it does not tell alone
     whether its dots are the faster ones. The paper does not say how the difficulty in Fig 1C was
     estimated. Here it is 1 / |F - S|, the number of frames in which the groups move apart by one

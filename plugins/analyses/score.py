@@ -13,6 +13,7 @@ from retinakit.contracts import (
     Analysis,
     Config,
     Model,
+    UserError,
     groups,
     mean_over_repeats,
     mean_response,
@@ -36,6 +37,9 @@ LABELS = {
     "bits_per_spike": "bits per spike",
     "bits_per_second": "bits per second",
     "mse_validation": "mean squared error on the validation frames",
+    "accuracy": "accuracy",
+    "accuracy_validation": "accuracy on the validation frames",
+    "cross_entropy": "cross-entropy (bits)",
 }
 POISSON = ("deviance", "bits_per_spike", "bits_per_second", "bits_per_spike_validation")
 
@@ -43,6 +47,9 @@ WORSE = "predicts the validation frames worse than a constant rate, the cell's m
 IMPOSSIBLE = (
     "predicts a rate of 0 or less in a bin with a spike, which scores -inf bits per spike; the "
     "option rate_floor gives a finite score"
+)
+GUESSING = (
+    "decides no more validation trials correctly than the most frequent class in training would"
 )
 MISSING = f"has no score, because {metrics.NOT_PREDICTED}"
 
@@ -96,6 +103,11 @@ class Score(Analysis):
     - Of three cells or more together, without the dimension `cell`: `population_correlation`, the
       correlation over cells between the means over time of prediction and response.
 
+    If the responses are decisions, one class of several (`retinakit.scores.is_task`), the scores
+    are others and have no dimension `cell`: the `accuracy`, its 95 % interval `accuracy_low` and
+    `accuracy_high` (Wilson), the number of `decisions`, `accuracy_validation`, and, if predictions
+    are probabilities, the `cross_entropy` in bits per decision.
+
     A score that cannot be computed is NaN, and `reason (cell)` says why. It also says why Poisson
     scores are -inf. The report shows `warning (cell)` at its top: for these cells, for missing
     predictions, and for a model that is worse on the validation frames than a constant, the mean
@@ -116,6 +128,8 @@ class Score(Analysis):
 
     def run(self, model: Model, data: xr.DataTree) -> xr.Dataset:
         test, validation = data["test"].to_dataset(), data["validation"].to_dataset()
+        if metrics.is_task(test["response"]):
+            return _of_decisions(model, data)
         each = metrics.checked(model.predict(test), model.lags)
         predicted = _of_mean_response(each, test)
         mean = mean_response(test).astype(float)
@@ -215,6 +229,11 @@ class Score(Analysis):
         for name in (first, second):
             numbers = "; ".join(f"{m} {_summary(name, g[name])}" for m, g in by_model.items())
             parts.append(f"{LABELS[name]} ({numbers})")
+        if first == "accuracy":
+            return (
+                f"Decisions in the test trials: {', and '.join(parts)}. Each dot is a fit, and "
+                "lines or bars are means."
+            )
         centre = "means" + ", or medians for bits per spike" * (second == "bits_per_spike")
         floor = self.config.rate_floor
         bound = f"below {floor:g} spikes per bin count as {floor:g}" if floor else ""
@@ -231,24 +250,56 @@ class Score(Analysis):
             *("correlation_rate", "fev", "feve", "bits_per_spike", "bits_per_second"),
             *("bits_per_spike_validation", "correlation_low", "correlation_high", "explainable"),
             *("deviance", "reliability", "stability", "spikes", "mse_validation"),
-            *("population_correlation", "reason"),
+            *("population_correlation", "accuracy", "accuracy_low", "accuracy_high", "decisions"),
+            *("accuracy_validation", "cross_entropy", "reason"),
         ]
         frames = []
         for model, group in groups(result).items():
             columns = [name for name in order if name in group]
-            frame = group[columns].to_dataframe().reset_index()
+            # A dimension of one row, because the scores of decisions may have none.
+            flat = group[columns].expand_dims("row")
+            frame = flat.to_dataframe().reset_index().drop(columns="row")
             frame.insert(0, "model", model)
             # Cells that belong to other points of the sweep have neither scores nor a reason.
             frame = frame.replace({"reason": ""}, np.nan) if "reason" in frame else frame
             of_cells = [name for name in columns if "cell" in group[name].dims]
-            frames.append(frame.dropna(how="all", subset=of_cells))
+            frames.append(frame.dropna(how="all", subset=of_cells or columns))
         table = pd.concat(frames, ignore_index=True)
         if "reason" in table:
             table["reason"] = table["reason"].fillna("")
-        return table[[*points(result), *[name for name in order if name in table]]]
+        first = [name for name in points(result) if name in table]  # decisions have no cells
+        return table[[*first, *[name for name in order if name in table]]]
 
 
 SPIKE_IN_VALIDATION = f"{metrics.SPIKE_AT_ZERO_RATE} of the validation frames"
+
+
+def _of_decisions(model: Model, data: xr.DataTree) -> xr.Dataset:
+    """The scores of a model that chooses one of several classes."""
+    scores: dict[str, Any] = {}
+    for name, suffix in (("test", ""), ("validation", "_validation")):
+        split = data[name].to_dataset()
+        predicted, chosen = model.predict(split), split["response"].astype(float)
+        right = metrics.correct(predicted, chosen)
+        scores[f"accuracy{suffix}"] = right.mean("frame")
+        if suffix:
+            continue
+        number = right.count("frame")
+        low, high = metrics.binomial_interval(scores["accuracy"].values, number.values)
+        scores |= {"accuracy_low": low, "accuracy_high": high, "decisions": number}
+        known = right.notnull()
+        if np.allclose(predicted.sum("cell").where(known, 1), 1, atol=1e-3):
+            with np.errstate(divide="ignore"):
+                surprise = predicted.copy(data=-np.log2(predicted.clip(0).values))
+            bits = surprise.where(chosen == 1).sum("cell")
+            scores["cross_entropy"] = bits.where(known).mean("frame")
+    trained = data["train"].to_dataset()["response"].astype(float)
+    if float(scores["accuracy_validation"]) <= float(trained.mean("frame").max()):
+        scores["warning"] = GUESSING
+    result = xr.Dataset(scores).drop_vars(["time", "segment", "frame"], errors="ignore")
+    for label in LABELS.keys() & set(result):
+        result[label].attrs["long_name"] = LABELS[str(label)]
+    return result
 
 
 def _with_repeats(predicted: xr.DataArray, response: xr.DataArray) -> dict[str, xr.DataArray]:
@@ -312,14 +363,24 @@ def _median(values: NDArray[Any]) -> float:
 
 
 def _headline(by_model: dict[str, xr.Dataset]) -> str:
-    known = all("correlation_rate" in group for group in by_model.values())
-    return "correlation_rate" if known else "correlation"
+    return _first(by_model, ("accuracy", "correlation_rate", "correlation"))
 
 
 def _second(by_model: dict[str, xr.Dataset]) -> str:
     """Bits per spike, or the first other score that all models have if responses are negative."""
     names = ("bits_per_spike", "fev", "feve", "mse_validation")
-    return next(name for name in names if all(name in group for group in by_model.values()))
+    return _first(by_model, (*names, "cross_entropy", "accuracy_validation"))
+
+
+def _first(by_model: dict[str, xr.Dataset], names: tuple[str, ...]) -> str:
+    """The first of these scores that all models have."""
+    common = [name for name in names if all(name in group for group in by_model.values())]
+    if not common:
+        raise UserError(
+            "the recordings of some models have decisions and those of others have rates, which "
+            "have no score in common; use one score step for each kind"
+        )
+    return common[0]
 
 
 def _numeric_sweep(by_model: dict[str, xr.Dataset]) -> str | None:

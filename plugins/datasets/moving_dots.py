@@ -1,4 +1,4 @@
-"""Dots that move left and right at different speeds: a task (Murray et al. 2020, section 2.1)."""
+"""Dots that move left and right at different speeds: a task (Murray et al., section 2.1)."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -166,7 +166,7 @@ class MovingDots(Dataset):
 
     All dots of a direction have one speed. That of one direction is S, drawn uniformly from the
     range of the environment, and that of the other is F = alpha · S. The class is the direction of
-    F, and with alpha > 1 that of the faster dots (Murray et al. 2020, section 2.1). Dots start in
+    F, and with alpha > 1 that of the faster dots (Murray et al., section 2.1). Dots start in
     different rows and columns of a world that is larger than the field. Their positions are
     truncated to pixels; a dot is a filled disc of 1 on 0, and discs may overlap.
 

@@ -23,7 +23,13 @@ from retinakit.contracts import (
     full_history,
     silent,
 )
-from retinakit.layers import filter_clips, histories
+from retinakit.layers import (
+    ClipSizes,
+    filter_bit_clips,
+    filter_clips,
+    histories,
+    supports_bit_clips,
+)
 from retinakit.training import Frames, Hooks, TorchConfig, TorchModel
 
 LAYERS = ("bipolar", "amacrine", "ganglion")
@@ -124,7 +130,9 @@ class CircuitModule(nn.Module):
     """
 
     bipolar_space: Tensor
+    bipolar_space_bias: Tensor
     bipolar_time: Tensor
+    bipolar_time_bias: Tensor
     amacrine_space: Tensor
     amacrine_time: Tensor
     ganglion_bipolar: Tensor
@@ -183,15 +191,14 @@ class CircuitModule(nn.Module):
         self, frames: Tensor, values: Tensor | None = None, every: int = 1, layer: str = "ganglion"
     ) -> Tensor:
         """The output of a layer (n, type, y, x) in the last frame of each clip; see `forward`."""
-        clips = self.clips(frames, values, every)
         taps = len(self.ganglion_time)
         # The last frame of ganglion cells depends on the amacrine cells from frame `first` on, and
         # these depend on the bipolar cells from frame `needed` on.
         first = self.lags - 1 if layer == "amacrine" else max(0, self.lags - taps)
         needed = max(0, first - taps + 1)
         if layer == "bipolar":
-            return self.bipolar(clips, self.lags - 1)[:, 0]
-        bipolar = self.bipolar(clips, needed)
+            return self.bipolar(self.clips(frames, values, every), self.lags - 1)[:, 0]
+        bipolar = self._bipolar_used(frames, values, every, needed)
         amacrine = self.amacrine(bipolar, first - needed)
         if layer == "amacrine":
             return amacrine[:, 0]
@@ -202,6 +209,35 @@ class CircuitModule(nn.Module):
         if self.training:
             self.fired = self.fired or bool(ganglion.detach().any())
         return ganglion
+
+    def _bipolar_used(
+        self, frames: Tensor, values: Tensor | None, every: int, first: int
+    ) -> Tensor:
+        """The output of the bipolar cells that amacrine and ganglion cells depend on."""
+        rows, columns = (
+            (cells - 1) * self.stride + side
+            for cells, side in zip(self.map, self.amacrine_space.shape[2:], strict=True)
+        )
+        if values is not None:
+            bits = histories(frames, self.lags, every)
+            if supports_bit_clips(bits, self.bipolar_space, self.bipolar_time):
+                _, height, width = self.field
+                return filter_bit_clips(
+                    bits,
+                    values,
+                    ClipSizes(height, width, self.bipolar_stride, rows, columns, first),
+                    self.bipolar_space,
+                    self.bipolar_space_bias,
+                    self.bipolar_time,
+                    self.bipolar_time_bias,
+                    self.dropout if self.training else 0.0,
+                )
+        clips = self.clips(frames, values, every)
+        height, width = (
+            (cells - 1) * self.bipolar_stride + side
+            for cells, side in zip((rows, columns), self.bipolar_space.shape[2:], strict=True)
+        )
+        return self.bipolar(clips[..., :height, :width], first)
 
     def courses(self, frames: Tensor, every: int = 1) -> dict[str, Tensor]:
         """The responses of all layers in all frames of the clips, with gradients.
