@@ -151,9 +151,10 @@ class TestRecordings:
         mean = test["stimulus"].mean(("y", "x"))
         np.testing.assert_allclose(test["response"].sel(cell="photodiode"), mean, atol=1e-6)
 
-    def test_frames_that_are_drawn_are_those_in_memory(self, probe, monkeypatch):
+    def test_frames_that_are_drawn_are_those_in_memory(self, probe, cells, monkeypatch):
         given = probe.quick | {"height": 6, "width": 7}
         held = probe(given).load()["test"]["stimulus"]
+        known = probe(probe.quick).load(cells)
         monkeypatch.setattr("retinakit.simulation.trials.IN_MEMORY", 0)
         drawn = probe(given).load()["test"]["stimulus"]
         assert not drawn.variable._in_memory
@@ -161,6 +162,9 @@ class TestRecordings:
         np.testing.assert_array_equal(drawn[10:30], held[10:30])
         for part in blocks(drawn):
             np.testing.assert_array_equal(drawn[part].values, held[part].values)
+        assert (
+            probe(probe.quick).load(cells)["test"]["response"].identical(known["test"]["response"])
+        )
 
     def test_other_cells_have_no_response_and_covariates_their_mean(self, probe):
         recording = small_recording(frames=200, covariates=True)
