@@ -345,3 +345,20 @@ def test_filters_without_a_prediction_have_a_reason():
         model, xr.DataTree.from_dict({"test": recording["test"].to_dataset()})
     )
     assert not result["temporal"].any() and result["kernel_norm"] < 1e-6
+
+
+def test_filters_of_a_colour_stimulus_are_those_of_the_strongest_channel():
+    random = np.random.default_rng(0)
+    movie = random.choice([-1.0, 1.0], (3000, 2, 4, 4))
+    spikes = random.poisson(np.exp(movie[:, 1, 2, 2] - 1))[:, None]
+    whole = make_split(movie, spikes, frame_interval=0.02)
+    recording = make_recording({"train": whole, "validation": whole, "test": whole})
+    model = GLM.with_options(lags=2, history_length=0)
+    model.fit(recording)
+    analysis = GLMFilters()
+    result = analysis.run(model, recording)
+    assert result["channel"].item() == 1
+    assert np.unravel_index(result["spatial"].values[0].argmax(), (4, 4)) == (2, 2)
+    tree = xr.DataTree.from_dict({"glm": result})
+    assert "channel" in analysis.caption(tree) and analysis.plot(tree) is not None
+    assert len(analysis.table(tree)) == 1

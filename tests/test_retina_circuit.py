@@ -1,12 +1,14 @@
 """The circuit of bipolar, amacrine and ganglion cell types, and its training on clips."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 import torch
 import xarray as xr
 from torch import nn
 
-from retinakit.contracts import UserError, make_recording, make_split
+from retinakit.contracts import Model, UserError, make_recording, make_split
 from retinakit.layers import filter_clips
 from retinakit.training import Frames
 from retinakit_plugins.models.retina_circuit import RetinaCircuit
@@ -232,3 +234,27 @@ def test_bits_of_the_training_frames_are_the_frames():
     module = RetinaCircuit(SMALL).build(split)
     found = module.clips(bits, values, LAGS)
     torch.testing.assert_close(found.reshape(expected.shape), expected)
+
+
+def test_lesions_from_stored_inputs_are_those_of_copies_without_the_units():
+    recording = clips()
+    model = RetinaCircuit(SMALL | {"start": "scaled", "steps": 5})
+    model.fit(recording)
+    test = recording["test"].to_dataset()
+    units = [(layer, unit) for layer, number in model.units(test).items() for unit in range(number)]
+    combinations_of_two = [
+        {
+            layer: [u for one, u in units if one == layer and (one, u) not in kept]
+            for layer, _ in units
+        }
+        for kept in combinations(units, 2)
+    ]
+    singles = [{layer: [unit]} for layer, unit in units]
+    silent = [{}, *singles, *combinations_of_two, {"amacrine": [0, 1], "bipolar": [2]}]
+    fast = np.stack(list(model.lesions(test, silent)))
+    direct = np.stack(list(Model.lesions(model, test, silent)))
+    np.testing.assert_allclose(fast, direct, atol=2e-6)
+    known = np.isfinite(direct[0, :, 0])
+    assert len(np.unique(direct[:, known].round(4), axis=0)) > len(units)
+    with pytest.raises(UserError, match="there is no unit 3"):
+        list(model.lesions(test, [{"bipolar": [3]}]))

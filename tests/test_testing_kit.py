@@ -326,6 +326,16 @@ class ChangesData(GoodDerived):
     breaks: ClassVar[list[str]] = ["data_unchanged"]
 
 
+class NotMadeAlone(GoodDerived):
+    """`data` has a default, and is needed all the same."""
+
+    def load(self, data: xr.DataTree | None = None) -> xr.DataTree:
+        assert data is not None, "there is no data"
+        return super().load(data)
+
+    breaks: ClassVar[list[str]] = ["made_alone"]
+
+
 class WithoutFirstRow(GoodDerived):
     """The rows after the first one are needed."""
 

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from retinakit.contracts.config import Config
 from retinakit.contracts.errors import UserError
+from retinakit.contracts.frame_blocks import blocks
 from retinakit.contracts.recording import SPIKES_PER_BIN, SPLITS, make_recording, make_split
 from retinakit.simulation.drawn_frames import drawn_frames
 from retinakit.simulation.subunit_cells import SubunitCells, cells_of, simulate
@@ -214,11 +215,9 @@ def trial_recording(
         return made.assign_coords(from_onset=time)
 
     if data is None:
+        shown = xr.DataArray(stimulus)
         mean = np.concatenate(
-            [
-                stimulus[start : start + count].values.mean((-2, -1), dtype=float)
-                for start, count in zip(frames.starts, whole, strict=True)
-            ]
+            [shown[part].values.mean((-2, -1), dtype=float) for part in blocks(shown)]
         )
         alone = split(mean[:, None], cell=[PHOTODIODE], units="contrast")
         return make_recording(dict.fromkeys(SPLITS, alone), {"title": title})

@@ -59,6 +59,11 @@ class DatasetCase(Case):
     def made_from_data(self) -> bool:
         return bool(inspect.signature(self.plugin.load).parameters)
 
+    @property
+    def needs_data(self) -> bool:
+        parameters = inspect.signature(self.plugin.load).parameters.values()
+        return any(parameter.default is parameter.empty for parameter in parameters)
+
     def load(self, data: xr.DataTree | None = None) -> xr.DataTree:
         given = self.data.copy(deep=True) if data is None else data
         recording = self.fresh().load(data=given) if self.made_from_data else self.fresh().load()
@@ -151,6 +156,12 @@ def data_unchanged(case: DatasetCase) -> None:
     demand(difference is None, f"load() changed the recording it was given: {difference}")
 
 
+def made_alone(case: DatasetCase) -> None:
+    """A dataset whose `load` has a default for `data` is also made without it."""
+    if case.made_from_data and not case.needs_data:
+        validate(case.fresh().load())
+
+
 def bars_and_full_field(case: DatasetCase) -> None:
     """A dataset derived from another one accepts bars and full fields, or raises a UserError."""
     if not case.made_from_data:
@@ -176,5 +187,6 @@ DATASET_CHECKS: tuple[Callable[[Any], None], ...] = (
     recording_stored,
     files_listed,
     data_unchanged,
+    made_alone,
     bars_and_full_field,
 )

@@ -101,7 +101,7 @@ def lesions_agree(case: ModelCase) -> None:
             copied = copied.without(layer, units)
         same_values(
             copied.predict(case.shown),
-            prediction,
+            xr.DataArray(prediction),
             f"lesions() without {combination} differs from without() and predict()",
         )
 

@@ -58,8 +58,9 @@ class GLMFilters(Analysis):
     The model needs the parameter `kernel (cell, lag, ...)`, and may have `history (cell,
     history_lag)`, `coupling (cell, from_cell, coupling_lag)` and `largest_count (cell)`. The
     result has these filters, for a stimulus in space as `spatial (cell, y, x)` and `temporal (cell,
-    lag)`; their norms `kernel_norm (cell)`, `history_norm (cell)` and `coupling_norm (cell)`, over
-    all other cells; and
+    lag)`; the norms `kernel_norm (cell)`, `history_norm (cell)` and `coupling_norm (cell)`, over
+    all other cells; if the stimulus has channels, the `channel (cell)` in which the filter has the
+    largest norm and which is shown; and
     the test of the spikes by time rescaling with the correction for bins of Haslinger et al.
     (2010): `distribution (cell, quantile)` of the rescaled intervals, the largest distance `ks
     (cell)` from the diagonal, the half width `ks_band (cell)` of its 95 % band, whether it is
@@ -67,7 +68,7 @@ class GLMFilters(Analysis):
     (cell)`.
 
     Raises:
-        UserError: if the model has no filter for each cell, or the stimulus has channels.
+        UserError: if the model has no filter for each cell.
 
     Example:
         >>> from retinakit.testing import small_recording
@@ -89,15 +90,17 @@ class GLMFilters(Analysis):
                 "glm_filters takes a model with a filter for each cell, such as glm or ln"
             )
         kernel = parameters["kernel"].astype(float)
+        norm = (kernel**2).sum([dim for dim in kernel.dims if dim != "cell"]) ** 0.5
         if "channel" in kernel.dims:
-            raise UserError("the stimulus has channels; glm_filters takes one without")
+            # Assigned, because a channel may have no coordinate.
+            kernel = kernel.assign_coords(channel=kernel["channel"])
+            kernel = kernel.isel(channel=(kernel**2).sum(("lag", "y", "x")).argmax("channel"))
         if kernel.sizes["y"] * kernel.sizes["x"] == 1:
             result = xr.Dataset({"temporal": kernel.isel(y=0, x=0, drop=True)})
         else:
             result = separate(kernel)[["spatial", "temporal"]]
-        norm = result["kernel_norm"] = (kernel**2).sum(
-            [d for d in kernel.dims if d != "cell"]
-        ) ** 0.5
+        result = result.reset_coords("channel") if "channel" in result.coords else result
+        result["kernel_norm"] = norm
         for name in {"spatial", "temporal"} & set(result):
             result[name] = result[name].where(norm > NO_FILTER, 0.0)
         for name in ("history", "coupling"):
@@ -173,11 +176,13 @@ class GLMFilters(Analysis):
         some = (
             f" The first {CELLS_SHOWN} of {total} cells are shown." if total > CELLS_SHOWN else ""
         )
+        colour = any("channel" in group for group in groups(result).values())
+        channel = " in the channel where it is largest" if colour else ""
         return (
-            "Stimulus filter, gain exp(filter) of the rate after a spike of the cell and of other "
-            "cells, and the distribution of the rescaled interspike intervals of the held-out "
-            "spikes with the 95 % band of the Kolmogorov-Smirnov statistic: a curve inside the "
-            f"band means that the model describes the intervals.{some}"
+            f"Stimulus filter{channel}, gain exp(filter) of the rate after a spike of the cell and "
+            "of other cells, and the distribution of the rescaled interspike intervals of the "
+            "held-out spikes with the 95 % band of the Kolmogorov-Smirnov statistic: a curve "
+            f"inside the band means that the model describes the intervals.{some}"
         )
 
     def table(self, result: xr.DataTree) -> pd.DataFrame:

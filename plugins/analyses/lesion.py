@@ -21,7 +21,6 @@ from retinakit.contracts import (
     cases,
     full_history,
     groups,
-    mean_over_repeats,
     mean_response,
     points,
     silent,
@@ -300,14 +299,14 @@ class _Scored:
         self.size = max(1, BLOCK_BYTES // (8 * len(self.frames) * split.sizes["cell"]))
 
     def scores(
-        self, predictions: Iterator[xr.DataArray], number: int, progress: Progress
+        self, predictions: Iterator[NDArray[Any]], number: int, progress: Progress
     ) -> xr.Dataset:
         """The scores (lesion, cell) of predictions, each ([repeat,] frame, cell)."""
         block: list[NDArray[Any]] = []
         parts = []
         for done, prediction in enumerate(predictions, start=1):
-            each = mean_over_repeats(prediction).transpose("frame", "cell")
-            block.append(each.values[self.frames])
+            shown = prediction[..., self.frames, :]
+            block.append(shown if shown.ndim == 2 else np.nanmean(shown, 0))
             if len(block) == self.size or done == number:
                 parts.append(self._of_block(np.stack(block, -1)))
                 block = []

@@ -22,7 +22,6 @@ from retinakit.contracts import (
     cases,
     full_history,
     groups,
-    mean_over_repeats,
     points,
     segments,
     silent,
@@ -346,7 +345,7 @@ class Substitution(Analysis):
         if c.connections == "own":
             silenced = set(before.get(layer, [])) | {c.unit}
             lesions = [before | {layer: sorted(silenced - {unit})} for unit in by]
-            predictions: Iterable[xr.DataArray] = model.lesions(split, lesions)
+            predictions: Iterable[NDArray[Any]] = model.lesions(split, lesions)
         else:
             # The unit is in use, also where the variant does not keep it.
             before[layer] = [unit for unit in before.get(layer, []) if unit != c.unit]
@@ -441,7 +440,7 @@ class _Trials:
         split_by: str | None = None,
         flip_below: float | None = None,
     ):
-        self.lags, self.parameter, response = lags, config.parameter, split["response"]
+        response = split["response"]
         task = metrics.is_task(response)
         self.accuracy = config.response == "accuracy" or (config.response == "auto" and task)
         if self.accuracy and not task:
@@ -449,7 +448,7 @@ class _Trials:
                 "accuracy needs responses that are decisions, 1 for one class and 0 for the "
                 "others; set response: mean"
             )
-        self.response = response
+        self.cells, self.units = response["cell"].variable, response.attrs.get("units", "")
         self.chance = 1 / split.sizes["cell"]
         parts = segments(split)
         trial = np.repeat(np.arange(len(parts)), [part.stop - part.start for part in parts])
@@ -467,6 +466,7 @@ class _Trials:
             )
         # A sample is a decision, or a trial of which the prediction is averaged over frames.
         self.frames = np.flatnonzero(used)
+        self.chosen = response.values[self.frames].astype(float) if self.accuracy else None
         which, self.sample = np.unique(
             self.frames if self.accuracy else trial[used], return_inverse=True
         )
@@ -490,9 +490,10 @@ class _Trials:
         self.coords[config.parameter] = (config.parameter, labels, attrs)
         self.groups.append(group)
 
-    def curve(self, prediction: xr.DataArray) -> xr.Dataset:
+    def curve(self, prediction: NDArray[Any]) -> xr.Dataset:
         """The points of a prediction ([repeat,] frame, cell)."""
-        predicted = mean_over_repeats(prediction).transpose("frame", "cell")
+        shown = prediction[..., self.frames, :].astype(float)
+        shown = shown if shown.ndim == 2 else np.nanmean(shown, 0)
         dims = tuple(self.coords)
         shape = tuple(len(c[1]) if isinstance(c, tuple) else len(c) for c in self.coords.values())
         place = tuple(self.groups)
@@ -505,8 +506,11 @@ class _Trials:
         number = summed(np.ones(self.count))
         trials = (dims, number.astype(int))
         if self.accuracy:
-            checked = metrics.checked(predicted, self.lags)
-            correct = metrics.correct(checked, self.response.astype(float)).values[self.frames]
+            predicted = np.where(np.isnan(shown), np.inf, shown)  # missing in a used frame
+            dims_of = ("frame", "cell")
+            correct = metrics.correct(
+                xr.DataArray(predicted, dims=dims_of), xr.DataArray(self.chosen, dims=dims_of)
+            ).values
             correct = np.where(self.flipped, 1 - correct, correct)
             with np.errstate(invalid="ignore"):
                 fraction = summed(correct) / number
@@ -519,7 +523,6 @@ class _Trials:
             )
             found["accuracy"].attrs["long_name"] = "accuracy"
             return found
-        shown = np.asarray(predicted.values[self.frames], float)
         total = np.zeros((self.count, shown.shape[1]))
         np.add.at(total, self.sample, shown)
         each = total / np.bincount(self.sample)[:, None]
@@ -529,11 +532,11 @@ class _Trials:
             squares = summed((each - mean[place]) ** 2)
             error = np.sqrt(squares / (number - 1) / number)
         error = np.where(number > 1, error, np.nan)
-        attrs = {"units": prediction.attrs.get("units", ""), "long_name": "mean response"}
+        attrs = {"units": self.units, "long_name": "mean response"}
         return xr.Dataset(
             {"mean": ((*dims, "cell"), mean, attrs), "error": ((*dims, "cell"), error)}
             | {"trials": trials},
-            self.coords | {"cell": predicted["cell"].variable},
+            self.coords | {"cell": self.cells},
         )
 
 

@@ -1,6 +1,7 @@
 """The circuit of bipolar, amacrine and ganglion cell types of Murray et al."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -40,6 +41,9 @@ VALUES_AT_ONCE = 2**24
 
 SMALLEST = 1e-30
 """Smallest probability in the loss."""
+
+LESION_VALUES = 2**25
+"""Largest number of values that are stored for the clips whose lesions are predicted together."""
 
 START_CLIPS = 30
 """Number of clips from which the start `scaled` is computed."""
@@ -135,9 +139,13 @@ class CircuitModule(nn.Module):
     bipolar_time: Tensor
     bipolar_time_bias: Tensor
     amacrine_space: Tensor
+    amacrine_space_bias: Tensor
     amacrine_time: Tensor
+    amacrine_time_bias: Tensor
     ganglion_bipolar: Tensor
+    ganglion_bipolar_bias: Tensor
     ganglion_amacrine: Tensor
+    ganglion_amacrine_bias: Tensor
     ganglion_time: Tensor
     ganglion_time_bias: Tensor
     decoder: Tensor
@@ -237,11 +245,21 @@ class CircuitModule(nn.Module):
                 return [
                     self._dropped(maps + bias) for maps, bias in zip(pooled, biases, strict=True)
                 ]
-        bipolar = self.bipolar(self.clips(frames, values, every), needed)
+        bipolar = self.bipolar_used(self.clips(frames, values, every), needed)
         late = bipolar[:, first - needed :]
         return [
             self._in_space(maps, name) for maps, name in zip((bipolar, late), names, strict=True)
         ]
+
+    def bipolar_used(self, clips: Tensor, first: int) -> Tensor:
+        """The output of the bipolar cells that amacrine and ganglion cells depend on."""
+        height, width = (
+            ((cells - 1) * self.stride + inner - 1) * self.bipolar_stride + outer
+            for cells, inner, outer in zip(
+                self.map, self.amacrine_space.shape[2:], self.bipolar_space.shape[2:], strict=True
+            )
+        )
+        return self.bipolar(clips[..., :height, :width], first)
 
     def courses(self, frames: Tensor, every: int = 1) -> dict[str, Tensor]:
         """The responses of all layers in all frames of the clips, with gradients.
@@ -254,18 +272,25 @@ class CircuitModule(nn.Module):
             `bipolar`, `amacrine` and `ganglion` (clip, lags, type, y, x), and `decoder` (clip,
             lags, class).
         """
+        courses = self.cell_courses(frames, every)
+        ganglion = courses["ganglion"]
+        decoder = self.decided(ganglion.flatten(0, 1)).view(*ganglion.shape[:2], -1)
+        return courses | {"decoder": decoder}
+
+    def cell_courses(self, frames: Tensor, every: int = 1) -> dict[str, Tensor]:
+        """The responses of `courses` without those of the decoder, for frames of any size."""
         bipolar = self.bipolar(self.clips(frames, None, every))
         amacrine = self.amacrine(bipolar)
         summed = self.ganglion_input(bipolar, amacrine)
         ganglion = self._filtered(summed, "ganglion").relu()
-        decoder = self.decided(ganglion.flatten(0, 1)).view(*ganglion.shape[:2], -1)
-        return {"bipolar": bipolar, "amacrine": amacrine, "ganglion": ganglion, "decoder": decoder}
+        return {"bipolar": bipolar, "amacrine": amacrine, "ganglion": ganglion}
 
     def clips(self, frames: Tensor, values: Tensor | None, every: int) -> Tensor:
         """The clips (n, lags, channel, y, x)."""
         if values is not None:
             frames = _unpacked(frames, values, self.field)
-        return histories(frames, self.lags, every).view(-1, self.lags, *self.field)
+        clips = histories(frames, self.lags, every)
+        return clips if frames.ndim == 4 else clips[:, :, None]
 
     def bipolar(self, clips: Tensor, first: int = 0) -> Tensor:
         """The output of bipolar cells (n, frame, type, y, x), from a frame of the clip on."""
@@ -569,6 +594,10 @@ class RetinaCircuit(TorchModel):
         module: Any = self.module
         return partial(module.last, layer=layer)
 
+    def course_function(self, layer: str) -> Callable[..., Tensor]:
+        module: Any = self.module
+        return lambda frames: module.cell_courses(frames, self.lags)[layer].flatten(0, 1)
+
     def activity(self, split: Shown, layer: str) -> xr.DataArray:
         self.check_layer(layer)
         split = self.prepare(split)
@@ -584,6 +613,42 @@ class RetinaCircuit(TorchModel):
             weight[:, list(units)] = 0
             bias[list(units)] = 0
         return silenced
+
+    def lesions(
+        self, split: Shown, combinations: Iterable[Mapping[str, Sequence[int]]]
+    ) -> Iterator[NDArray[Any]]:
+        """The predictions of copies in which combinations of units are silent.
+
+        The outputs of bipolar cells are computed once for all combinations (see `LesionedClips`).
+        For 100 clips of 255 x 255 pixels, the 10,626 combinations of four kept types take seconds.
+        """
+        split, module = self.prepare(split), self.module
+        assert isinstance(module, CircuitModule)
+        chosen = list(combinations)
+        kept = {
+            layer: np.ones((len(chosen), getattr(self.config, f"{layer}_types")), bool)
+            for layer in LAYERS
+        }
+        for row, combination in enumerate(chosen):
+            for layer, units in combination.items():
+                self._check_units(layer, units)
+                kept[layer][row, list(units)] = False
+        ends = np.flatnonzero(full_history(split["segment"], self.lags))
+        found = np.empty((len(chosen), len(ends), split.sizes["cell"]), np.float32)
+        parts: list[LesionedClips] = []
+        done = waiting = 0
+        with torch.no_grad():
+            for part, frames in self._clips(split, ends):
+                parts.append(LesionedClips.of(module, frames))
+                waiting += len(part)
+                if waiting >= parts[0].most or done + waiting == len(ends):
+                    together = LesionedClips.joined(parts)
+                    together.predict(kept, found[:, done : done + waiting])
+                    done, waiting, parts = done + waiting, 0, []
+        for values in found:
+            prediction = np.full((split.sizes["frame"], values.shape[1]), np.nan, np.float32)
+            prediction[ends] = values
+            yield prediction
 
     def substituted(self, layer: str, unit: int, by: int) -> Self:
         self._check_units(layer, [unit, by])
@@ -629,6 +694,123 @@ class RetinaCircuit(TorchModel):
         return labelled.assign_coords(
             {dim: np.arange(n) for dim, n in labelled.sizes.items() if dim not in labelled.coords}
         ).drop_vars([d for d in ("y", "x") if d in labelled.coords])
+
+
+@dataclass
+class LesionedClips:
+    """The inputs of amacrine and ganglion cells from each bipolar cell type, for lesions.
+
+    These inputs are linear up to the nonlinearity of the receiving cell, so that they are computed
+    once for each pair of types and added for a combination. The input of ganglion cells from
+    amacrine cells is computed once for each set of bipolar types that are not silent.
+
+    Attributes:
+        module: the network.
+        amacrine: (bipolar, clip, amacrine, place, frame), filtered in space and time.
+        ganglion: (bipolar, clip, ganglion, place), filtered in space and time, in the last frame.
+    """
+
+    module: CircuitModule
+    amacrine: Tensor
+    ganglion: Tensor
+
+    @classmethod
+    def of(cls, module: CircuitModule, frames: Tensor) -> "LesionedClips":
+        """The inputs for the clips of frames (n · lags, [channel,] y, x)."""
+        taps = len(module.ganglion_time)
+        first = max(0, module.lags - taps)  # as in `CircuitModule.forward`
+        needed = max(0, first - taps + 1)
+        bipolar = module.bipolar_used(module.clips(frames, None, module.lags), needed)
+        of_amacrine = _pairs(bipolar, module.amacrine_space, module.stride)
+        pairs = of_amacrine.flatten(2, 3)
+        filters = module.amacrine_time.repeat(1, bipolar.shape[2])
+        filtered = filter_clips(pairs, filters, first - needed).view(
+            len(bipolar), -1, *of_amacrine.shape[2:]
+        )
+        of_ganglion = _pairs(bipolar[:, first - needed :], module.ganglion_bipolar, module.stride)
+        times = module.ganglion_time[: of_ganglion.shape[1]].flip(0)
+        return cls(
+            module,
+            filtered.permute(2, 0, 3, 4, 1).contiguous(),
+            torch.einsum("nfbgp,fg->bngp", of_ganglion, times),
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence["LesionedClips"]) -> "LesionedClips":
+        """The inputs for the clips of all parts."""
+        return cls(
+            parts[0].module,
+            torch.cat([part.amacrine for part in parts], 1),
+            torch.cat([part.ganglion for part in parts], 1),
+        )
+
+    @property
+    def most(self) -> int:
+        """The number of clips up to which parts are joined."""
+        return max(1, LESION_VALUES // self.amacrine[:, 0].numel())
+
+    def predict(self, kept: Mapping[str, NDArray[np.bool_]], found: NDArray[np.float32]) -> None:
+        """Computes the probabilities of the classes for combinations of silent types.
+
+        Args:
+            kept: (combination, type) for each layer; false for a silent type.
+            found: (combination, clip, class), which is filled.
+        """
+        m = self.module
+        rows: dict[tuple[int, ...], dict[tuple[int, ...], list[int]]] = {}
+        for row, sets in enumerate(zip(kept["bipolar"], kept["amacrine"], strict=True)):
+            bipolar, amacrine = (tuple(np.flatnonzero(one).tolist()) for one in sets)
+            rows.setdefault(bipolar, {}).setdefault(amacrine, []).append(row)
+        times = m.ganglion_time[: self.amacrine.shape[-1]].flip(0)
+        constant = (m.ganglion_bipolar_bias + m.ganglion_amacrine_bias) * times.sum(0)
+        constant = (constant + m.ganglion_time_bias)[:, None]
+        decoder = m.decoder.flatten(2)
+        for bipolar, of_amacrine in rows.items():
+            drive = constant + sum(self.ganglion[unit] for unit in bipolar)
+            lateral = self._lateral(bipolar, times) if any(of_amacrine) else None
+            for amacrine, here in of_amacrine.items():
+                inputs = drive
+                if lateral is not None and amacrine:
+                    inputs = drive + lateral[:, list(amacrine)].sum(1)
+                decided = torch.einsum(
+                    "ngp,cgp->gnc", inputs.relu().expand(found.shape[1], -1, -1), decoder
+                )
+                ganglion = torch.from_numpy(kept["ganglion"][here]).to(decided.dtype)
+                logits = torch.tensordot(ganglion, decided, 1) + m.decoder_bias
+                found[here] = logits.softmax(-1).numpy()
+
+    def _lateral(self, bipolar: tuple[int, ...], times: Tensor) -> Tensor:
+        """The input (clip, amacrine, ganglion, place) of ganglion from amacrine cells."""
+        m = self.module
+        frames = self.amacrine.shape[-1]
+        length = min(m.lags, frames + len(m.amacrine_time) - 1)
+        bias = m.amacrine_space_bias.expand(1, length, -1)[..., None]
+        constant = filter_clips(bias, m.amacrine_time, length - frames)[0, :, :, 0].T
+        constant = (constant + m.amacrine_time_bias[:, None])[:, None]
+        drive = constant + sum(self.amacrine[unit] for unit in bipolar)
+        response = -drive.relu().expand(self.amacrine.shape[1:])
+        summed = (response @ times).movedim(-1, 2)  # (clip, amacrine, ganglion, place)
+        kernels = m.ganglion_amacrine.transpose(0, 1).flatten(0, 1)[:, None]
+        padding = [side // 2 for side in kernels.shape[2:]]
+        maps = summed.reshape(len(summed), len(kernels), *m.map)
+        return conv2d(maps, kernels, padding=padding, groups=len(kernels)).view(summed.shape)
+
+
+def _pairs(clips: Tensor, kernels: Tensor, stride: int) -> Tensor:
+    """Filters each input type with the kernel of each output type.
+
+    Args:
+        clips: (n, frame, input, y, x).
+        kernels: (output, input, y, x).
+        stride: between places.
+
+    Returns:
+        (n, frame, input, output, place).
+    """
+    outputs, inputs = kernels.shape[:2]
+    grouped = kernels.transpose(0, 1).flatten(0, 1)[:, None]
+    maps = conv2d(clips.flatten(0, 1), grouped, stride=stride, groups=inputs)
+    return maps.view(*clips.shape[:2], inputs, outputs, -1)
 
 
 def _of_authors(
