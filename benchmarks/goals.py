@@ -17,6 +17,7 @@ SUITES = (
     "readout_cases",
     "population_cases",
     "file_cases",
+    "circuit_cases",
 )
 
 
