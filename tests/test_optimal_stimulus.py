@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 from pydantic import ValidationError
 from torch import nn
 
-from retinakit import TorchModel
+from retinakit import Model, TorchModel
 from retinakit.contracts import UserError, coordinates_of, make_recording, make_split
 from retinakit.pipeline.combine import combine
 from retinakit.regression import cosine_images
@@ -16,6 +17,7 @@ from retinakit_plugins.datasets.subunit_rgc import SubunitRGC
 from retinakit_plugins.models.glm import GLM
 from retinakit_plugins.models.ln import LN
 from retinakit_plugins.models.quadratic import Quadratic
+from retinakit_plugins.models.retina_circuit import RetinaCircuit
 from retinakit_plugins.models.what_where import WhatWhere
 
 QUICK = {"steps": 60, "seeds": 2, "learning_rate": 0.3}
@@ -286,3 +288,78 @@ def test_a_position_outside_the_map_and_a_model_without_gradient_are_refused(net
 def test_options_that_exclude_each_other_are_refused(options, message):
     with pytest.raises(ValidationError, match=message):
         OptimalStimulus(options)
+
+
+@pytest.fixture(scope="module")
+def circuit():
+    """A circuit of random weights for clips of 6 frames, and its recording."""
+    random, lags, clips = np.random.default_rng(0), 6, 20
+    response = np.full((clips * lags, 2), np.nan)
+    response[lags - 1 :: lags] = np.eye(2)[np.arange(clips) % 2]
+    split = make_split(
+        random.integers(0, 2, (clips * lags, 36, 36)).astype(np.uint8),
+        response,
+        frame_interval=1 / 30,
+        segment=np.repeat(np.arange(clips), lags),
+    )
+    data = make_recording(dict.fromkeys(("train", "validation", "test"), split))
+    kinds = dict.fromkeys(("bipolar_types", "amacrine_types", "ganglion_types"), 2)
+    sizes = {"bipolar_kernel": 4, "bipolar_stride": 2, "kernel": 3, "stride": 2, "filter_lags": 4}
+    model = RetinaCircuit(kinds | sizes | {"lags": lags})
+    model.field = coordinates_of(split, lags)
+    torch.manual_seed(0)
+    model.module = model.build(model.field).eval()
+    shown = torch.from_numpy(split["stimulus"].values).float()
+    model.module.scale(model.module.clips(shown, None, lags))
+    return model, data
+
+
+def test_a_unit_is_searched_in_its_receptive_field_with_the_result_of_the_whole_field(
+    circuit, monkeypatch
+):
+    model, data = circuit
+    options = QUICK | {"layer": "ganglion", "units": [0], "seeds": 1, "norm": 10.0}
+    sizes = []
+    gradient = RetinaCircuit.stimulus_gradient
+
+    def counted(self, split, weight, layer=None):
+        sizes.append(split["stimulus"].shape[1:])
+        return gradient(self, split, weight, layer)
+
+    monkeypatch.setattr(RetinaCircuit, "stimulus_gradient", counted)
+    small = OptimalStimulus(options).run(model, data)
+    assert set(sizes[:2]) == {(36, 36)} and max(max(size) for size in sizes[2:]) == 16
+    monkeypatch.setattr(RetinaCircuit, "cropped", Model.cropped)
+    whole = OptimalStimulus(options).run(model, data)
+    assert sizes[-1] == (36, 36)
+    best = [one["stimulus"].values - float(one["mean_stimulus"]) for one in (small, whole)]
+    assert cosine(*best) > 0.98
+    np.testing.assert_allclose(small["response"], whole["response"], rtol=0.02)
+
+
+def test_the_response_of_a_clip_is_summed_from_its_first_frame(circuit):
+    model, data = circuit
+    clip = data["train"].to_dataset().isel(frame=slice(0, 6))
+    shown = torch.from_numpy(clip["stimulus"].values).float()
+    weight = np.zeros((1, 2, 8, 8))
+    weight[0, 1, 3, 4] = 1
+    value, slope = model.course_gradient(clip, weight, "ganglion")
+    expected = model.module.courses(shown, 6)["ganglion"][0, :, 1, 3, 4].detach()
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    assert value[:5].sum() > 0 and np.abs(slope[0]).max() > 0
+    murray = {
+        "layer": "ganglion", "position": [3, 4], "whole_clip": True, "constraint": "range",
+        "range": [-1, 1], "dropout": 0.1, "weight_decay": 1e-5, "learning_rate": 0.05,
+        "steps": 60, "seeds": 1,
+    }  # fmt: skip
+    result = OptimalStimulus(murray).run(model, data)
+    assert result["stimulus"].dims == ("ganglion", "seed", "frame", "y", "x")
+    assert (result["response"][:, 0] > 1.5 * result["noise_response"]).all()
+    with pytest.raises(UserError, match="some segments do not have 6 frames"):
+        model.course_gradient(clip.isel(frame=slice(1, None)), weight, "ganglion")
+
+
+def test_a_model_without_activity_in_early_frames_refuses_whole_clips(network, data):
+    options = QUICK | {"layer": "layer1", "whole_clip": True}
+    with pytest.raises(UserError, match="only in frames with a full history"):
+        OptimalStimulus(options).run(network(np.ones((1, 2, 3, 3))), data)

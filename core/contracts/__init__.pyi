@@ -40,6 +40,7 @@ from .recording import mean_over_repeats as mean_over_repeats
 from .recording import mean_response as mean_response
 from .recording import require_uncentred as require_uncentred
 from .recording import segments as segments
+from .recording import shown_frames as shown_frames
 from .recording import space_sizes as space_sizes
 from .recording import trial_parameter as trial_parameter
 from .recording import trials_with as trials_with

@@ -340,8 +340,52 @@ class Model(Plugin, ABC):
             "method 'substituted'; choose another model, or silence units instead"
         )
 
+    def course_gradient(
+        self, split: Shown, weight: ArrayLike, layer: str
+    ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+        """The gradient of activities in all frames of clips, also those without a full history.
+
+        For a model that begins each clip, a segment of `lags` frames, from rest, and so has an
+        activity in each of its frames.
+
+        Args:
+            split: as for `predict`, with segments of `lags` frames.
+            weight: (frame, unit, ...), or an array that can be broadcast to this shape.
+            layer: one of `layers()`.
+
+        Returns:
+            value and gradient, as by `stimulus_gradient`.
+
+        Raises:
+            RecordingError: as for `predict`.
+            UserError: if the model has no activity in all frames, no such layer, or the segments
+                do not have `lags` frames.
+        """
+        self.check_layer(layer)
+        raise UserError(
+            f"the {type(self).__name__} has an activity only in frames with a full history; choose "
+            "a model of clips, such as a circuit, or leave out whole_clip"
+        )
+
+    def cropped(self, y: slice, x: slice) -> Self:
+        """A copy of the fitted model for a rectangle of the field.
+
+        Its layers have the maps of this rectangle. It has no predictions, but `activity` and
+        `stimulus_gradient` of a layer, which take less time than those of the whole field.
+
+        Args:
+            y, x: the rows and columns of the stimulus, in pixels.
+
+        Raises:
+            UserError: if the layers cannot be computed for a rectangle, or the model is not fitted.
+        """
+        raise UserError(
+            f"the layers of the {type(self).__name__} cannot be computed for a part of the field; "
+            "use the whole field"
+        )
+
     def broadcast_weight(
-        self, weight: ArrayLike, split: xr.Dataset, shape: tuple[int, ...]
+        self, weight: ArrayLike, split: xr.Dataset, shape: tuple[int, ...], *, early: bool = False
     ) -> NDArray[np.float64]:
         """The weight of `stimulus_gradient` of all outputs, 0 in frames without a full history.
 
@@ -349,6 +393,7 @@ class Model(Plugin, ABC):
             weight: as for `stimulus_gradient`.
             split: as returned by `prepare`.
             shape: of the outputs, (frame, ...).
+            early: whether frames without a full history keep their weight.
 
         Raises:
             UserError: if the weight cannot be broadcast to this shape.
@@ -360,7 +405,7 @@ class Model(Plugin, ABC):
                 f"the weight of the gradient has the shape {np.shape(weight)} and the outputs of "
                 f"the {type(self).__name__} have {shape}; give one weight for each output"
             ) from None
-        known = full_history(split["segment"], self.lags)
+        known = early | full_history(split["segment"], self.lags)
         return np.where(known.reshape(-1, *[1] * (len(shape) - 1)), whole, 0)
 
     def check_layer(self, layer: str) -> None:

@@ -6,12 +6,12 @@ import inspect
 import json
 import zlib
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial, wraps
 from operator import attrgetter
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -496,7 +496,8 @@ class TorchModel(Model):
         Returns:
             A differentiable function with the arguments of the module, frames (n + lags - 1,
             [channel,] y, x), oldest first, that returns (n, unit) or (n, unit, map_y, map_x). If it
-            has the parameter `every`, as `forward` may have, gradients of clips are faster.
+            has the parameter `every`, as `forward` may have, gradients of clips are faster. A
+            convolution should accept frames of any size, for gradients of a part of the field.
         """
         raise UserError(
             f"the {type(self).__name__} has layers and no method layer_function, which returns the "
@@ -511,19 +512,73 @@ class TorchModel(Model):
         labelled = self.label(values, split, dims, name=layer)
         return labelled.assign_coords({unit: np.arange(values.shape[1])})
 
+    def cropped(self, y: slice, x: slice) -> Self:
+        self.check_fitted()
+        part = copy.copy(self)
+        part.field = self.field.isel(y=y, x=x)
+        return part
+
     def stimulus_gradient(
         self, split: Shown, weight: ArrayLike, layer: str | None = None
     ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
         if layer is not None:
             self.check_layer(layer)
         split = self.prepare(split)
+        return self._gradient(split, weight, self._differentiable(split, layer))
+
+    def course_gradient(
+        self, split: Shown, weight: ArrayLike, layer: str
+    ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+        self.check_layer(layer)
+        split, function = self.prepare(split), self.course_function(layer)
+        pieces = segments(split)
+        if function is None:
+            return super().course_gradient(split, weight, layer)
+        if any(piece.stop - piece.start != self.lags for piece in pieces):
+            raise UserError(f"some segments do not have {self.lags} frames; give such clips")
+
+        def blocks() -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
+            for piece in pieces:
+                shown, *others = self._read(split, piece)
+                yield piece, piece, shown, function(shown.requires_grad_(), *others)
+
+        return self._gradient(split, weight, blocks(), early=True)
+
+    def course_function(self, layer: str) -> Callable[..., Tensor] | None:
+        """The function that computes the outputs of a layer in all frames of a clip.
+
+        For a module of clips that begins from rest; see `course_gradient`.
+
+        Args:
+            layer: one of `layers()`.
+
+        Returns:
+            A differentiable function with the arguments of the module, for the frames (lags,
+            [channel,] y, x) of a clip, that returns (lags, unit, ...); by default None, for a
+            module without outputs in all frames.
+        """
+        return None
+
+    def _gradient(
+        self,
+        split: xr.Dataset,
+        weight: ArrayLike,
+        blocks: Iterable[tuple[slice, slice, Tensor, Tensor]],
+        early: bool = False,
+    ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+        """The weighted outputs of blocks (see `_differentiable`) and their gradient.
+
+        Args:
+            early: whether frames without a full history count too.
+        """
         stimulus, weights = split["stimulus"], None
         value = np.zeros(len(stimulus))
         gradient = np.zeros(stimulus.shape, np.float32)
-        for frames, predicted, shown, outputs in self._differentiable(split, layer):
+        for frames, predicted, shown, outputs in blocks:
             if weights is None:
                 shape = (len(stimulus), *outputs.shape[1:])
-                weights = torch.from_numpy(self.broadcast_weight(weight, split, shape)).float()
+                whole = self.broadcast_weight(weight, split, shape, early=early)
+                weights = torch.from_numpy(whole).float()
             weighted = (outputs * weights[predicted]).flatten(1).sum(1)
             value[predicted] = weighted.detach().numpy()
             if weighted.requires_grad:  # the output of a silenced unit may be a constant

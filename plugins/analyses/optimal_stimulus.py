@@ -20,6 +20,7 @@ from retinakit.contracts import (
     Progress,
     UserError,
     cases,
+    full_history,
     groups,
     lag_coordinate,
     points,
@@ -52,6 +53,11 @@ OUTSIDE = 0.05
 """Values with less than this part of the largest squared gradient are outside the receptive field,
 in which diverse stimuli are made different."""
 
+UNRESPONSIVE = (
+    "the response does not depend on the stimulus: the gradients are 0 for clips of the training "
+    "stimulus and for noise, so there is no optimal stimulus"
+)
+
 NOT_CONVERGED = 0.01
 """Relative increase of the response in the second half of the steps, above which there is a
 warning."""
@@ -61,8 +67,8 @@ class OptimalStimulusConfig(Config):
     """Options of the search.
 
     The stimuli of Murray et al.'s deep visualisation are those of constraint `range` with range
-    [-1, 1], dropout 0.1, weight_decay 1e-5, learning_rate 1e-3, steps 5000, frames 51, and the unit
-    and the position [8, 8] of a layer.
+    [-1, 1], dropout 0.1, weight_decay 1e-5, learning_rate 1e-3 and steps 5000, for a unit of the
+    layer `ganglion` at the position [8, 8], with whole_clip.
     """
 
     cells: list[int | str] | None = Field(
@@ -90,6 +96,11 @@ class OptimalStimulusConfig(Config):
         ge=1,
         description="Number of frames of the clip. The response is summed over its frames with a "
         "full history; by default there is one, the last.",
+    )
+    whole_clip: bool = Field(
+        False,
+        description="Sum the response of a unit over all frames of the clip, also those without a "
+        "full history, for a model of clips that begins each from rest, such as retina_circuit.",
     )
     constraint: Literal["norm", "range"] = Field(
         "norm",
@@ -174,6 +185,8 @@ class OptimalStimulusConfig(Config):
             raise ValueError("'units' and 'position' are of a layer; set layer, or cells")
         if self.layer is not None and self.cells is not None:
             raise ValueError("'cells' and 'layer' are both set; leave out one of them")
+        if self.whole_clip and (self.layer is None or self.frames is not None):
+            raise ValueError("'whole_clip' needs a layer, and no 'frames'")
         if self.constraint == "range":
             if self.norm is not None:
                 raise ValueError("'norm' needs constraint: norm; leave it out")
@@ -248,32 +261,29 @@ class OptimalStimulus(Analysis):
                 f"the clip has {frames} frames and the training stimulus {train.sizes['frame']}; "
                 "make frames smaller"
             )
-        windows = self._windows(train["stimulus"], frames)
+        windows = self._windows(train, frames)
         dim, weights = self._targets(model, train, windows[:1])
-        found: list[xr.Dataset] = []
-        boxes = []
+        found: dict[Any, xr.Dataset | None] = {}
         for number, (name, weight) in enumerate(weights.items()):
-            shown = _Shown(model, train, c.layer, weight)
+            shown = _Shown(model, train, c.layer, weight, c.whole_clip)
 
             def tell(done: float, total: float, message: str = "", number: int = number) -> None:
                 progress(number * total + done, len(weights) * total, "optimal stimuli")
 
-            result, support = self._search(shown, windows, tell)
-            found.append(result.assign_coords({dim: name}))
-            boxes.append(support.any((0, *range(1, support.ndim - 2))))
-        combined: xr.Dataset = xr.concat(found, dim)
-        combined["mean_stimulus"] = float(windows.mean())
-        used = np.any(boxes, 0)
-        rows, columns = (_extent(used.any(1)), _extent(used.any(0)))
-        return self._labelled(combined, model, frames, dim).isel(y=rows, x=columns)
+            found[name] = self._search(shown, windows, tell)
+        combined = _together(found, dim, float(windows.mean()), windows.shape[-2:])
+        return self._labelled(combined, model, frames, dim)
 
-    def _windows(self, stimulus: xr.DataArray, frames: int) -> Array:
+    def _windows(self, train: xr.Dataset, frames: int) -> Array:
         """Clips of the training stimulus, (window, frame, [channel,] y, x)."""
+        stimulus, whole = train["stimulus"], np.flatnonzero(full_history(train["segment"], frames))
+        if not len(whole):  # the clip is longer than the segments
+            whole = np.arange(frames - 1, len(stimulus))
         size = frames * int(np.prod(stimulus.shape[1:]))
         number = int(np.clip(VALUES // size, 8, WINDOWS))
         random = np.random.default_rng(self.seed)
-        starts = np.sort(random.integers(0, len(stimulus) - frames + 1, number)).tolist()
-        read = [stimulus[start : start + frames].values for start in starts]
+        ends = np.sort(random.choice(whole, number)) + 1
+        read = [stimulus[end - frames : end].values for end in ends.tolist()]
         return np.stack(read).astype(np.float32)
 
     def _targets(
@@ -318,20 +328,22 @@ class OptimalStimulus(Analysis):
             raise UserError(f"'minus' is the only {dim}; choose another one for it")
         return dim, weights
 
-    def _search(
-        self, shown: "_Shown", windows: Array, progress: Progress
-    ) -> tuple[xr.Dataset, NDArray[np.bool_]]:
-        """The result for one target, and the values that it depends on (frame, ..., y, x)."""
+    def _search(self, shown: "_Shown", windows: Array, progress: Progress) -> xr.Dataset | None:
+        """The result for one target, in the rectangle that it depends on; None without one."""
         c = self.config
         grey, deviation = float(windows.mean()), float(windows.std()) or 1.0
         random = np.random.default_rng([self.seed, 1])
         noise = grey + deviation * random.standard_normal(windows.shape).astype(np.float32)
-        power = np.mean(
-            [np.nan_to_num(shown(clips)[1] ** 2).mean(0) for clips in (windows, noise)], 0
-        )
+        slopes = [np.nan_to_num(shown(clips)[1]) for clips in (windows, noise)]
+        power = np.mean([(slope**2).mean(0) for slope in slopes], 0)
+        if not power.any():
+            return None
+        box = _box(power)
+        small = shown.cropped(box, noise, slopes[1]) or shown.cropped(box, windows, slopes[0])
+        if small is not None:
+            shown = small
+            windows, noise, power = (part[..., *box] for part in (windows, noise, power))
         support = power > 0
-        if not support.any():
-            return self._none(shown, windows), np.ones_like(support)
         size = float(power.sum() ** 2 / (power**2).sum())
         share = (power / power.sum()).astype(np.float32)
         norm = c.norm or float(np.sqrt(size * (share * (windows - grey) ** 2).sum() / len(windows)))
@@ -361,27 +373,9 @@ class OptimalStimulus(Analysis):
             examples = search.diverse(stimulus[best], float(response[best]), random)
             result["diverse_stimulus"] = (("example", *clip_dims), examples)
             result["diverse_response"] = ("example", shown(examples)[0])
-        return xr.Dataset(result), support
-
-    def _none(self, shown: "_Shown", windows: Array) -> xr.Dataset:
-        """The result for a target whose response has no gradient."""
-        c, shape = self.config, windows.shape[1:]
-        missing = np.full((max(c.seeds, c.diverse), *shape), np.nan, np.float32)
-        dims, nothing = shown.dims, np.full(max(c.seeds, c.diverse, len(c.scales)), np.nan)
-        result = {
-            "stimulus": (("seed", *dims), missing[: c.seeds]),
-            "response": ("seed", nothing[: c.seeds]),
-            "best_seed": 0,
-            **dict.fromkeys(("norm", "similarity", "noise_response"), np.nan),
-            "receptive_field_size": 0.0,
-            "curve": ("scale", nothing[: len(c.scales)]),
-            "warning": "the response does not depend on the stimulus: it is the same for noise and "
-            "for clips of the training stimulus, so there is no optimal stimulus",
-        }
-        if c.diverse:
-            result["diverse_stimulus"] = (("example", *dims), missing[: c.diverse])
-            result["diverse_response"] = ("example", nothing[: c.diverse])
-        return xr.Dataset(result)
+        places = {d: np.arange(p.start, p.stop) for d, p in zip("yx", box, strict=True)}
+        whole = {} if small else dict(zip("yx", box, strict=True))
+        return xr.Dataset(result).isel(whole).assign_coords(places)
 
     def _warning(self, traces: NDArray[np.float64], response: NDArray[np.float64]) -> str:
         if not np.isfinite(response).all():
@@ -402,11 +396,12 @@ class OptimalStimulus(Analysis):
         coords: dict[str, Any] = {
             "seed": np.arange(c.seeds),
             "scale": list(c.scales),
-            **{d: field[d].variable for d in ("channel", "y", "x") if d in field.coords},
+            **({"channel": field["channel"].variable} if "channel" in field.coords else {}),
+            **{d: (d, field[d].values[result[d].values], field[d].attrs) for d in ("y", "x")},
         }
         if c.diverse:
             coords["example"] = np.arange(c.diverse)
-        if frames == model.lags:
+        if frames == model.lags and not c.whole_clip:
             result = result.isel(frame=slice(None, None, -1)).rename(frame="lag")
             coords |= lag_coordinate(np.arange(frames), interval)
         else:
@@ -501,7 +496,9 @@ class _Shown:
         train: xr.Dataset,
         layer: str | None,
         weight: NDArray[np.float64],
+        whole: bool,
     ):
+        self.whole = whole
         self.model, self.train, self.layer, self.weight = model, train, layer, weight
         self.dims = [str(dim) for dim in train["stimulus"].dims]
 
@@ -519,10 +516,46 @@ class _Shown:
             split["covariates"] = mean.transpose("frame", "covariate")
         return split
 
+    def cropped(self, box: tuple[slice, slice], clips: Array, gradient: Array) -> "_Shown | None":
+        """The same for a rectangle of the field, which takes less time, or None.
+
+        The position of the unit in the map of the rectangle is the one with the same gradient.
+
+        Args:
+            box: the rows and columns.
+            clips: (clip, frame, [channel,] y, x), of the whole field.
+            gradient: for these clips.
+        """
+        field = self.train["stimulus"].shape[-2:]
+        if self.layer is None or all(
+            p.stop - p.start == n for p, n in zip(box, field, strict=True)
+        ):
+            return None
+        try:
+            model = self.model.cropped(*box)
+        except UserError:
+            return None
+        strongest = [int((gradient.reshape(len(gradient), -1) ** 2).sum(1).argmax())]
+        clip, expected = clips[strongest][..., *box], gradient[strongest][..., *box]
+        train = self.train.isel(y=box[0], x=box[1])
+        places = model.activity(self.split(clip, train, model), self.layer).shape[2:]
+        units = self.weight.reshape(self.weight.shape[1], -1).sum(1)
+        close = 1e-4 * float(np.abs(expected).max())
+        for place in np.ndindex(places):
+            weight = np.zeros((1, len(units), *places))
+            weight[0, :, *place] = units
+            small = _Shown(model, train, self.layer, weight, self.whole)
+            if close > 0 and np.allclose(small(clip)[1], expected, rtol=1e-3, atol=close):
+                return small
+        return None
+
     def __call__(self, clips: Array) -> tuple[NDArray[np.float64], Array]:
         """The responses (clip,) to clips, and their gradients (clip, frame, [channel,] y, x)."""
         split = self.split(clips, self.train, self.model)
-        value, gradient = self.model.stimulus_gradient(split, self.weight, self.layer)
+        if self.whole and self.layer is not None:
+            value, gradient = self.model.course_gradient(split, self.weight, self.layer)
+        else:
+            value, gradient = self.model.stimulus_gradient(split, self.weight, self.layer)
         return value.reshape(len(clips), -1).sum(1), gradient.reshape(clips.shape)
 
 
@@ -703,9 +736,44 @@ def _similarity(contrast: Array) -> float:
     return float(np.mean(cosines)) if cosines else np.nan
 
 
-def _extent(used: NDArray[np.bool_]) -> slice:
-    places = np.flatnonzero(used)
-    return slice(max(0, int(places[0]) - MARGIN), int(places[-1]) + 1 + MARGIN)
+def _box(power: Array) -> tuple[slice, slice]:
+    """The rows and columns of the smallest rectangle outside of which there is no power."""
+    used = np.any(power > 0, axis=tuple(range(power.ndim - 2)))
+    rows, columns = (np.flatnonzero(used.any(axis)).tolist() for axis in (1, 0))
+    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+
+
+def _together(
+    found: dict[Any, xr.Dataset | None], dim: str, grey: float, field: tuple[int, ...]
+) -> xr.Dataset:
+    """The results of all targets, in the rectangle that holds those of each, and a margin."""
+    known = [result for result in found.values() if result is not None]
+    if not known:
+        raise UserError(
+            f"the response of no {dim} depends on the stimulus: the gradients are 0 for clips of "
+            "the training stimulus and for noise; choose others, or another model"
+        )
+    blank = {
+        name: xr.zeros_like(values).where(values.dtype.kind != "f", np.nan)
+        for name, values in known[0].data_vars.items()
+    }
+    missing = xr.Dataset(blank).assign(warning=UNRESPONSIVE)
+    filled = dict.fromkeys(("stimulus", "diverse_stimulus"), grey)
+    combined: xr.Dataset = xr.concat(
+        [(missing if one is None else one).assign_coords({dim: n}) for n, one in found.items()],
+        dim,
+        join="outer",
+        fill_value=filled,
+    )
+    places = {}
+    for of, size in zip(("y", "x"), field, strict=True):
+        first, last = int(combined[of].min()) - MARGIN, int(combined[of].max()) + MARGIN
+        places[of] = np.arange(max(first, 0), min(last + 1, size))
+    combined = combined.reindex(places, fill_value=filled)
+    for name in filled.keys() & combined.keys():
+        of_targets = combined["response"].notnull().any("seed")
+        combined[name] = combined[name].where(of_targets)
+    return combined.assign(mean_stimulus=grey)
 
 
 def _shown_cases(result: xr.DataTree) -> Iterator[tuple[str, xr.Dataset]]:
