@@ -39,6 +39,9 @@ Units = dict[str, list[int]]
 CASES, CELLS = 4, 6
 """Largest numbers of models, and of cells of each, that are drawn."""
 
+FEW = 3
+"""Largest number of curves that are named inside the panel."""
+
 MARKERS = "os^vDP"
 FUNCTIONS = {"gaussian": ndtr, "logistic": expit}
 INTACT = "intact"
@@ -248,7 +251,7 @@ class Psychometric(Analysis):
         if name == "accuracy":
             axis.axhline(case.attrs["chance"], color="0.7", lw=0.9, ls=":", zorder=0)
         if case.sizes["variant"] * len(by) > 1:
-            axis.legend(frameon=False, fontsize=8)
+            _legend(axis, case.sizes["variant"] * len(by))
 
     def _draw_fit(self, axis: Any, curve: xr.Dataset, color: str, ls: str) -> None:
         c, guess = self.config, curve.attrs["chance"]
@@ -382,7 +385,7 @@ class Substitution(Analysis):
         if name == "accuracy":
             axis.axhline(case.attrs["chance"], color="0.7", lw=0.9, ls=":", zorder=0)
         title = f"substitute of {case.attrs['about']}"
-        axis.legend(frameon=False, fontsize=8, title=title, title_fontsize=8)
+        _legend(axis, int(there.sum()), title)
 
     def _draw_bars(self, axis: Any, case: xr.Dataset) -> None:
         case = case.isel(substitute=case["whole"].notnull().values)
@@ -649,6 +652,12 @@ def _draw_curve(
         number_axis(axis, parameter, values, "linear")
     axis.set_xlabel(f"{parameter} ({units})" if units else parameter)
     axis.set_ylabel(curve[name].attrs.get("long_name", name))
+
+
+def _legend(axis: Any, curves: int, title: str | None = None) -> None:
+    """The names of the curves, beside the panel if there are many."""
+    place = {"loc": "center left", "bbox_to_anchor": (1, 0.5)} if curves > FEW else {}
+    axis.legend(frameon=False, fontsize=8, title=title, title_fontsize=8, **place)
 
 
 def _caption(result: xr.DataTree, config: TrialsConfig) -> str:
