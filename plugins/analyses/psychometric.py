@@ -24,6 +24,7 @@ from retinakit.contracts import (
     groups,
     points,
     segments,
+    shown_frames,
     silent,
     trial_parameter,
     trials_with,
@@ -148,7 +149,7 @@ class Psychometric(Analysis):
 
     A point is the fraction of correct decisions in the trials with a value of the parameter, with
     its 95 % confidence interval (Wilson). For responses that are not decisions it is the mean over
-    trials of the mean prediction of each cell in a trial, with its standard error.
+    trials of the mean prediction of each cell during the stimulus, with its standard error.
 
     With `fit`, a psychometric function p(x) = g + (1 - g - l) F((x - m) / s) is fitted to the
     correct and wrong decisions by maximum likelihood, where F is the cumulative Gaussian or the
@@ -458,6 +459,11 @@ class _Trials:
         used = full_history(split["segment"], lags)
         if self.accuracy:
             used &= response.notnull().all("cell").values
+        else:
+            shown = np.zeros(len(used), bool)
+            for frames in shown_frames(split):
+                shown[frames] = True
+            used &= shown
         used &= trials_with(split, config.select)
         values = trial_parameter(split, config.parameter)
         used &= values.notnull().values
@@ -650,7 +656,7 @@ def _draw_curve(
         axis.set_xticks(x, values)
     else:
         number_axis(axis, parameter, values, "linear")
-    axis.set_xlabel(f"{parameter} ({units})" if units else parameter)
+    axis.set_xlabel(f"{parameter} ({units})" if units not in ("", "1") else parameter)
     axis.set_ylabel(curve[name].attrs.get("long_name", name))
 
 
