@@ -293,43 +293,61 @@ void define_readout(py::module_& m) {
 // As for the readout, on addresses that retinakit.layers.bit_clips checks.
 void define_clips(py::module_& m) {
   using Clips = std::tuple<uintptr_t, int64_t, int64_t, int64_t, int64_t, int64_t, float, float>;
-  using Sizes = std::array<int64_t, 7>;  // side_y, side_x, stride, lags, rows, columns, first
-  using Filters = std::array<uintptr_t, 4>;  // space, space_bias, time, time_bias
+  using Addresses = std::vector<uintptr_t>;  // space, space_bias, time, time_bias, and the pools
+  using FilterSizes = std::array<int64_t, 4>;
+  using PoolSizes = std::array<int64_t, 5>;
+  using Firsts = std::vector<int64_t>;
   using Dropout = std::pair<uint64_t, uint32_t>;
-  const auto clips_of = [](const Clips& clips) {
+  const auto job_of = [](const Clips& clips, const Addresses& weights, const FilterSizes& f,
+                         const PoolSizes& p, const Firsts& firsts, const Dropout& dropout) {
     const auto& [bits, number, frames, pitch, height, width, low, high] = clips;
-    return retinakit::BitClips{
-        at<const uint8_t>(bits), number, frames, pitch, height, width, low, high};
-  };
-  const auto filters_of = [](const Filters& f, const Sizes& s) {
-    return retinakit::ClipFilters{at<const float>(f[0]), at<const float>(f[1]),
-                                  at<const float>(f[2]), at<const float>(f[3]),
-                                  s[0],                  s[1],
-                                  s[2],                  s[3]};
+    retinakit::ClipJob job{
+        {at<const uint8_t>(bits), number, frames, pitch, height, width, low, high},
+        {at<const float>(weights[0]), at<const float>(weights[1]), at<const float>(weights[2]),
+         at<const float>(weights[3]), f[0], f[1], f[2], f[3]},
+        {p[0], p[1], p[2], p[3], p[4]},
+        {},
+        {dropout.first, dropout.second}};
+    for (size_t i = 0; i < firsts.size(); ++i) {
+      job.pools.push_back({at<const float>(weights.at(4 + i)), firsts[i]});
+    }
+    return job;
   };
   m.attr("clip_types") = retinakit::kTypes;
   m.attr("clip_widest") = retinakit::kWidest;
   m.attr("clip_longest") = retinakit::kLongest;
   m.def(
-      "filter_bit_clips",
-      [=](const Clips& clips, const Filters& filters, const Sizes& s, const Dropout& dropout,
-          uintptr_t out, int threads) {
+      "dropout_factors",
+      [](uint64_t seed, uint32_t below, int64_t number, uintptr_t factors) {
         py::gil_scoped_release release;
-        retinakit::filter_bit_clips(clips_of(clips), filters_of(filters, s), {s[4], s[5], s[6]},
-                                    {dropout.first, dropout.second}, at<float>(out), threads);
+        retinakit::dropout_factors({seed, below}, number, at<float>(factors));
       },
-      "The rectified output of filters in space and time (clip, frame, row, column, type).");
+      "The factors of dropout.");
   m.def(
-      "bit_clips_gradients",
-      [=](const Clips& clips, const Filters& filters, const Sizes& s, const Dropout& dropout,
-          uintptr_t out, uintptr_t gradient, const Filters& of, int threads) {
+      "pool_bit_clips",
+      [=](const Clips& clips, const Addresses& weights, const FilterSizes& f, const PoolSizes& p,
+          const Firsts& firsts, const Dropout& dropout, const Addresses& out, int threads) {
         py::gil_scoped_release release;
-        retinakit::bit_clips_gradients(
-            clips_of(clips), filters_of(filters, s), {s[4], s[5], s[6]},
-            {dropout.first, dropout.second}, at<const float>(out), at<const float>(gradient),
-            {at<float>(of[0]), at<float>(of[1]), at<float>(of[2]), at<float>(of[3])}, threads);
+        std::vector<float*> results;
+        for (const uintptr_t address : out) results.push_back(at<float>(address));
+        retinakit::pool_bit_clips(job_of(clips, weights, f, p, firsts, dropout), results, threads);
       },
-      "The gradients of the filters.");
+      "The outputs (clip, row, column, frame, output) of each pool of rectified filters.");
+  m.def(
+      "pool_bit_clips_gradients",
+      [=](const Clips& clips, const Addresses& weights, const FilterSizes& f, const PoolSizes& p,
+          const Firsts& firsts, const Dropout& dropout, const Addresses& gradients,
+          const Addresses& of, int threads) {
+        py::gil_scoped_release release;
+        std::vector<const float*> given;
+        for (const uintptr_t address : gradients) given.push_back(at<const float>(address));
+        retinakit::ClipGradients result{
+            at<float>(of[0]), at<float>(of[1]), at<float>(of[2]), at<float>(of[3]), {}};
+        for (size_t i = 4; i < of.size(); ++i) result.pools.push_back(at<float>(of[i]));
+        retinakit::pool_bit_clips_gradients(job_of(clips, weights, f, p, firsts, dropout), given,
+                                            result, threads);
+      },
+      "The gradients of filters and pools.");
 }
 
 #ifdef RETINAKIT_CUDA

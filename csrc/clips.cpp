@@ -22,9 +22,8 @@ using Words = Vector<uint32_t, kTypes * sizeof(uint32_t)>;
 
 constexpr int64_t kFrameBlock = 13;  // frames that are filtered in time together
 constexpr int64_t kLagBlock = 11;    // lags whose gradients are computed together
+constexpr int64_t kPoolBlock = 11;   // frames whose outputs of a pool are computed together
 constexpr int64_t kPad = 13;         // zeros before and after the frames of a place
-
-constexpr int64_t kRoom = kPad + kLongest + kFrameBlock + kPad;
 
 // A window of a kernel's width in one row of one frame that is not all low.
 struct Window {
@@ -44,10 +43,23 @@ uint64_t word_at(const uint8_t* bytes, int64_t bit) {
   return word >> (bit & 7);
 }
 
-Windows windows_of(const BitClips& clips, const ClipFilters& filters, const ClipPart& part,
-                   int64_t clip) {
-  const int64_t rows = (part.rows - 1) * filters.stride + filters.side_y;
-  const int64_t limit = (part.columns - 1) * filters.stride + filters.side_x;
+// The part of the filters' map that the pools use.
+int64_t map_rows(const ClipJob& job) {
+  return (job.sizes.rows - 1) * job.sizes.stride + job.sizes.side_y;
+}
+int64_t map_columns(const ClipJob& job) {
+  return (job.sizes.columns - 1) * job.sizes.stride + job.sizes.side_x;
+}
+// The number of rows of the stimulus that are used.
+int64_t stimulus_rows(const ClipJob& job) {
+  return (map_rows(job) - 1) * job.filters.stride + job.filters.side_y;
+}
+
+Windows windows_of(const ClipJob& job, int64_t clip) {
+  const BitClips& clips = job.clips;
+  const ClipFilters& filters = job.filters;
+  const int64_t rows = stimulus_rows(job), columns = map_columns(job);
+  const int64_t limit = (columns - 1) * filters.stride + filters.side_x;
   const uint64_t mask = (uint64_t{1} << filters.side_x) - 1;
   constexpr int64_t valid = 57;  // bits of a word at any position
   std::vector<uint8_t> frame(clips.pitch + sizeof(uint64_t));
@@ -72,38 +84,17 @@ Windows windows_of(const BitClips& clips, const ClipFilters& filters, const Clip
         const int64_t first =
             pixel < filters.side_x ? 0 : (pixel - filters.side_x) / filters.stride + 1;
         column = std::max(column, first);
-        for (; column < part.columns && column * filters.stride <= pixel; ++column) {
+        for (; column < columns && column * filters.stride <= pixel; ++column) {
           const uint64_t code = word_at(frame.data(), begin + column * filters.stride) & mask;
           found.window.push_back({static_cast<uint16_t>(column), static_cast<uint16_t>(code)});
         }
-        if (column == part.columns) break;
+        if (column == columns) break;
         pixel = column * filters.stride;
       }
     }
   }
   found.start.push_back(static_cast<int32_t>(found.window.size()));
   return found;
-}
-
-struct Job {
-  BitClips clips;
-  ClipFilters filters;
-  ClipPart part;
-  ClipDropout dropout;
-  std::vector<Windows> windows;  // of each clip
-  int64_t codes() const { return int64_t{1} << filters.side_x; }
-  int64_t tiles() const { return clips.clips * part.rows; }
-};
-
-Job job_of(const BitClips& clips, const ClipFilters& filters, const ClipPart& part,
-           const ClipDropout& dropout, int threads) {
-  Job job{clips, filters, part, dropout, std::vector<Windows>(clips.clips)};
-  parallel(clips.clips, threads, [&](int64_t from, int64_t to) {
-    for (int64_t clip = from; clip < to; ++clip) {
-      job.windows[clip] = windows_of(clips, filters, part, clip);
-    }
-  });
-  return job;
 }
 
 RETINAKIT_INLINE Floats load(const float* from) {
@@ -153,10 +144,12 @@ struct Random {
   RETINAKIT_INLINE Floats after(const Words& x) const { return kept(x >> 16); }
 };
 
+int64_t number_of_codes(const ClipJob& job) { return int64_t{1} << job.filters.side_x; }
+
 // The sums of a kernel's rows over the pixels of each code: (kernel row, code, type).
-void make_table(const Job& job, float* table) {
+void make_table(const ClipJob& job, float* table) {
   const float contrast = job.clips.high - job.clips.low;
-  const int64_t codes = job.codes(), width = job.filters.side_x;
+  const int64_t codes = number_of_codes(job), width = job.filters.side_x;
   for (int64_t row = 0; row < job.filters.side_y; ++row) {
     float* of_row = table + row * codes * kTypes;
     std::fill_n(of_row, kTypes, 0.0f);
@@ -169,88 +162,112 @@ void make_table(const Job& job, float* table) {
   }
 }
 
-// The memory of a thread.
-struct Scratch {
-  std::vector<float> maps, gradients;         // (column, frame, type), of one row
-  std::vector<float> table, histogram;        // (kernel row, code, type)
-  std::vector<double> time;                   // (lag, type)
-  double space_bias[kTypes] = {}, time_bias[kTypes] = {};
+// Frames of some places (place, frame, type), with zeros before and after the frames of each.
+struct Courses {
+  int64_t pitch;  // of a place
+  std::vector<float> value;
 
-  Scratch(const Job& job, bool backward)
-      : maps(job.part.columns * job.clips.frames * kTypes),
-        gradients(backward ? job.part.columns * job.clips.frames * kTypes : 0),
-        table(job.filters.side_y * job.codes() * kTypes),
-        histogram(backward ? table.size() : 0),
-        time(backward ? job.filters.lags * kTypes : 0) {
-    make_table(job, table.data());
+  Courses(int64_t places, int64_t frames)
+      : pitch((kPad + frames + kPad) * kTypes), value(places * pitch) {}
+  RETINAKIT_INLINE float* at(int64_t place, int64_t frame) {
+    return value.data() + place * pitch + (kPad + frame) * kTypes;
   }
 };
 
+// The memory of a thread.
+struct Scratch {
+  Courses maps;                         // of one row, filtered in space
+  Courses rectified, slopes;            // of one row, filtered in time
+  std::vector<Courses> pooled;          // of all places of a clip, or their gradients
+  std::vector<float> table, histogram;  // (kernel row, code, type)
+  std::vector<float> turned;            // the kernels (pool, y, x, output, type)
+  std::vector<double> time, pools;      // sums of gradients
+  double space_bias[kTypes] = {}, time_bias[kTypes] = {};
+  Windows windows;
+
+  Scratch(const ClipJob& job, bool backward)
+      : maps(map_columns(job), job.clips.frames),
+        rectified(map_columns(job), job.clips.frames),
+        slopes(backward ? map_columns(job) : 0, job.clips.frames),
+        table(job.filters.side_y * number_of_codes(job) * kTypes),
+        histogram(backward ? table.size() : 0),
+        time(job.filters.lags * kTypes),
+        pools(kernel_size(job) * job.pools.size()) {
+    for (size_t i = 0; i < job.pools.size(); ++i) {
+      pooled.emplace_back(job.sizes.rows * job.sizes.columns, job.clips.frames);
+    }
+    make_table(job, table.data());
+    if (!backward) return;
+    for (const Pool& pool : job.pools) {
+      for (int64_t pixel = 0; pixel < job.sizes.side_y * job.sizes.side_x; ++pixel) {
+        for (int64_t o = 0; o < kTypes; ++o) {
+          for (int64_t i = 0; i < kTypes; ++i) {
+            turned.push_back(pool.weight[(pixel * kTypes + i) * kTypes + o]);
+          }
+        }
+      }
+    }
+  }
+
+  static int64_t kernel_size(const ClipJob& job) {
+    return job.sizes.side_y * job.sizes.side_x * kTypes * kTypes;
+  }
+};
+
+// The first frame of the filters' output that is used.
+RETINAKIT_INLINE int64_t first_frame(const ClipJob& job) {
+  int64_t first = job.clips.frames;
+  for (const Pool& pool : job.pools) first = std::min(first, pool.first);
+  return first;
+}
+
+RETINAKIT_INLINE uint32_t place_of(const ClipJob& job, int64_t clip, int64_t y, int64_t x) {
+  return static_cast<uint32_t>(((clip * map_rows(job) + y) * map_columns(job) + x) *
+                               job.clips.frames);
+}
+
 // The spatially filtered frames of one row of the map, before dropout.
-RETINAKIT_INLINE void filter_in_space(const Job& job, int64_t clip, int64_t y, Scratch& scratch) {
-  const int64_t frames = job.clips.frames, rows_seen = (job.part.rows - 1) * job.filters.stride +
-                                                       job.filters.side_y;
+RETINAKIT_INLINE void filter_in_space(const ClipJob& job, int64_t y, Scratch& scratch) {
+  const int64_t frames = job.clips.frames, rows = stimulus_rows(job), codes = number_of_codes(job);
   Floats base = load(job.filters.space_bias);
   for (int64_t i = 0; i < job.filters.side_y * job.filters.side_x; ++i) {
     base += job.clips.low * load(job.filters.space + i * kTypes);
   }
-  float* maps = scratch.maps.data();
-  for (int64_t i = 0; i < job.part.columns * frames; ++i) store(maps + i * kTypes, base);
-  const Windows& windows = job.windows[clip];
+  for (int64_t x = 0; x < map_columns(job); ++x) {
+    for (int64_t f = 0; f < frames; ++f) store(scratch.maps.at(x, f), base);
+  }
+  const Windows& windows = scratch.windows;
   for (int64_t f = 0; f < frames; ++f) {
     for (int64_t row = 0; row < job.filters.side_y; ++row) {
-      const int32_t* at = windows.start.data() + f * rows_seen + y * job.filters.stride + row;
-      const float* table = scratch.table.data() + row * job.codes() * kTypes;
+      const int32_t* at = windows.start.data() + f * rows + y * job.filters.stride + row;
+      const float* table = scratch.table.data() + row * codes * kTypes;
       for (int32_t i = at[0]; i < at[1]; ++i) {
         const Window window = windows.window[i];
-        float* place = maps + (window.column * frames + f) * kTypes;
+        float* place = scratch.maps.at(window.column, f);
         store(place, load(place) + load(table + window.code * kTypes));
       }
     }
   }
 }
 
-// Some consecutive frames of one place, with zeros before and after them.
-struct Course {
-  alignas(64) float value[kRoom * kTypes];
-
-  RETINAKIT_INLINE explicit Course(int64_t frames) {
-    std::fill_n(value, kPad * kTypes, 0.0f);
-    std::fill_n(value + (kPad + frames) * kTypes, (kFrameBlock + kPad) * kTypes, 0.0f);
-  }
-  RETINAKIT_INLINE float* at(int64_t frame) { return value + (kPad + frame) * kTypes; }
-  RETINAKIT_INLINE const float* at(int64_t frame) const { return value + (kPad + frame) * kTypes; }
-};
-
-RETINAKIT_INLINE uint32_t place_of(const Job& job, int64_t clip, int64_t y, int64_t x) {
-  return static_cast<uint32_t>(((clip * job.part.rows + y) * job.part.columns + x) *
-                               job.clips.frames);
-}
-
-RETINAKIT_INLINE void forward_row(const Job& job, int64_t clip, int64_t y, Scratch& scratch,
-                                  float* out) {
-  filter_in_space(job, clip, y, scratch);
+// The rectified output of one row of the map. Dropout is applied to scratch.maps.
+RETINAKIT_INLINE void filter_row(const ClipJob& job, int64_t clip, int64_t y, Scratch& scratch) {
+  filter_in_space(job, y, scratch);
   const Random random(job.dropout);
   const bool drops = job.dropout.below < 65536;
-  const int64_t frames = job.clips.frames, lags = job.filters.lags, first = job.part.first;
-  const int64_t pitch = job.part.rows * job.part.columns * kTypes;  // of a frame of the result
+  const int64_t frames = job.clips.frames, lags = job.filters.lags, first = first_frame(job);
   const Floats bias = load(job.filters.time_bias);
-  Course course(frames);
-  for (int64_t x = 0; x < job.part.columns; ++x) {
-    const float* maps = scratch.maps.data() + x * frames * kTypes;
-    const uint32_t place = place_of(job, clip, y, x);
-    alignas(64) float factor[kLongest * kTypes];  // after the temporal filter
-    for (int64_t f = 0; f < frames; ++f) {
-      Floats value = load(maps + f * kTypes);
-      if (drops) {
+  alignas(64) float factor[(kLongest + kPad) * kTypes];  // after the temporal filter
+  for (int64_t x = 0; x < map_columns(job); ++x) {
+    if (drops) {
+      const uint32_t place = place_of(job, clip, y, x);
+      for (int64_t f = 0; f < frames; ++f) {
         const Words hash = random.at(place + static_cast<uint32_t>(f));
-        value *= random.before(hash);
+        float* value = scratch.maps.at(x, f);
+        store(value, load(value) * random.before(hash));
         store(factor + f * kTypes, random.after(hash));
       }
-      store(course.at(f), value);
     }
-    float* result = out + ((clip * (frames - first) * job.part.rows + y) * job.part.columns + x) *
-                              kTypes;
     for (int64_t t = first; t < frames; t += kFrameBlock) {
       Floats sum[kFrameBlock];
 #pragma GCC unroll 16
@@ -258,83 +275,173 @@ RETINAKIT_INLINE void forward_row(const Job& job, int64_t clip, int64_t y, Scrat
       const int64_t last = std::min(lags, t + kFrameBlock);
       for (int64_t lag = 0; lag < last; ++lag) {
         const Floats weight = load(job.filters.time + lag * kTypes);
-        const float* from = course.at(t - lag);
+        const float* from = scratch.maps.at(x, t - lag);
 #pragma GCC unroll 16
         for (int64_t j = 0; j < kFrameBlock; ++j) sum[j] += weight * load(from + j * kTypes);
       }
+      float* result = scratch.rectified.at(x, t);
 #pragma GCC unroll 16
       for (int64_t j = 0; j < kFrameBlock; ++j) {
         if (t + j < frames) {
           Floats value = sum[j];
           if (drops) value *= load(factor + (t + j) * kTypes);
-          store(result + (t + j - first) * pitch, value > 0 ? value : value * 0);
+          store(result + j * kTypes, value > 0 ? value : value * 0);
         }
       }
     }
   }
 }
 
-RETINAKIT_INLINE void backward_row(const Job& job, int64_t clip, int64_t y, Scratch& scratch,
-                                   const float* out, const float* gradient) {
-  filter_in_space(job, clip, y, scratch);
-  const Random random(job.dropout);
-  const bool drops = job.dropout.below < 65536;
-  const int64_t frames = job.clips.frames, lags = job.filters.lags, first = job.part.first;
-  const int64_t columns = job.part.columns;
-  const float scale = 65536.0f / job.dropout.below;
-  // Values that were dropped have the result 0, and its gradient is not propagated.
-  Floats of_time_bias = {};
-  for (int64_t t = first; t < frames; ++t) {
-    const int64_t at =
-        (((clip * (frames - first) + t - first) * job.part.rows + y) * columns) * kTypes;
-    for (int64_t x = 0; x < columns; ++x) {
-      const Floats result = load(out + at + x * kTypes);
-      const Floats scaled = load(gradient + at + x * kTypes) * scale;
-      const Floats value = result > 0 ? scaled : scaled * 0;
-      of_time_bias += value;
-      store(scratch.gradients.data() + (x * frames + t) * kTypes, value);
+// Calls work(row of the pools, row of their kernels) for those that a row of the map belongs to.
+template <class Work>
+RETINAKIT_INLINE void for_pool_rows(const PoolSizes& sizes, int64_t y, const Work& work) {
+  const int64_t from = y < sizes.side_y ? 0 : (y - sizes.side_y) / sizes.stride + 1;
+  for (int64_t row = from; row < sizes.rows && row * sizes.stride <= y; ++row) {
+    work(row, y - row * sizes.stride);
+  }
+}
+
+// sum[j] += Σ_i weight[i] · from[j][i], for consecutive frames j.
+RETINAKIT_INLINE void add_products(Floats* sum, const float* weight, const float* from) {
+  for (int64_t i = 0; i < kTypes; ++i) {
+    const Floats of_input = load(weight + i * kTypes);
+#pragma GCC unroll 16
+    for (int64_t j = 0; j < kPoolBlock; ++j) sum[j] += of_input * from[j * kTypes + i];
+  }
+}
+
+RETINAKIT_INLINE void pool_row(const ClipJob& job, int64_t y, Scratch& scratch) {
+  const PoolSizes& sizes = job.sizes;
+  for_pool_rows(sizes, y, [&](int64_t row, int64_t kernel_row) __attribute__((always_inline)) {
+    for (size_t p = 0; p < job.pools.size(); ++p) {
+      const Pool& pool = job.pools[p];
+      for (int64_t column = 0; column < sizes.columns; ++column) {
+        for (int64_t t = pool.first; t < job.clips.frames; t += kPoolBlock) {
+          float* total = scratch.pooled[p].at(row * sizes.columns + column, t);
+          Floats sum[kPoolBlock];
+#pragma GCC unroll 16
+          for (int64_t j = 0; j < kPoolBlock; ++j) sum[j] = load(total + j * kTypes);
+          for (int64_t x = 0; x < sizes.side_x; ++x) {
+            add_products(sum,
+                         pool.weight + (kernel_row * sizes.side_x + x) * kTypes * kTypes,
+                         scratch.rectified.at(column * sizes.stride + x, t));
+          }
+#pragma GCC unroll 16
+          for (int64_t j = 0; j < kPoolBlock; ++j) store(total + j * kTypes, sum[j]);
+        }
+      }
+    }
+  });
+}
+
+RETINAKIT_INLINE void forward_clip(const ClipJob& job, int64_t clip, Scratch& scratch,
+                                   const std::vector<float*>& out) {
+  scratch.windows = windows_of(job, clip);
+  for (Courses& courses : scratch.pooled) {
+    std::fill(courses.value.begin(), courses.value.end(), 0.0f);
+  }
+  for (int64_t y = 0; y < map_rows(job); ++y) {
+    filter_row(job, clip, y, scratch);
+    pool_row(job, y, scratch);
+  }
+  const int64_t places = job.sizes.rows * job.sizes.columns;
+  for (size_t p = 0; p < out.size(); ++p) {
+    const int64_t first = job.pools[p].first, length = (job.clips.frames - first) * kTypes;
+    for (int64_t place = 0; place < places; ++place) {
+      std::copy_n(scratch.pooled[p].at(place, first), length,
+                  out[p] + (clip * places + place) * length);
     }
   }
-  Course course(frames), slope(frames);
-  for (int64_t t = 0; t < first; ++t) store(slope.at(t), Floats{});
-  Floats of_space_bias = {};
-  float of_time[kLongest * kTypes] = {};
-  for (int64_t x = 0; x < columns; ++x) {
-    float* maps = scratch.maps.data() + x * frames * kTypes;
-    const uint32_t place = place_of(job, clip, y, x);
-    alignas(64) float factor[kLongest * kTypes];  // before the temporal filter
-    for (int64_t f = 0; f < frames; ++f) {
-      Floats value = load(maps + f * kTypes);
-      if (drops) {
-        const Floats kept = random.before(random.at(place + static_cast<uint32_t>(f)));
-        value *= kept;
-        store(factor + f * kTypes, kept);
+}
+
+// The gradients of the kernels, and of the rectified output of one row.
+RETINAKIT_INLINE void unpool_row(const ClipJob& job, int64_t y, Scratch& scratch) {
+  const PoolSizes& sizes = job.sizes;
+  const int64_t frames = job.clips.frames, kernel = Scratch::kernel_size(job);
+  constexpr int64_t square = kTypes * kTypes;
+  for (int64_t x = 0; x < map_columns(job); ++x) {
+    const int64_t from = x < sizes.side_x ? 0 : (x - sizes.side_x) / sizes.stride + 1;
+    for (int64_t t = first_frame(job); t < frames; t += kPoolBlock) {
+      Floats sum[kPoolBlock] = {};
+      for_pool_rows(sizes, y, [&](int64_t row, int64_t kernel_row) __attribute__((always_inline)) {
+        for (int64_t column = from; column < sizes.columns && column * sizes.stride <= x;
+             ++column) {
+          const int64_t pixel = kernel_row * sizes.side_x + x - column * sizes.stride;
+          for (size_t p = 0; p < job.pools.size(); ++p) {
+            if (t + kPoolBlock <= job.pools[p].first) continue;
+            add_products(sum, scratch.turned.data() + p * kernel + pixel * square,
+                         scratch.pooled[p].at(row * sizes.columns + column, t));
+          }
+        }
+      });
+      float* slope = scratch.slopes.at(x, t);
+#pragma GCC unroll 16
+      for (int64_t j = 0; j < kPoolBlock; ++j) {
+        if (t + j < frames) store(slope + j * kTypes, sum[j]);
       }
-      store(course.at(f), value);
     }
-    const float* of_place = scratch.gradients.data() + x * frames * kTypes;
-    std::copy(of_place + first * kTypes, of_place + frames * kTypes, slope.at(first));
+  }
+  for_pool_rows(sizes, y, [&](int64_t row, int64_t kernel_row) __attribute__((always_inline)) {
+    for (size_t p = 0; p < job.pools.size(); ++p) {
+      for (int64_t x = 0; x < sizes.side_x; ++x) {
+        Floats sum[kTypes] = {};
+        for (int64_t column = 0; column < sizes.columns; ++column) {
+          const float* input = scratch.rectified.at(column * sizes.stride + x, 0);
+          const float* gradient = scratch.pooled[p].at(row * sizes.columns + column, 0);
+          for (int64_t t = job.pools[p].first; t < frames; ++t) {
+            const Floats of_output = load(gradient + t * kTypes);
+#pragma GCC unroll 8
+            for (int64_t i = 0; i < kTypes; ++i) sum[i] += of_output * input[t * kTypes + i];
+          }
+        }
+        double* total =
+            scratch.pools.data() + p * kernel + (kernel_row * sizes.side_x + x) * square;
+        for (int64_t i = 0; i < kTypes; ++i) {
+          for (int64_t o = 0; o < kTypes; ++o) total[i * kTypes + o] += sum[i][o];
+        }
+      }
+    }
+  });
+}
+
+// The gradients of the filters, from scratch.slopes.
+RETINAKIT_INLINE void unfilter_row(const ClipJob& job, int64_t clip, int64_t y, Scratch& scratch) {
+  const Random random(job.dropout);
+  const bool drops = job.dropout.below < 65536;
+  const int64_t frames = job.clips.frames, lags = job.filters.lags, first = first_frame(job);
+  const float scale = 65536.0f / job.dropout.below;
+  Floats of_time_bias = {}, of_space_bias = {};
+  alignas(64) float of_time[(kLongest + kLagBlock) * kTypes] = {};
+  for (int64_t x = 0; x < map_columns(job); ++x) {
+    // The result of values that were dropped is 0, and its gradient is not propagated.
+    for (int64_t t = first; t < frames; ++t) {
+      const Floats scaled = load(scratch.slopes.at(x, t)) * scale;
+      const Floats value = load(scratch.rectified.at(x, t)) > 0 ? scaled : scaled * 0;
+      of_time_bias += value;
+      store(scratch.slopes.at(x, t), value);
+    }
     for (int64_t lag = 0; lag < std::min(lags, frames); lag += kLagBlock) {
       Floats sum[kLagBlock] = {};
       for (int64_t t = std::max(first, lag); t < frames; ++t) {
-        const Floats weight = load(slope.at(t));
-        const float* from = course.at(t - lag);
+        const Floats weight = load(scratch.slopes.at(x, t));
+        const float* from = scratch.maps.at(x, t - lag);
 #pragma GCC unroll 16
         for (int64_t j = 0; j < kLagBlock; ++j) sum[j] += weight * load(from - j * kTypes);
       }
-      const int64_t number = std::min(kLagBlock, lags - lag);
-      for (int64_t j = 0; j < number; ++j) {
+#pragma GCC unroll 16
+      for (int64_t j = 0; j < kLagBlock; ++j) {
         float* total = of_time + (lag + j) * kTypes;
         store(total, load(total) + sum[j]);
       }
     }
+    const uint32_t place = place_of(job, clip, y, x);
     for (int64_t f = 0; f < frames; f += kFrameBlock) {
       Floats sum[kFrameBlock] = {};
       const int64_t last = std::min(lags, frames - f);
       const int64_t begin = std::max<int64_t>(0, first - f - kFrameBlock + 1);
       for (int64_t lag = begin; lag < last; ++lag) {
         const Floats weight = load(job.filters.time + lag * kTypes);
-        const float* from = slope.at(f + lag);
+        const float* from = scratch.slopes.at(x, f + lag);
 #pragma GCC unroll 16
         for (int64_t j = 0; j < kFrameBlock; ++j) sum[j] += weight * load(from + j * kTypes);
       }
@@ -342,24 +449,23 @@ RETINAKIT_INLINE void backward_row(const Job& job, int64_t clip, int64_t y, Scra
       for (int64_t j = 0; j < kFrameBlock; ++j) {
         if (f + j < frames) {
           Floats value = sum[j];
-          if (drops) value *= load(factor + (f + j) * kTypes);
+          if (drops) value *= random.before(random.at(place + static_cast<uint32_t>(f + j)));
           of_space_bias += value;
-          store(maps + (f + j) * kTypes, value);  // the gradient takes the place of the map
+          store(scratch.maps.at(x, f + j), value);  // the gradient takes the place of the map
         }
       }
     }
   }
-  const int64_t rows_seen = (job.part.rows - 1) * job.filters.stride + job.filters.side_y;
-  const Windows& windows = job.windows[clip];
+  const int64_t rows = stimulus_rows(job), codes = number_of_codes(job);
+  const Windows& windows = scratch.windows;
   for (int64_t f = 0; f < frames; ++f) {
     for (int64_t row = 0; row < job.filters.side_y; ++row) {
-      const int32_t* at = windows.start.data() + f * rows_seen + y * job.filters.stride + row;
-      float* histogram = scratch.histogram.data() + row * job.codes() * kTypes;
+      const int32_t* at = windows.start.data() + f * rows + y * job.filters.stride + row;
+      float* histogram = scratch.histogram.data() + row * codes * kTypes;
       for (int32_t i = at[0]; i < at[1]; ++i) {
         const Window window = windows.window[i];
         float* bin = histogram + window.code * kTypes;
-        store(bin, load(bin) +
-                       load(scratch.maps.data() + (window.column * frames + f) * kTypes));
+        store(bin, load(bin) + load(scratch.maps.at(window.column, f)));
       }
     }
   }
@@ -370,37 +476,79 @@ RETINAKIT_INLINE void backward_row(const Job& job, int64_t clip, int64_t y, Scra
   }
 }
 
-using ForwardRow = void (*)(const Job&, int64_t, int64_t, Scratch&, float*);
-using BackwardRow = void (*)(const Job&, int64_t, int64_t, Scratch&, const float*, const float*);
-
-void forward_any(const Job& job, int64_t clip, int64_t y, Scratch& scratch, float* out) {
-  forward_row(job, clip, y, scratch, out);
+RETINAKIT_INLINE void backward_clip(const ClipJob& job, int64_t clip, Scratch& scratch,
+                                    const std::vector<const float*>& gradients) {
+  scratch.windows = windows_of(job, clip);
+  const int64_t places = job.sizes.rows * job.sizes.columns;
+  for (size_t p = 0; p < gradients.size(); ++p) {
+    const int64_t first = job.pools[p].first, length = (job.clips.frames - first) * kTypes;
+    for (int64_t place = 0; place < places; ++place) {
+      std::copy_n(gradients[p] + (clip * places + place) * length, length,
+                  scratch.pooled[p].at(place, first));
+    }
+  }
+  for (int64_t y = 0; y < map_rows(job); ++y) {
+    filter_row(job, clip, y, scratch);
+    unpool_row(job, y, scratch);
+    unfilter_row(job, clip, y, scratch);
+  }
 }
-void backward_any(const Job& job, int64_t clip, int64_t y, Scratch& scratch, const float* out,
-                  const float* gradient) {
-  backward_row(job, clip, y, scratch, out, gradient);
+
+RETINAKIT_INLINE void write_factors(const ClipDropout& dropout, int64_t number, float* factors) {
+  const Random random(dropout);
+  uint32_t place = 0;
+  for (; number >= 2 * kTypes; number -= 2 * kTypes, factors += 2 * kTypes) {
+    const Words hash = random.at(place++);
+    store(factors, random.before(hash));
+    store(factors + kTypes, random.after(hash));
+  }
+  const Words hash = random.at(place);
+  for (int64_t i = 0; i < number; ++i) {
+    const Floats rest = i < kTypes ? random.before(hash) : random.after(hash);
+    factors[i] = rest[i % kTypes];
+  }
+}
+
+void write_factors_any(const ClipDropout& dropout, int64_t number, float* factors) {
+  write_factors(dropout, number, factors);
 }
 
 #ifdef RETINAKIT_X86
 RETINAKIT_TARGET("avx2,fma")
-void forward_256(const Job& job, int64_t clip, int64_t y, Scratch& scratch, float* out) {
-  forward_row(job, clip, y, scratch, out);
-}
-RETINAKIT_TARGET("avx2,fma")
-void backward_256(const Job& job, int64_t clip, int64_t y, Scratch& scratch, const float* out,
-                  const float* gradient) {
-  backward_row(job, clip, y, scratch, out, gradient);
+void write_factors_256(const ClipDropout& dropout, int64_t number, float* factors) {
+  write_factors(dropout, number, factors);
 }
 #endif
 
-ForwardRow forward_here() {
+using Outputs = std::vector<float*>;
+using Gradients = std::vector<const float*>;
+
+void forward_any(const ClipJob& job, int64_t clip, Scratch& scratch, const Outputs& out) {
+  forward_clip(job, clip, scratch, out);
+}
+void backward_any(const ClipJob& job, int64_t clip, Scratch& scratch, const Gradients& gradients) {
+  backward_clip(job, clip, scratch, gradients);
+}
+
+#ifdef RETINAKIT_X86
+RETINAKIT_TARGET("avx2,fma")
+void forward_256(const ClipJob& job, int64_t clip, Scratch& scratch, const Outputs& out) {
+  forward_clip(job, clip, scratch, out);
+}
+RETINAKIT_TARGET("avx2,fma")
+void backward_256(const ClipJob& job, int64_t clip, Scratch& scratch, const Gradients& gradients) {
+  backward_clip(job, clip, scratch, gradients);
+}
+#endif
+
+auto forward_here() {
 #ifdef RETINAKIT_X86
   if (vector_bits() >= 256) return forward_256;
 #endif
   return forward_any;
 }
 
-BackwardRow backward_here() {
+auto backward_here() {
 #ifdef RETINAKIT_X86
   if (vector_bits() >= 256) return backward_256;
 #endif
@@ -409,36 +557,40 @@ BackwardRow backward_here() {
 
 }  // namespace
 
-void filter_bit_clips(const BitClips& clips, const ClipFilters& filters, const ClipPart& part,
-                      const ClipDropout& dropout, float* out, int threads) {
-  const Job job = job_of(clips, filters, part, dropout, threads);
-  const ForwardRow forward = forward_here();
-  parallel(job.tiles(), threads, [&](int64_t from, int64_t to) {
+void dropout_factors(const ClipDropout& dropout, int64_t number, float* factors) {
+#ifdef RETINAKIT_X86
+  if (vector_bits() >= 256) return write_factors_256(dropout, number, factors);
+#endif
+  write_factors_any(dropout, number, factors);
+}
+
+void pool_bit_clips(const ClipJob& job, const std::vector<float*>& out, int threads) {
+  const auto forward = forward_here();
+  parallel(job.clips.clips, threads, [&](int64_t from, int64_t to) {
     Scratch scratch(job, false);
-    for (int64_t tile = from; tile < to; ++tile) {
-      forward(job, tile / part.rows, tile % part.rows, scratch, out);
-    }
+    for (int64_t clip = from; clip < to; ++clip) forward(job, clip, scratch, out);
   });
 }
 
-void bit_clips_gradients(const BitClips& clips, const ClipFilters& filters, const ClipPart& part,
-                         const ClipDropout& dropout, const float* out, const float* gradient,
-                         const ClipGradients& gradients, int threads) {
-  const Job job = job_of(clips, filters, part, dropout, threads);
-  const BackwardRow backward = backward_here();
-  const int64_t tiles = job.tiles();
-  const int64_t number = std::max<int64_t>(1, std::min<int64_t>(threads, tiles));
+void pool_bit_clips_gradients(const ClipJob& job, const std::vector<const float*>& gradients,
+                              const ClipGradients& result, int threads) {
+  const auto backward = backward_here();
+  const int64_t clips = job.clips.clips;
+  const int64_t number = std::max<int64_t>(1, std::min<int64_t>(threads, clips));
   std::vector<std::unique_ptr<Scratch>> scratch(number);
   parallel(number, threads, [&](int64_t from, int64_t to) {
     for (int64_t i = from; i < to; ++i) {
       scratch[i] = std::make_unique<Scratch>(job, true);
-      for (int64_t tile = tiles * i / number; tile < tiles * (i + 1) / number; ++tile) {
-        backward(job, tile / part.rows, tile % part.rows, *scratch[i], out, gradient);
+      for (int64_t clip = clips * i / number; clip < clips * (i + 1) / number; ++clip) {
+        backward(job, clip, *scratch[i], gradients);
       }
     }
   });
-  const int64_t pixels = filters.side_y * filters.side_x;
-  std::vector<double> space(pixels * kTypes), time(filters.lags * kTypes);
+  const ClipFilters& filters = job.filters;
+  const int64_t pixels = filters.side_y * filters.side_x, codes = number_of_codes(job);
+  const int64_t kernel = Scratch::kernel_size(job);
+  std::vector<double> space(pixels * kTypes), time(filters.lags * kTypes),
+      pools(kernel * job.pools.size());
   double space_bias[kTypes] = {}, time_bias[kTypes] = {};
   for (const auto& one : scratch) {
     for (int64_t i = 0; i < kTypes; ++i) {
@@ -446,9 +598,10 @@ void bit_clips_gradients(const BitClips& clips, const ClipFilters& filters, cons
       time_bias[i] += one->time_bias[i];
     }
     for (size_t i = 0; i < time.size(); ++i) time[i] += one->time[i];
+    for (size_t i = 0; i < pools.size(); ++i) pools[i] += one->pools[i];
     for (int64_t row = 0; row < filters.side_y; ++row) {
-      for (int64_t code = 1; code < job.codes(); ++code) {
-        const float* bin = one->histogram.data() + (row * job.codes() + code) * kTypes;
+      for (int64_t code = 1; code < codes; ++code) {
+        const float* bin = one->histogram.data() + (row * codes + code) * kTypes;
         for (int64_t pixel = 0; pixel < filters.side_x; ++pixel) {
           if (code >> pixel & 1) {
             double* total = space.data() + (row * filters.side_x + pixel) * kTypes;
@@ -458,14 +611,16 @@ void bit_clips_gradients(const BitClips& clips, const ClipFilters& filters, cons
       }
     }
   }
-  const double contrast = clips.high - clips.low;
+  const double low = job.clips.low, contrast = job.clips.high - job.clips.low;
   for (int64_t i = 0; i < pixels * kTypes; ++i) {
-    gradients.space[i] =
-        static_cast<float>(contrast * space[i] + clips.low * space_bias[i % kTypes]);
+    result.space[i] = static_cast<float>(contrast * space[i] + low * space_bias[i % kTypes]);
   }
-  std::copy(time.begin(), time.end(), gradients.time);
-  std::copy_n(space_bias, kTypes, gradients.space_bias);
-  std::copy_n(time_bias, kTypes, gradients.time_bias);
+  std::copy(time.begin(), time.end(), result.time);
+  std::copy_n(space_bias, kTypes, result.space_bias);
+  std::copy_n(time_bias, kTypes, result.time_bias);
+  for (size_t p = 0; p < job.pools.size(); ++p) {
+    std::copy_n(pools.data() + p * kernel, kernel, result.pools[p]);
+  }
 }
 
 }  // namespace retinakit

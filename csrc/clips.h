@@ -1,7 +1,9 @@
-// The first layer of a network of clips: filters in space and time of a two-valued stimulus.
+// The first two convolutions of a network of clips: filters in space and time of a two-valued
+// stimulus, and spatial kernels over their rectified output.
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 namespace retinakit {
 
@@ -17,16 +19,22 @@ struct BitClips {
   float low, high;  // the values of the bits 0 and 1
 };
 
-// Filters, with the type as the last axis of kTypes: space (y, x, type), time (lag, type).
+// Filters of the stimulus, with the type as the last axis of kTypes: space (y, x, type), time (lag,
+// type).
 struct ClipFilters {
   const float *space, *space_bias, *time, *time_bias;
   int64_t side_y, side_x, stride, lags;
 };
 
-// The part of the result that is computed: rows and columns from the first, and frames from
-// `first` on. The result is (clip, frame - first, row, column, type).
-struct ClipPart {
-  int64_t rows, columns, first;
+// The size of the kernels over the rectified output, and of their maps.
+struct PoolSizes {
+  int64_t side_y, side_x, stride, rows, columns;
+};
+
+// Kernels (y, x, type, output) of kTypes outputs. The result has the frames from `first` on.
+struct Pool {
+  const float* weight;
+  int64_t first;
 };
 
 // Dropout, the same for the same seed: each value is kept if a random number of 16 bits is below
@@ -36,17 +44,28 @@ struct ClipDropout {
   uint32_t below;
 };
 
-struct ClipGradients {
-  float *space, *space_bias, *time, *time_bias;
+// The factors of values: 0 if they are dropped.
+void dropout_factors(const ClipDropout& dropout, int64_t number, float* factors);
+
+struct ClipJob {
+  BitClips clips;
+  ClipFilters filters;
+  PoolSizes sizes;
+  std::vector<Pool> pools;
+  ClipDropout dropout;
 };
 
-// out = ReLU(dropout(time * dropout(space * clips + space_bias) + time_bias)).
-void filter_bit_clips(const BitClips& clips, const ClipFilters& filters, const ClipPart& part,
-                      const ClipDropout& dropout, float* out, int threads);
+// The result of each pool (clip, row, column, frame - first, output):
+// weight · ReLU(dropout(time * dropout(space · clips + space_bias) + time_bias)).
+void pool_bit_clips(const ClipJob& job, const std::vector<float*>& out, int threads);
 
-// The gradients of the filters, from the gradient of the result and the result itself.
-void bit_clips_gradients(const BitClips& clips, const ClipFilters& filters, const ClipPart& part,
-                         const ClipDropout& dropout, const float* out, const float* gradient,
-                         const ClipGradients& gradients, int threads);
+struct ClipGradients {
+  float *space, *space_bias, *time, *time_bias;
+  std::vector<float*> pools;
+};
+
+// The gradients of filters and kernels, from those of the results.
+void pool_bit_clips_gradients(const ClipJob& job, const std::vector<const float*>& gradients,
+                              const ClipGradients& result, int threads);
 
 }  // namespace retinakit

@@ -1,9 +1,10 @@
-"""The kernel of rectified filters of bit clips, against the same in torch with 64 bits."""
+"""The kernel of the first layers of a network of bit clips, against torch with 64 bits."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -11,42 +12,52 @@ import torch
 from torch.nn.functional import conv2d
 
 from retinakit.kernels import compiled
-from retinakit.layers import ClipSizes, filter_bit_clips, filter_clips
+from retinakit.layers import ClipSizes, dropout, filter_clips, pool_bit_clips
 
 pytestmark = pytest.mark.skipif(compiled is None, reason="the kernels are not compiled")
 
-# clips, frames, height, width, side_y, side_x, stride, lags, types, first, cropped
+VALUES = torch.tensor([-0.5, 1.5])
+
+
+class Case(NamedTuple):
+    clips: int
+    frames: int
+    field: tuple[int, int]
+    sides: tuple[int, int]
+    stride: int
+    lags: int
+    types: int
+    pool_sides: tuple[int, int]
+    pool_stride: int
+    outputs: tuple[int, ...]
+    firsts: tuple[int, ...]
+
+
 CASES = {
-    "as in the paper": (2, 20, 65, 65, 10, 10, 5, 9, 8, 0, 1),
-    "few types": (3, 7, 13, 11, 4, 3, 2, 5, 3, 2, 0),
-    "lags longer than clips": (1, 5, 9, 70, 3, 12, 1, 9, 8, 0, 0),
-    "pixels between the kernels": (2, 17, 1, 130, 1, 2, 5, 17, 1, 14, 0),
-    "one pixel": (2, 30, 1, 1, 1, 1, 1, 15, 2, 3, 0),
+    "as in the paper": Case(2, 25, (70, 70), (10, 10), 5, 13, 8, (5, 5), 4, (8, 8), (0, 12)),
+    "few types": Case(3, 7, (13, 11), (4, 3), 2, 5, 3, (2, 3), 1, (2, 4), (2, 3)),
+    "lags longer than clips": Case(1, 5, (9, 70), (3, 12), 1, 9, 1, (1, 2), 3, (8,), (0,)),
+    "pixels between kernels": Case(2, 17, (1, 130), (1, 2), 5, 17, 1, (1, 1), 1, (1, 2), (14, 16)),
+    "one pixel": Case(2, 30, (1, 1), (1, 1), 1, 15, 2, (1, 1), 1, (3,), (3,)),
 }
 
 
 def case(name, dtype=torch.float64):
+    """A movie, the sizes, the weights of the filters, and those of the pools."""
     torch.manual_seed(1)
-    clips, frames, height, width, side_y, side_x, stride, lags, types, first, cropped = CASES[name]
-    movie = torch.rand(clips, frames, height, width) < torch.rand(clips, frames, height, 1) ** 3
-    sizes = ClipSizes(
-        height,
-        width,
-        stride,
-        (height - side_y) // stride + 1 - cropped,
-        (width - side_x) // stride + 1 - cropped,
-        first,
-    )
-    shapes = (types, 1, side_y, side_x), (types,), (lags, types), (types,)
+    c = CASES[name]
+    movie = torch.rand(c.clips, c.frames, *c.field) < torch.rand(c.clips, c.frames, c.field[0], 1)
+    shapes = [(c.types, 1, *c.sides), (c.types,), (c.lags, c.types), (c.types,)]
+    shapes += [(number, c.types, *c.pool_sides) for number in c.outputs]
     weights = [torch.randn(shape, dtype=dtype).requires_grad_() for shape in shapes]
-    return movie, sizes, weights
+    return movie, ClipSizes(*c.field, c.stride, c.pool_stride, c.firsts), weights[:4], weights[4:]
 
 
 def masks(seed, shape, below):
     """The factors of dropout before and after the temporal filter, from the kernel's hash."""
     clips, frames, types, rows, columns = shape
-    place = np.arange(clips * rows * columns * frames * 8, dtype=np.uint32)
-    x = place ^ np.uint32(seed & 0xFFFFFFFF)
+    x = np.arange(clips * rows * columns * frames * 8, dtype=np.uint32)
+    x ^= np.uint32(seed & 0xFFFFFFFF)
     x ^= x >> np.uint32(16)
     x *= np.uint32(0x7FEB352D)
     x ^= np.uint32(seed >> 32)
@@ -57,15 +68,26 @@ def masks(seed, shape, below):
     return [torch.from_numpy((half < below) * (65536 / below)) for half in (x & 0xFFFF, x >> 16)]
 
 
-def reference(movie, values, sizes, weights, dropout, seed):
+def reference(movie, sizes, weights, pools, probability, seed):
     space, space_bias, time, time_bias = weights
-    low, high = values.double()
+    low, high = VALUES.double()
     frames = torch.where(movie, high, low)[:, :, None].flatten(0, 1)
     maps = conv2d(frames, space, space_bias, stride=sizes.stride)
-    maps = maps[..., : sizes.rows, : sizes.columns].unflatten(0, movie.shape[:2])
-    before, after = masks(seed, maps.shape, round((1 - dropout) * 65536))
-    filtered = filter_clips(maps * before, time, sizes.first) + time_bias[:, None, None]
-    return (filtered * after[:, sizes.first :]).relu()
+    # The kernel does not draw numbers for places that no pool uses.
+    rows, columns = (
+        (size - side) // sizes.pool_stride * sizes.pool_stride + side
+        for size, side in zip(maps.shape[2:], pools[0].shape[2:], strict=True)
+    )
+    maps = maps[..., :rows, :columns].unflatten(0, movie.shape[:2])
+    before, after = masks(seed, maps.shape, round((1 - probability) * 65536))
+    filtered = filter_clips(maps * before, time) + time_bias[:, None, None]
+    rectified = (filtered * after).relu()
+    return [
+        conv2d(rectified[:, first:].flatten(0, 1), pool, stride=sizes.pool_stride).unflatten(
+            0, (len(movie), -1)
+        )
+        for pool, first in zip(pools, sizes.firsts, strict=True)
+    ]
 
 
 def packed(movie):
@@ -77,55 +99,56 @@ def close(found, expected):
     torch.testing.assert_close(found.double() / scale, expected / scale, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.4])
+@pytest.mark.parametrize("probability", [0.0, 0.4])
 @pytest.mark.parametrize("name", CASES)
-def test_outputs_and_gradients_are_those_of_torch(name, dropout):
-    movie, sizes, weights = case(name)
-    values = torch.tensor([-0.5, 1.5])
+def test_outputs_and_gradients_are_those_of_torch(name, probability):
+    movie, sizes, weights, pools = case(name)
     torch.manual_seed(5)
     seed = int(torch.randint(2**63 - 1, ()))
-    expected = reference(movie, values, sizes, weights, dropout, seed)
-    slope = torch.randn_like(expected)
-    expected.backward(slope)
-    single = [weight.detach().float().requires_grad_() for weight in weights]
+    expected = reference(movie, sizes, weights, pools, probability, seed)
+    slopes = [torch.randn_like(one) for one in expected]
+    torch.autograd.backward(expected, slopes)
+    single = [weight.detach().float().requires_grad_() for weight in (*weights, *pools)]
     torch.manual_seed(5)
-    found = filter_bit_clips(packed(movie), values, sizes, *single, dropout=dropout)
-    close(found, expected)
-    found.backward(slope.float())
-    for of_kernel, weight in zip(single, weights, strict=True):
+    found = pool_bit_clips(packed(movie), VALUES, sizes, *single[:4], single[4:], probability)
+    for one, other in zip(found, expected, strict=True):
+        close(one, other)
+    torch.autograd.backward(found, [slope.float() for slope in slopes])
+    for of_kernel, weight in zip(single, (*weights, *pools), strict=True):
         close(of_kernel.grad, weight.grad)
 
 
-def test_dropout_keeps_its_fraction_and_differs_between_steps():
-    movie, sizes, _ = case("as in the paper")
-    ones = [torch.zeros(8, 1, 10, 10), torch.ones(8), torch.zeros(9, 8), torch.zeros(8)]
-    ones[2][0] = 1
-    values = torch.tensor([0.0, 1.0])
-    both = [filter_bit_clips(packed(movie), values, sizes, *ones, dropout=0.4) for _ in range(2)]
-    kept = [out > 0 for out in both]
-    number = kept[0].numel()
-    for one in kept:  # kept by both masks
-        assert abs(int(one.sum()) / number - 0.36) < 4 * (0.36 * 0.64 / number) ** 0.5
-    assert abs(int((kept[0] & kept[1]).sum()) / number - 0.36**2) < 4 * (0.13 / number) ** 0.5
-    np.testing.assert_allclose(both[0][kept[0]], 0.6**-2, rtol=1e-4)
+def test_dropout_keeps_its_fraction_and_differs_between_layers_and_steps():
+    torch.manual_seed(0)
+    factors = [dropout(torch.ones(1000, 99), 0.4) for _ in range(2)]
+    kept = [one > 0 for one in factors]
+    for one in kept:
+        assert abs(float(one.float().mean()) - 0.6) < 4 * (0.24 / one.numel()) ** 0.5
+    assert abs(float((kept[0] & kept[1]).float().mean()) - 0.36) < 0.004
+    np.testing.assert_allclose(factors[0][kept[0]], 1 / 0.6, rtol=1e-4)
+    before, after = masks(int(torch.randint(2**63 - 1, ())), (2, 50, 8, 12, 12), 39322)
+    for one in (before, after):
+        assert abs(float((one > 0).double().mean()) - 0.6) < 0.006
+    assert abs(float(((before > 0) & (after > 0)).double().mean()) - 0.36) < 0.006
+    assert torch.equal(dropout(factors[0], 0.4, training=False), factors[0])
 
 
 def test_all_instruction_sets_and_numbers_of_threads_agree(tmp_path):
     code = (
         "import sys, torch; sys.path.insert(0, sys.argv[1]); import test_bit_clips as t\n"
-        "movie, sizes, weights = t.case('few types', torch.float32)\n"
+        "movie, sizes, weights, pools = t.case('few types', torch.float32)\n"
         "torch.set_num_threads(int(sys.argv[3]))\n"
-        "out = t.filter_bit_clips(t.packed(movie), torch.tensor([0., 1.]), sizes, *weights,"
-        " dropout=.4)\n"
-        "out.square().sum().backward()\n"
-        "torch.save([out.detach(), *[w.grad for w in weights]], sys.argv[2])\n"
+        "found = t.pool_bit_clips(t.packed(movie), t.VALUES, sizes, *weights, pools, .4)\n"
+        "found += [t.dropout(torch.ones(1001), .4)]\n"
+        "sum(one.square().sum() for one in found).backward()\n"
+        "found = [one.detach() for one in found] + [w.grad for w in (*weights, *pools)]\n"
+        "torch.save(found, sys.argv[2])\n"
     )
     found = []
     for bits, threads in (("128", "1"), ("512", "2")):
         path = tmp_path / bits
         arguments = [sys.executable, "-c", code, str(Path(__file__).parent), str(path), threads]
-        environment = os.environ | {"RETINAKIT_VECTOR_BITS": bits}
-        subprocess.run(arguments, check=True, env=environment)
+        subprocess.run(arguments, check=True, env=os.environ | {"RETINAKIT_VECTOR_BITS": bits})
         found.append(torch.load(path))
     for one, other in zip(*found, strict=True):
         close(one, other.double())

@@ -7,7 +7,7 @@ import pytest
 import xarray as xr
 from pydantic import ValidationError
 
-from retinakit.contracts import UserError, blocks, segments
+from retinakit.contracts import UserError, blocks, segments, shown_frames
 from retinakit.simulation import (
     cells_of,
     chirp_contrast,
@@ -17,8 +17,9 @@ from retinakit.simulation import (
     simulate,
     spot,
 )
-from retinakit.testing import small_recording
+from retinakit.testing import SmallModel, small_recording
 from retinakit_plugins.analyses.film_strip import FilmStrip
+from retinakit_plugins.analyses.tuning import Tuning
 from retinakit_plugins.datasets.chirp import Chirp
 from retinakit_plugins.datasets.gratings import Gratings
 from retinakit_plugins.datasets.moving_bars import MovingBars
@@ -244,6 +245,24 @@ class TestParameters:
         bright = test["part"] == "bright"
         assert bright.sum() == 90
         assert (test["stimulus"][bright] == 1).all()
+
+
+def test_tuning_is_measured_while_the_stimulus_is_shown(cells):
+    model = SmallModel()
+    model.fit(cells)
+    data = Gratings({"directions": [0, 90], "temporal_frequencies": [3.0], "blank": 0.5}).load(
+        cells
+    )
+    predicted = model.predict(data["test"].to_dataset())
+    parts = shown_frames(data["test"].to_dataset())
+    assert [(part.start, part.stop) for part in parts] == [(15, 45), (75, 105)]
+    mean = Tuning({"parameter": "direction"}).run(model, data)["mean"]
+    expected = np.stack([predicted[part].mean("frame") for part in parts], 1)
+    np.testing.assert_allclose(mean, expected, rtol=1e-6)
+    f1 = Tuning({"parameter": "direction", "response": "f1"}).run(model, data)["mean"]
+    wave = np.exp(-2j * np.pi * 3 * np.arange(30) / 30) * 2 / 30
+    expected = np.stack([np.abs(wave @ predicted[part].values) for part in parts], 1)
+    np.testing.assert_allclose(f1, expected, rtol=1e-6)
 
 
 def test_a_strip_of_a_full_field_is_its_course(cells):

@@ -33,6 +33,7 @@ from .recording import SPIKES_PER_BIN as SPIKES_PER_BIN
 from .recording import SPLITS as SPLITS
 from .recording import as_response as as_response
 from .recording import full_history as full_history
+from .recording import grouped as grouped
 from .recording import lag_coordinate as lag_coordinate
 from .recording import make_recording as make_recording
 from .recording import make_split as make_split
@@ -40,6 +41,7 @@ from .recording import mean_over_repeats as mean_over_repeats
 from .recording import mean_response as mean_response
 from .recording import require_uncentred as require_uncentred
 from .recording import segments as segments
+from .recording import shown_frames as shown_frames
 from .recording import space_sizes as space_sizes
 from .recording import trial_parameter as trial_parameter
 from .recording import trials_with as trials_with

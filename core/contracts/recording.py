@@ -611,6 +611,60 @@ def trial_parameter(split: xr.Dataset, name: str) -> xr.DataArray:
     return split[name]
 
 
+def shown_frames(split: xr.Dataset) -> list[slice]:
+    """The frames of each segment in which its stimulus is shown.
+
+    They begin where `from_onset (frame)`, the time in s from the stimulus's onset, is 0, and last
+    for `duration (frame)` in s. Without these coordinates they are the whole segment. Datasets of
+    trials, such as `gratings`, show a grey screen before and after each stimulus.
+
+    Args:
+        split: of a recording.
+
+    Example:
+        >>> split = make_split(
+        ...     np.zeros((6, 1, 1)), np.zeros((6, 1)), frame_interval=0.1,
+        ...     segment=[0, 0, 0, 1, 1, 1], trial={"duration": [0.1, 0.1, 0.1, 0.2, 0.2, 0.2]},
+        ... )
+        >>> onset = ("frame", [-0.1, 0.0, 0.1, -0.1, 0.0, 0.1])
+        >>> shown_frames(split.assign_coords(from_onset=onset))
+        [slice(1, 2, None), slice(4, 6, None)]
+    """
+    parts = segments(split)
+    if "from_onset" not in split.coords:
+        return parts
+    half = 0.5 * split.attrs["frame_interval"]  # times are exact up to rounding errors
+    onset, found = split["from_onset"].values, []
+    for part in parts:
+        shown = onset[part] > -half
+        if "duration" in split.coords:
+            shown &= onset[part] < split["duration"].values[part] - half
+        first = part.start + int(shown.argmax())
+        found.append(slice(first, first + int(shown.sum())))
+    return found
+
+
+def grouped(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.intp]]:
+    """The different values of a parameter of trials, and the index of each trial's value.
+
+    Args:
+        values: (trial,), numbers or text.
+
+    Returns:
+        The values, numbers in ascending order and text in the order in which it first appears, and
+        the indices (trial,).
+
+    Example:
+        >>> [found.tolist() for found in grouped(np.array(["top", "bottom", "top"]))]
+        [['top', 'bottom'], [0, 1, 0]]
+    """
+    found, first, index = np.unique(values, return_index=True, return_inverse=True)
+    if values.dtype.kind in "iufb":
+        return found, index
+    order = np.argsort(first)
+    return found[order], np.argsort(order)[index]
+
+
 def trials_with(split: xr.Dataset, parameters: Mapping[str, float | str]) -> NDArray[np.bool_]:
     """The frames of the trials that have some parameters.
 

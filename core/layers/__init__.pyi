@@ -1,10 +1,11 @@
 from .bit_clips import ClipSizes as ClipSizes
-from .bit_clips import filter_bit_clips as filter_bit_clips
+from .bit_clips import pool_bit_clips as pool_bit_clips
 from .bit_clips import supports_bit_clips as supports_bit_clips
 from .clips import filter_clips as filter_clips
 from .convolution import correlate as correlate
 from .convolution import correlate_in_time as correlate_in_time
 from .convolution import kernel_shape as kernel_shape
+from .dropout import dropout as dropout
 from .lags import filter_in_space_and_time as filter_in_space_and_time
 from .lags import filter_over_lags as filter_over_lags
 from .lags import histories as histories

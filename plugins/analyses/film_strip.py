@@ -7,7 +7,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from pydantic import Field
 
-from retinakit.contracts import Analysis, Config, UserError, groups, segments, sweep_dims
+from retinakit.contracts import Analysis, Config, UserError, groups, shown_frames, sweep_dims
 from retinakit.report import extended, pixel_edges
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class FilmStrip(Analysis):
 
     def run(self, data: xr.DataTree) -> xr.Dataset:
         split = data[self.config.split].to_dataset()
-        parts = [_shown(split, part) for part in segments(split)]
+        parts = shown_frames(split)
         chosen = self._chosen(len(parts))
         stimulus = split["stimulus"]
         if "channel" in stimulus.dims:
@@ -146,16 +146,6 @@ class FilmStrip(Analysis):
             + ("one per row; time from the start of the trial is above each frame." if two else "")
             + ("" if two else "as the stimulus against the time from their start.")
         )
-
-
-def _shown(split: xr.Dataset, part: slice) -> slice:
-    """The frames of a trial in which its stimulus is shown."""
-    if not {"from_onset", "duration"} <= set(split.coords):
-        return part
-    onset, interval = split["from_onset"].values[part], split.attrs["frame_interval"]
-    after = onset < split["duration"].values[part] - 0.5 * interval
-    shown = np.flatnonzero((onset > -0.5 * interval) & after)
-    return slice(part.start + int(shown[0]), part.start + int(shown[-1]) + 1)
 
 
 def _spaced(count: int, length: int) -> NDArray[np.int64]:

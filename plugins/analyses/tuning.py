@@ -16,11 +16,13 @@ from retinakit.contracts import (
     Progress,
     UserError,
     cases,
+    grouped,
     groups,
     mean_over_repeats,
     mean_response,
     points,
     segments,
+    shown_frames,
     silent,
     trial_parameter,
     trials_with,
@@ -64,10 +66,14 @@ class TuningConfig(Config):
     start: int = Field(
         0,
         ge=0,
-        description="First frame of a trial that is used; frames without a full history never are.",
+        description="First frame of a trial that is used, counted from the onset of its stimulus "
+        "where that is known; frames without a full history never are.",
     )
     stop: int | None = Field(
-        None, ge=1, description="Frame of a trial before which the used frames end; null: its end."
+        None,
+        ge=1,
+        description="Frame of a trial before which the used frames end, counted in the same way; "
+        "null: the end of its stimulus.",
     )
     position: Literal["mean", "centre"] = Field(
         "mean", description="Positions of a unit's map: the mean over all, or the central one."
@@ -86,7 +92,8 @@ class Tuning(Analysis):
     """Mean response of each cell or unit against a parameter of the trials, and its preference.
 
     The response in a trial is the mean over frames, the peak, or F1 = 2 |Σ_t r_t e^(-2πift)| / n,
-    where f is the temporal frequency and the n frames are the last whole cycles. A point is the
+    where f is the temporal frequency and the n frames are the last whole cycles. The grey screen
+    before and after a stimulus is left out, see `retinakit.contracts.shown_frames`. A point is the
     mean over trials. For a layer, responses are measured at each position of a unit's map and then
     averaged over positions.
 
@@ -143,7 +150,8 @@ class Tuning(Analysis):
         split = data[c.split].to_dataset()
         if c.layer is not None:
             model.check_layer(c.layer)
-        trials = self._trials(split, model.lags)
+        windows = self._windows(split, model.lags)
+        trials = self._trials(split, windows, model.lags)
         unit = "cell" if c.layer is None else model.layers()[c.layer]
         cells = c.layer is None and not is_task(split["response"])
         measured, recorded = [], []
@@ -153,9 +161,9 @@ class Tuning(Analysis):
                 traces = mean_over_repeats(model.predict(shown)).transpose("frame", "cell")
             else:
                 traces = model.activity(shown, c.layer).transpose("frame", unit, ...)
-            measured += self._measured(traces, block, split, model.lags)
+            measured += self._measured(traces, block, split, windows)
             if cells:
-                recorded += self._measured(mean_response(shown), block, split, model.lags)
+                recorded += self._measured(mean_response(shown), block, split, windows)
             progress(len(measured), len(trials))
         starts = np.array([trial.start for trial in trials])
         result = self._averaged(np.stack(measured), starts, split, unit)
@@ -165,16 +173,14 @@ class Tuning(Analysis):
         result = result.assign_coords({unit: of_unit})
         return result.assign(self._indices(result["mean"], unit))
 
-    def _trials(self, split: xr.Dataset, lags: int) -> list[slice]:
+    def _trials(self, split: xr.Dataset, windows: dict[int, range], lags: int) -> list[slice]:
         """The frames of the trials that are used."""
         c = self.config
         used = trials_with(split, c.select) & trial_parameter(split, c.parameter).notnull().values
         if c.split_by is not None:
             used &= trial_parameter(split, c.split_by).notnull().values
         trials = [
-            part
-            for part in segments(split)
-            if used[part.start] and len(self._window(part, lags)) > 0
+            part for part in segments(split) if used[part.start] and len(windows[part.start]) > 0
         ]
         if not trials:
             chosen_text = ", ".join(f"{name} {value}" for name, value in c.select.items())
@@ -184,18 +190,28 @@ class Tuning(Analysis):
             )
         return trials
 
-    def _window(self, trial: slice, lags: int) -> range:
-        """The used frames of a trial, as numbers from its start."""
-        length = trial.stop - trial.start
-        return range(max(self.config.start, lags - 1), min(self.config.stop or length, length))
+    def _windows(self, split: xr.Dataset, lags: int) -> dict[int, range]:
+        """The used frames of each trial, as numbers from its start, by its first frame."""
+        c, found = self.config, {}
+        for part, shown in zip(segments(split), shown_frames(split), strict=True):
+            onset = shown.start - part.start
+            end = shown.stop - part.start
+            if c.stop is not None:
+                end = min(onset + c.stop, part.stop - part.start)
+            found[part.start] = range(max(onset + c.start, lags - 1), end)
+        return found
 
     def _measured(
-        self, traces: xr.DataArray, block: list[slice], split: xr.Dataset, lags: int
+        self,
+        traces: xr.DataArray,
+        block: list[slice],
+        split: xr.Dataset,
+        windows: dict[int, range],
     ) -> list[NDArray[Any]]:
         """The measure (unit) of each trial of a block, from its traces (frame, unit, ...)."""
         c, interval, found = self.config, split.attrs["frame_interval"], []
         for trial in block:
-            window = self._window(trial, lags)
+            window = windows[trial.start]
             first = trial.start - block[0].start
             values = traces.values[first + window.start : first + window.stop].astype(float)
             if c.response == "f1":
@@ -221,7 +237,7 @@ class Tuning(Analysis):
         place = []
         for name in filter(None, (c.split_by, c.parameter)):
             given = trial_parameter(split, name)
-            labels, group = np.unique(given.values[starts], return_inverse=True)
+            labels, group = grouped(given.values[starts])
             attrs = {k: v for k, v in given.attrs.items() if k in ("units", "long_name")}
             coords[name] = (name, labels, attrs)
             place.append(group)
@@ -313,6 +329,8 @@ class Tuning(Analysis):
                 draw = self._draw_polar if polar else self._draw_curve
                 draw(axis, unit)
                 axis.set_title(f"{name} {unit[name].item()}{self._number(unit)}", fontsize=9)
+            if not polar:
+                axes[0].set_ylabel(LABELS[c.response], fontsize=8)
             if len(shown) > 1:
                 part.suptitle(label.replace("\n", ", "), fontsize=10)
             if c.split_by is not None:
@@ -387,7 +405,7 @@ class Tuning(Analysis):
         else:
             number_axis(axis, over, values)
         units = unit[over].attrs.get("units", "")
-        axis.set_xlabel(f"{over} ({units})" if units else over, fontsize=8)
+        axis.set_xlabel(f"{over} ({units})" if units not in ("", "1") else over, fontsize=8)
         axis.tick_params(labelsize=7)
 
     def caption(self, result: xr.DataTree) -> str:

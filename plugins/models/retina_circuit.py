@@ -12,7 +12,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, dropout
+from torch.nn.functional import conv2d
 
 from retinakit.contracts import (
     InputPath,
@@ -26,9 +26,10 @@ from retinakit.contracts import (
 )
 from retinakit.layers import (
     ClipSizes,
-    filter_bit_clips,
+    dropout,
     filter_clips,
     histories,
+    pool_bit_clips,
     supports_bit_clips,
 )
 from retinakit.training import Frames, Hooks, TorchConfig, TorchModel
@@ -206,11 +207,11 @@ class CircuitModule(nn.Module):
         needed = max(0, first - taps + 1)
         if layer == "bipolar":
             return self.bipolar(self.clips(frames, values, every), self.lags - 1)[:, 0]
-        bipolar = self.bipolar_used(frames, values, every, needed)
-        amacrine = self.amacrine(bipolar, first - needed)
+        of_amacrine, of_ganglion = self._inputs(frames, values, every, needed, first)
+        amacrine = -self._filtered(of_amacrine, "amacrine", first - needed).relu()
         if layer == "amacrine":
             return amacrine[:, 0]
-        summed = self.ganglion_input(bipolar[:, first - needed :], amacrine)
+        summed = of_ganglion + self._in_space(amacrine, "ganglion_amacrine")
         filters = self.ganglion_time[: summed.shape[1]].flip(0)
         drive = torch.einsum("nfcyx,fc->ncyx", summed, filters)
         ganglion = self._dropped(drive + self.ganglion_time_bias[:, None, None]).relu()
@@ -218,30 +219,45 @@ class CircuitModule(nn.Module):
             self.fired = self.fired or bool(ganglion.detach().any())
         return ganglion
 
-    def bipolar_used(self, frames: Tensor, values: Tensor | None, every: int, first: int) -> Tensor:
-        """The output of the bipolar cells that amacrine and ganglion cells depend on."""
-        rows, columns = (
-            (cells - 1) * self.stride + side
-            for cells, side in zip(self.map, self.amacrine_space.shape[2:], strict=True)
-        )
+    def _inputs(
+        self, frames: Tensor, values: Tensor | None, every: int, needed: int, first: int
+    ) -> list[Tensor]:
+        """The spatially filtered bipolar cells: input of amacrine cells from frame `needed` on,
+        and of ganglion cells from frame `first` on."""
+        names = ["amacrine_space", "ganglion_bipolar"]
+        kernels = [getattr(self, name) for name in names]
         if values is not None:
             bits = histories(frames, self.lags, every)
-            if supports_bit_clips(bits, self.bipolar_space, self.bipolar_time):
+            if supports_bit_clips(bits, self.bipolar_space, self.bipolar_time, kernels):
                 _, height, width = self.field
-                return filter_bit_clips(
+                pooled = pool_bit_clips(
                     bits,
                     values,
-                    ClipSizes(height, width, self.bipolar_stride, rows, columns, first),
+                    ClipSizes(height, width, self.bipolar_stride, self.stride, (needed, first)),
                     self.bipolar_space,
                     self.bipolar_space_bias,
                     self.bipolar_time,
                     self.bipolar_time_bias,
+                    kernels,
                     self.dropout if self.training else 0.0,
                 )
-        clips = self.clips(frames, values, every)
+                biases = [getattr(self, f"{name}_bias")[:, None, None] for name in names]
+                return [
+                    self._dropped(maps + bias) for maps, bias in zip(pooled, biases, strict=True)
+                ]
+        bipolar = self.bipolar_used(self.clips(frames, values, every), needed)
+        late = bipolar[:, first - needed :]
+        return [
+            self._in_space(maps, name) for maps, name in zip((bipolar, late), names, strict=True)
+        ]
+
+    def bipolar_used(self, clips: Tensor, first: int) -> Tensor:
+        """The output of the bipolar cells that amacrine and ganglion cells depend on."""
         height, width = (
-            (cells - 1) * self.bipolar_stride + side
-            for cells, side in zip((rows, columns), self.bipolar_space.shape[2:], strict=True)
+            ((cells - 1) * self.stride + inner - 1) * self.bipolar_stride + outer
+            for cells, inner, outer in zip(
+                self.map, self.amacrine_space.shape[2:], self.bipolar_space.shape[2:], strict=True
+            )
         )
         return self.bipolar(clips[..., :height, :width], first)
 
@@ -704,7 +720,7 @@ class LesionedClips:
         taps = len(module.ganglion_time)
         first = max(0, module.lags - taps)  # as in `CircuitModule.forward`
         needed = max(0, first - taps + 1)
-        bipolar = module.bipolar_used(frames, None, module.lags, needed)
+        bipolar = module.bipolar_used(module.clips(frames, None, module.lags), needed)
         of_amacrine = _pairs(bipolar, module.amacrine_space, module.stride)
         pairs = of_amacrine.flatten(2, 3)
         filters = module.amacrine_time.repeat(1, bipolar.shape[2])
