@@ -348,9 +348,9 @@ def test_the_response_of_a_clip_is_summed_from_its_first_frame(circuit):
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     assert value[:5].sum() > 0 and np.abs(slope[0]).max() > 0
     murray = {
-        "layer": "ganglion", "position": [3, 4], "whole_clip": True, "constraint": "range",
-        "range": [-1, 1], "dropout": 0.1, "weight_decay": 1e-5, "learning_rate": 0.05,
-        "steps": 60, "seeds": 1,
+        "layer": "ganglion", "units": [1], "position": [3, 4], "whole_clip": True,
+        "constraint": "range", "range": [-1, 1], "dropout": 0.1, "weight_decay": 1e-5,
+        "learning_rate": 0.05, "steps": 40, "seeds": 1,
     }  # fmt: skip
     result = OptimalStimulus(murray).run(model, data)
     assert result["stimulus"].dims == ("ganglion", "seed", "frame", "y", "x")

@@ -205,11 +205,11 @@ class OptimalStimulus(Analysis):
     Gradient ascent from noise finds the clip that maximises the response of a cell, of a unit, or
     the difference of two. With the constraint `norm` (Walker et al. 2019), its contrast, the
     difference from the mean stimulus, has a fixed L2 norm. By default this is the norm of the
-    training stimulus in the receptive field, √(N Σ p s²), where p is the mean squared gradient of
-    each value of the clip, with the sum 1, s² the mean squared contrast of the training stimulus,
-    and N = 1 / Σ p² the size of the receptive field in values. With the constraint `range`, the
-    clip is the tanh of a parameter map (Murray et al.). Values without a gradient are the mean
-    stimulus.
+    training stimulus in the receptive field, √(N Σ p s²). Here p is the squared gradient by each
+    value of the clip, with the sum 1, averaged over clips of the training stimulus and of noise, s²
+    is the mean squared contrast of the training stimulus, and N = 1 / Σ p² is the size of the
+    receptive field in values. With the constraint `range`, the clip is the tanh of a parameter map
+    (Murray et al.). Values without a gradient are the mean stimulus.
 
     The result has `stimulus (cell, seed, lag, [channel,] y, x)` in the units of the training
     stimulus, within the rectangle on which the responses depend. For a layer, the dimension of its
@@ -336,7 +336,8 @@ class OptimalStimulus(Analysis):
         random = np.random.default_rng([self.seed, 1])
         noise = grey + deviation * random.standard_normal(windows.shape).astype(np.float32)
         slopes = [np.nan_to_num(shown(clips)[1]) for clips in (windows, noise)]
-        power = np.mean([(slope**2).mean(0) for slope in slopes], 0)
+        # The clips with the strongest responses do not outweigh the others.
+        power = np.mean([(_unit(slope) ** 2).mean(0) for slope in slopes], 0)
         if not power.any():
             return None
         box = _box(power)
