@@ -257,6 +257,18 @@ def test_accuracy_rises_with_the_parameter_and_falls_for_the_class_of_a_silent_u
     assert len(drawn(analysis, result)) == 4
 
 
+def test_parameters_of_text_keep_their_order(circuit):
+    model, recording = circuit
+    test = recording["test"].to_dataset()
+    names = np.where(test["brighter"].values == test["brighter"].values[0], "z", "a")
+    named = recording.assign({"test": xr.DataTree(test.assign_coords(side=("frame", names)))})
+    analysis = Psychometric({"parameter": "side", "select": {"difference": 0.4}})
+    result = analysis.run(model, named)
+    assert result["side"].values.tolist() == ["z", "a"]
+    assert (result["accuracy"] == 1).all()
+    drawn(analysis, result)
+
+
 def test_below_a_value_one_minus_accuracy_is_shown(circuit):
     options = {"parameter": "difference", "flip_below": 0.3}
     result = Psychometric(options).run(*circuit)

@@ -21,6 +21,7 @@ from retinakit.contracts import (
     UserError,
     cases,
     full_history,
+    grouped,
     groups,
     points,
     segments,
@@ -489,9 +490,7 @@ class _Trials:
         self.coords: dict[str, Any] = {}
         self.groups = []
         if split_by is not None:
-            labels, group = np.unique(
-                trial_parameter(split, split_by).values[at], return_inverse=True
-            )
+            labels, group = grouped(trial_parameter(split, split_by).values[at])
             self.coords[split_by] = labels
             self.groups.append(group)
         labels, group = _binned(value, config.bins, config.parameter)
@@ -554,8 +553,7 @@ def _binned(
 ) -> tuple[NDArray[Any], NDArray[np.intp]]:
     """The values of the points, and the point of each sample."""
     if bins is None:
-        labels, group = np.unique(value, return_inverse=True)
-        return labels, group
+        return grouped(value)
     if value.dtype.kind not in "iuf":
         raise UserError(f"'{name}' has no numbers and cannot be binned; leave out 'bins'")
     edges = np.linspace(value.min(), value.max(), bins + 1)
@@ -642,6 +640,8 @@ def _draw_curve(
     """Draws one curve with its error bars."""
     values, text = curve[parameter].values, curve[parameter].dtype.kind not in "iuf"
     x = np.arange(len(values)) if text else values
+    if text:
+        style = style | {"ls": "none"}
     if name == "accuracy":
         error = np.stack([curve[name] - curve["low"], curve["high"] - curve[name]]).clip(0)
     else:

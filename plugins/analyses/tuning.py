@@ -16,6 +16,7 @@ from retinakit.contracts import (
     Progress,
     UserError,
     cases,
+    grouped,
     groups,
     mean_over_repeats,
     mean_response,
@@ -236,7 +237,7 @@ class Tuning(Analysis):
         place = []
         for name in filter(None, (c.split_by, c.parameter)):
             given = trial_parameter(split, name)
-            labels, group = np.unique(given.values[starts], return_inverse=True)
+            labels, group = grouped(given.values[starts])
             attrs = {k: v for k, v in given.attrs.items() if k in ("units", "long_name")}
             coords[name] = (name, labels, attrs)
             place.append(group)
