@@ -363,3 +363,14 @@ def test_a_model_without_activity_in_early_frames_refuses_whole_clips(network, d
     options = QUICK | {"layer": "layer1", "whole_clip": True}
     with pytest.raises(UserError, match="only in frames with a full history"):
         OptimalStimulus(options).run(network(np.ones((1, 2, 3, 3))), data)
+
+
+def test_covariates_have_their_mean():
+    with_pupil = small_recording(frames=300, covariates=True)
+    model = GLM({"lags": 3, "history_length": 0, "coupling_length": 0})
+    model.fit(with_pupil)
+    result = OptimalStimulus(QUICK | {"cells": [0], "scales": [0]}).run(model, with_pupil)
+    parts = model.parameters().isel(cell=0)
+    mean = with_pupil["train"]["covariates"].values.mean(0)
+    expected = np.exp(parts["offset"].item() + parts["covariate_weight"].values @ mean)
+    assert float(result["curve"][0, 0]) == pytest.approx(expected, rel=0.05)
