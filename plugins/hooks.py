@@ -60,6 +60,7 @@ ANALYSES = {
     "masks": ("Masks", "Locations of a readout's masks, against the true cell locations."),
     "optimal_stimulus": ("OptimalStimulus", "Most exciting stimuli of cells or network units."),
     "glm_filters": ("GLMFilters", "Filters of a GLM, and its test by time rescaling (KS plot)."),
+    "kernels": ("Kernels", "Spatial kernels of a model, and their asymmetry along x and y."),
     "film_strip": ("FilmStrip", "Frames of some trials of a stimulus."),
     "motion_difficulty": ("MotionDifficulty", "Speeds of moving dots (Murray et al., Fig 1)."),
     "lesion": ("Lesion", "Scores of a model with units silenced, or with only some kept."),

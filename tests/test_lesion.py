@@ -189,7 +189,7 @@ def test_numbers_in_each_layer_restrict_the_combinations(circuit):
     assert float(result["score"].sel(lesion=pairs[0])) == float(result["intact"])
 
 
-@pytest.mark.parametrize("silence", [1, 2, 3, {"bipolar": 1, "ganglion": 1}])
+@pytest.mark.parametrize("silence", [1, {"bipolar": 1, "ganglion": 1}, 3])
 def test_lesions_of_a_third_partys_model_are_drawn(circuit, silence):
     analysis = Lesion({"silence": silence})
     swept = combine([((("seed", seed),), analysis.run(*circuit)) for seed in (0, 1)])
@@ -255,6 +255,18 @@ def test_accuracy_rises_with_the_parameter_and_falls_for_the_class_of_a_silent_u
     reached = result["reached"].transpose("variant", "brighter").values
     np.testing.assert_array_equal(reached, [[0.2, 0.2], [np.nan, 0]])
     assert len(drawn(analysis, result)) == 4
+
+
+def test_parameters_of_text_keep_their_order(circuit):
+    model, recording = circuit
+    test = recording["test"].to_dataset()
+    names = np.where(test["brighter"].values == test["brighter"].values[0], "z", "a")
+    named = recording.assign({"test": xr.DataTree(test.assign_coords(side=("frame", names)))})
+    analysis = Psychometric({"parameter": "side", "select": {"difference": 0.4}})
+    result = analysis.run(model, named)
+    assert result["side"].values.tolist() == ["z", "a"]
+    assert (result["accuracy"] == 1).all()
+    drawn(analysis, result)
 
 
 def test_below_a_value_one_minus_accuracy_is_shown(circuit):

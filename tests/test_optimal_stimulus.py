@@ -348,9 +348,9 @@ def test_the_response_of_a_clip_is_summed_from_its_first_frame(circuit):
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     assert value[:5].sum() > 0 and np.abs(slope[0]).max() > 0
     murray = {
-        "layer": "ganglion", "position": [3, 4], "whole_clip": True, "constraint": "range",
-        "range": [-1, 1], "dropout": 0.1, "weight_decay": 1e-5, "learning_rate": 0.05,
-        "steps": 60, "seeds": 1,
+        "layer": "ganglion", "units": [1], "position": [3, 4], "whole_clip": True,
+        "constraint": "range", "range": [-1, 1], "dropout": 0.1, "weight_decay": 1e-5,
+        "learning_rate": 0.05, "steps": 40, "seeds": 1,
     }  # fmt: skip
     result = OptimalStimulus(murray).run(model, data)
     assert result["stimulus"].dims == ("ganglion", "seed", "frame", "y", "x")
@@ -363,3 +363,14 @@ def test_a_model_without_activity_in_early_frames_refuses_whole_clips(network, d
     options = QUICK | {"layer": "layer1", "whole_clip": True}
     with pytest.raises(UserError, match="only in frames with a full history"):
         OptimalStimulus(options).run(network(np.ones((1, 2, 3, 3))), data)
+
+
+def test_covariates_have_their_mean():
+    with_pupil = small_recording(frames=300, covariates=True)
+    model = GLM({"lags": 3, "history_length": 0, "coupling_length": 0})
+    model.fit(with_pupil)
+    result = OptimalStimulus(QUICK | {"cells": [0], "scales": [0]}).run(model, with_pupil)
+    parts = model.parameters().isel(cell=0)
+    mean = with_pupil["train"]["covariates"].values.mean(0)
+    expected = np.exp(parts["offset"].item() + parts["covariate_weight"].values @ mean)
+    assert float(result["curve"][0, 0]) == pytest.approx(expected, rel=0.05)

@@ -775,6 +775,30 @@ class SilencesNothing(Layered):
     breaks: ClassVar[list[str]] = ["silenced_units"]
 
 
+class LesionsOfOneLayer(Layered):
+    def lesions(self, split: Any, combinations: Any) -> Any:
+        for _ in combinations:
+            yield self.without("filters", [0]).predict(split).values
+
+    breaks: ClassVar[list[str]] = ["lesions_agree"]
+
+
+class Substituting(Layered):
+    def substituted(self, layer: str, unit: int, by: int) -> Self:
+        self.check_units(layer, [unit, by], self.weights.sizes["cell"])
+        other = copy.deepcopy(self)
+        for name in ("filter", "offset"):
+            other.weights[name][unit] = other.weights[name].values[by]
+        return other
+
+
+class SubstitutesTheOther(Substituting):
+    def substituted(self, layer: str, unit: int, by: int) -> Self:
+        return super().substituted(layer, by, unit)
+
+    breaks: ClassVar[list[str]] = ["substituted_units"]
+
+
 class Differentiable(GoodModel):
     """A rectified filter, of which the gradient is known."""
 

@@ -33,6 +33,7 @@ from .recording import SPIKES_PER_BIN as SPIKES_PER_BIN
 from .recording import SPLITS as SPLITS
 from .recording import as_response as as_response
 from .recording import full_history as full_history
+from .recording import grouped as grouped
 from .recording import lag_coordinate as lag_coordinate
 from .recording import make_recording as make_recording
 from .recording import make_split as make_split

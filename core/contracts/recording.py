@@ -644,6 +644,27 @@ def shown_frames(split: xr.Dataset) -> list[slice]:
     return found
 
 
+def grouped(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.intp]]:
+    """The different values of a parameter of trials, and the index of each trial's value.
+
+    Args:
+        values: (trial,), numbers or text.
+
+    Returns:
+        The values, numbers in ascending order and text in the order in which it first appears, and
+        the indices (trial,).
+
+    Example:
+        >>> [found.tolist() for found in grouped(np.array(["top", "bottom", "top"]))]
+        [['top', 'bottom'], [0, 1, 0]]
+    """
+    found, first, index = np.unique(values, return_index=True, return_inverse=True)
+    if values.dtype.kind in "iufb":
+        return found, index
+    order = np.argsort(first)
+    return found[order], np.argsort(order)[index]
+
+
 def trials_with(split: xr.Dataset, parameters: Mapping[str, float | str]) -> NDArray[np.bool_]:
     """The frames of the trials that have some parameters.
 

@@ -24,6 +24,9 @@ WIDE = 8
 MANY = 16
 """Largest number of values for which each value has a tick."""
 
+DECADES = 2
+"""Range of a logarithmic axis from which ticks at powers of 10 are enough."""
+
 ROOM = 20
 """Characters of all tick labels together up to which they are horizontal; else they are turned."""
 
@@ -262,7 +265,8 @@ def number_axis(axis: Any, name: str, values: NDArray[Any], scale: str | None = 
     Args:
         axis: a matplotlib Axes.
         name: the name of the option.
-        values: its values in ascending order. Up to `MANY` integers each have a tick.
+        values: its values in ascending order. Up to `MANY` integers each have a tick, and so have
+            other numbers on a logarithmic axis of less than `DECADES`.
         scale: "linear" or "log"; by default "log" if the values are positive and the largest is at
             least `WIDE` times the smallest.
 
@@ -277,9 +281,11 @@ def number_axis(axis: Any, name: str, values: NDArray[Any], scale: str | None = 
     if scale is None:
         scale = "log" if 0 < values[0] * WIDE <= values[-1] else "linear"
     axis.set(xlabel=name, xscale=scale)
-    if values.dtype.kind in "iu" and len(values) <= MANY:
+    narrow = scale == "log" and values[-1] < 10**DECADES * values[0]
+    whole = values.dtype.kind in "iu"
+    if (whole or narrow) and len(values) <= MANY:
         axis.minorticks_off()
-        labels = [str(value) for value in values]
+        labels = [str(value) if whole else f"{value:g}" for value in values]
         axis.set_xticks(values, labels)
         if sum(map(len, labels)) > ROOM:
             axis.tick_params("x", rotation=90)

@@ -531,16 +531,17 @@ class TorchModel(Model):
     ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
         self.check_layer(layer)
         split, function = self.prepare(split), self.course_function(layer)
-        pieces = segments(split)
         if function is None:
             return super().course_gradient(split, weight, layer)
-        if any(piece.stop - piece.start != self.lags for piece in pieces):
+        if any(piece.stop - piece.start != self.lags for piece in segments(split)):
             raise UserError(f"some segments do not have {self.lags} frames; give such clips")
 
         def blocks() -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
-            for piece in pieces:
-                shown, *others = self._read(split, piece)
-                yield piece, piece, shown, function(shown.requires_grad_(), *others)
+            length = max(1, _predicted_at_once(split) // self.lags) * self.lags
+            for first in range(0, split.sizes["frame"], length):
+                frames = slice(first, first + length)
+                shown, *others = self._read(split, frames)
+                yield frames, frames, shown, function(shown.requires_grad_(), *others)
 
         return self._gradient(split, weight, blocks(), early=True)
 
@@ -553,9 +554,9 @@ class TorchModel(Model):
             layer: one of `layers()`.
 
         Returns:
-            A differentiable function with the arguments of the module, for the frames (lags,
-            [channel,] y, x) of a clip, that returns (lags, unit, ...); by default None, for a
-            module without outputs in all frames.
+            A differentiable function with the arguments of the module, for the frames (clips ·
+            lags, [channel,] y, x) of several clips, that returns (clips · lags, unit, ...); by
+            default None, for a module without outputs in all frames.
         """
         return None
 

@@ -1,7 +1,7 @@
 """Most exciting stimuli of a model's cells or units, by gradient ascent (Walker et al. 2019)."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations, islice
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -128,7 +128,7 @@ class OptimalStimulusConfig(Config):
         gt=0,
         description="With constraint: norm, length of the first step relative to the norm, by "
         "default 0.1; it decreases to 0. With constraint: range, learning rate of Adam, by default "
-        "0.02.",
+        "0.05.",
     )
     noise: float = Field(
         1.0,
@@ -205,11 +205,11 @@ class OptimalStimulus(Analysis):
     Gradient ascent from noise finds the clip that maximises the response of a cell, of a unit, or
     the difference of two. With the constraint `norm` (Walker et al. 2019), its contrast, the
     difference from the mean stimulus, has a fixed L2 norm. By default this is the norm of the
-    training stimulus in the receptive field, √(N Σ p s²), where p is the mean squared gradient of
-    each value of the clip, with the sum 1, s² the mean squared contrast of the training stimulus,
-    and N = 1 / Σ p² the size of the receptive field in values. With the constraint `range`, the
-    clip is the tanh of a parameter map (Murray et al.). Values without a gradient are the mean
-    stimulus.
+    training stimulus in the receptive field, √(N Σ p s²). Here p is the squared gradient by each
+    value of the clip, with the sum 1, averaged over clips of the training stimulus and of noise, s²
+    is the mean squared contrast of the training stimulus, and N = 1 / Σ p² is the size of the
+    receptive field in values. With the constraint `range`, the clip is the tanh of a parameter map
+    (Murray et al.). Values without a gradient are the mean stimulus.
 
     The result has `stimulus (cell, seed, lag, [channel,] y, x)` in the units of the training
     stimulus, within the rectangle on which the responses depend. For a layer, the dimension of its
@@ -245,7 +245,7 @@ class OptimalStimulus(Analysis):
     """
 
     Config = OptimalStimulusConfig
-    quick: ClassVar[dict[str, Any]] = {"steps": 20, "seeds": 2, "diverse": 2}
+    quick: ClassVar[dict[str, Any]] = {"steps": 5, "seeds": 2, "diverse": 2}
 
     def run(self, model: Model, data: xr.DataTree, progress: Progress = silent) -> xr.Dataset:
         c = self.config
@@ -262,10 +262,11 @@ class OptimalStimulus(Analysis):
                 "make frames smaller"
             )
         windows = self._windows(train, frames)
-        dim, weights = self._targets(model, train, windows[:1])
+        clips = _Clips.like(train)
+        dim, weights = self._targets(model, clips.split(windows[:1]))
         found: dict[Any, xr.Dataset | None] = {}
         for number, (name, weight) in enumerate(weights.items()):
-            shown = _Shown(model, train, c.layer, weight, c.whole_clip)
+            shown = _Shown(model, clips, c.layer, weight, c.whole_clip)
 
             def tell(done: float, total: float, message: str = "", number: int = number) -> None:
                 progress(number * total + done, len(weights) * total, "optimal stimuli")
@@ -287,7 +288,7 @@ class OptimalStimulus(Analysis):
         return np.stack(read).astype(np.float32)
 
     def _targets(
-        self, model: Model, train: xr.Dataset, clip: Array
+        self, model: Model, clip: xr.Dataset
     ) -> tuple[str, dict[Any, NDArray[np.float64]]]:
         """The dimension of the targets, and the weight (1, unit, ...) of each by its name."""
         c = self.config
@@ -300,7 +301,7 @@ class OptimalStimulus(Analysis):
         else:
             model.check_layer(c.layer)
             dim = model.layers()[c.layer]
-            activity = model.activity(_Shown.split(clip, train, model), c.layer)
+            activity = model.activity(clip, c.layer)
             shape = (1, *activity.shape[1:])
             names, chosen = list(range(shape[1])), c.units
             place = tuple(c.position or [(size - 1) // 2 for size in shape[2:]])
@@ -335,7 +336,8 @@ class OptimalStimulus(Analysis):
         random = np.random.default_rng([self.seed, 1])
         noise = grey + deviation * random.standard_normal(windows.shape).astype(np.float32)
         slopes = [np.nan_to_num(shown(clips)[1]) for clips in (windows, noise)]
-        power = np.mean([(slope**2).mean(0) for slope in slopes], 0)
+        # The clips with the strongest responses do not outweigh the others.
+        power = np.mean([(_unit(slope) ** 2).mean(0) for slope in slopes], 0)
         if not power.any():
             return None
         box = _box(power)
@@ -356,7 +358,7 @@ class OptimalStimulus(Analysis):
         contrast = stimulus - grey
         spread = float(np.sqrt((share * contrast[best] ** 2).sum()))
         noise = grey + spread * (noise - grey) / deviation
-        clip_dims = shown.dims
+        clip_dims = shown.clips.dims
         scales = np.array(c.scales, np.float32).reshape(-1, *[1] * support.ndim)
         result = {
             "stimulus": (("seed", *clip_dims), stimulus),
@@ -450,8 +452,9 @@ class OptimalStimulus(Analysis):
         }[c.constraint]
         return (
             f"Stimuli that maximise the {what}, with {limit}: the best of {c.seeds} searches. Red "
-            "is above the mean stimulus and blue below. Left: its spatial and temporal parts and "
-            "single frames, the response at the end. Right: the response to the stimulus with its "
+            "is above the mean stimulus and blue below. Left: its spatial and temporal parts, with "
+            "the fraction of its power in their product, and single frames, the response at the "
+            "end. Right: the response to the stimulus with its "
             "contrast scaled (1 is that of the search), and to white noise with the same root mean "
             "square contrast in the receptive field (dashed)."
             + (
@@ -487,34 +490,53 @@ class OptimalStimulus(Analysis):
 ROWS, STRIP = 8, 6
 
 
-class _Shown:
-    """The response of a target to clips, and its gradient."""
+@dataclass(frozen=True)
+class _Clips:
+    """How clips are shown to a model.
 
-    def __init__(
-        self,
-        model: Model,
-        train: xr.Dataset,
-        layer: str | None,
-        weight: NDArray[np.float64],
-        whole: bool,
-    ):
-        self.whole = whole
-        self.model, self.train, self.layer, self.weight = model, train, layer, weight
-        self.dims = [str(dim) for dim in train["stimulus"].dims]
+    Attributes:
+        dims: of the stimulus.
+        interval: in seconds.
+        covariates: (covariate,), their means in training, if the recording has them.
+    """
 
-    @staticmethod
-    def split(clips: NDArray[Any], train: xr.Dataset, model: Model) -> xr.Dataset:
+    dims: tuple[str, ...]
+    interval: float
+    covariates: xr.DataArray | None
+
+    @classmethod
+    def like(cls, train: xr.Dataset) -> "_Clips":
+        mean = train["covariates"].mean("frame") if "covariates" in train else None
+        dims = tuple(str(dim) for dim in train["stimulus"].dims)
+        return cls(dims, float(train.attrs["frame_interval"]), mean)
+
+    def split(self, clips: NDArray[Any]) -> xr.Dataset:
         """A split of which each clip (clip, frame, [channel,] y, x) is a segment."""
         frames = clips.shape[0] * clips.shape[1]
         split = xr.Dataset(
-            {"stimulus": (train["stimulus"].dims, clips.reshape(frames, *clips.shape[2:]))},
+            {"stimulus": (self.dims, clips.reshape(frames, *clips.shape[2:]))},
             {"segment": ("frame", np.repeat(np.arange(len(clips)), clips.shape[1]))},
-            {"frame_interval": train.attrs["frame_interval"]},
+            {"frame_interval": self.interval},
         )
-        if "covariates" in getattr(model, "inputs", ()):
-            mean = train["covariates"].mean("frame").expand_dims(frame=frames)
-            split["covariates"] = mean.transpose("frame", "covariate")
+        if self.covariates is not None:
+            split["covariates"] = self.covariates.expand_dims(frame=frames)
         return split
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """The response of a target to clips, and its gradient.
+
+    Attributes:
+        weight: (1, unit, ...), of the outputs of the model or of the layer.
+        whole: whether responses are those of all frames of a clip.
+    """
+
+    model: Model
+    clips: _Clips
+    layer: str | None
+    weight: NDArray[np.float64]
+    whole: bool
 
     def cropped(self, box: tuple[slice, slice], clips: Array, gradient: Array) -> "_Shown | None":
         """The same for a rectangle of the field, which takes less time, or None.
@@ -526,7 +548,7 @@ class _Shown:
             clips: (clip, frame, [channel,] y, x), of the whole field.
             gradient: for these clips.
         """
-        field = self.train["stimulus"].shape[-2:]
+        field = clips.shape[-2:]
         if self.layer is None or all(
             p.stop - p.start == n for p, n in zip(box, field, strict=True)
         ):
@@ -537,21 +559,20 @@ class _Shown:
             return None
         strongest = [int((gradient.reshape(len(gradient), -1) ** 2).sum(1).argmax())]
         clip, expected = clips[strongest][..., *box], gradient[strongest][..., *box]
-        train = self.train.isel(y=box[0], x=box[1])
-        places = model.activity(self.split(clip, train, model), self.layer).shape[2:]
+        places = model.activity(self.clips.split(clip), self.layer).shape[2:]
         units = self.weight.reshape(self.weight.shape[1], -1).sum(1)
         close = 1e-4 * float(np.abs(expected).max())
         for place in np.ndindex(places):
             weight = np.zeros((1, len(units), *places))
             weight[0, :, *place] = units
-            small = _Shown(model, train, self.layer, weight, self.whole)
+            small = replace(self, model=model, weight=weight)
             if close > 0 and np.allclose(small(clip)[1], expected, rtol=1e-3, atol=close):
                 return small
         return None
 
     def __call__(self, clips: Array) -> tuple[NDArray[np.float64], Array]:
         """The responses (clip,) to clips, and their gradients (clip, frame, [channel,] y, x)."""
-        split = self.split(clips, self.train, self.model)
+        split = self.clips.split(clips)
         if self.whole and self.layer is not None:
             value, gradient = self.model.course_gradient(split, self.weight, self.layer)
         else:
@@ -599,7 +620,7 @@ class _Search:
         """The stimuli (seed, ...) after all steps, and the responses (step, seed) before each."""
         c = self.config
         parameters, values = start, np.empty((c.steps, len(start)))
-        adam = _Adam(c.learning_rate or 0.02, c.weight_decay)
+        adam = _Adam(c.learning_rate or 0.05, c.weight_decay)
         for step in range(c.steps):
             kept = self._kept(start.shape, random)
             contrast, slope = self._mapped(parameters * kept)
@@ -631,7 +652,8 @@ class _Search:
                 others = np.delete(contrast, index, 0)
                 away = contrast[index] - others
                 nearest = away[int((away.reshape(len(away), -1) ** 2).sum(1).argmin())]
-                direction[index] = _unit((nearest * inside)[None])[0]
+                push = (nearest * inside)[None]
+                direction[index] = self._direction(push, contrast[index : index + 1])[0]
             contrast = self._step(contrast, direction, step)
         return self.grey + contrast
 
@@ -838,8 +860,9 @@ def _views(stimulus: xr.DataArray, one: xr.Dataset) -> list[Panel]:
         return [("", _drawn(contrast))]
     parts = separate(contrast)
     sign = np.sign(float(parts["temporal"].sum())) or 1.0
+    share = float(parts["separability"].mean())
     panels: list[Panel] = [
-        ("in space", _drawn(sign * parts["spatial"])),
+        (f"in space ({share:.0%})", _drawn(sign * parts["spatial"])),
         ("in time", lambda axis: _draw_course(axis, sign * parts["temporal"])),
     ]
     limit = float(np.abs(contrast).max())
@@ -847,7 +870,7 @@ def _views(stimulus: xr.DataArray, one: xr.Dataset) -> list[Panel]:
     strong = np.flatnonzero(power > 0.02 * power.max())
     lags = np.unique(np.linspace(strong[-1], strong[0], STRIP).round().astype(int))[::-1]
     for lag in lags:
-        time = f"{-1000 * float(contrast['lag_time'][lag]):.0f} ms"
+        time = f"{round(-1000 * float(contrast['lag_time'][lag]))} ms"
         panels.append((time, _drawn(contrast.isel(lag=lag), limit)))
     return panels
 

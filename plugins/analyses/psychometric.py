@@ -21,9 +21,11 @@ from retinakit.contracts import (
     UserError,
     cases,
     full_history,
+    grouped,
     groups,
     points,
     segments,
+    shown_frames,
     silent,
     trial_parameter,
     trials_with,
@@ -38,6 +40,9 @@ Units = dict[str, list[int]]
 
 CASES, CELLS = 4, 6
 """Largest numbers of models, and of cells of each, that are drawn."""
+
+FEW = 3
+"""Largest number of curves that are named inside the panel."""
 
 MARKERS = "os^vDP"
 FUNCTIONS = {"gaussian": ndtr, "logistic": expit}
@@ -145,7 +150,7 @@ class Psychometric(Analysis):
 
     A point is the fraction of correct decisions in the trials with a value of the parameter, with
     its 95 % confidence interval (Wilson). For responses that are not decisions it is the mean over
-    trials of the mean prediction of each cell in a trial, with its standard error.
+    trials of the mean prediction of each cell during the stimulus, with its standard error.
 
     With `fit`, a psychometric function p(x) = g + (1 - g - l) F((x - m) / s) is fitted to the
     correct and wrong decisions by maximum likelihood, where F is the cumulative Gaussian or the
@@ -248,7 +253,7 @@ class Psychometric(Analysis):
         if name == "accuracy":
             axis.axhline(case.attrs["chance"], color="0.7", lw=0.9, ls=":", zorder=0)
         if case.sizes["variant"] * len(by) > 1:
-            axis.legend(frameon=False, fontsize=8)
+            _legend(axis, case.sizes["variant"] * len(by))
 
     def _draw_fit(self, axis: Any, curve: xr.Dataset, color: str, ls: str) -> None:
         c, guess = self.config, curve.attrs["chance"]
@@ -382,7 +387,7 @@ class Substitution(Analysis):
         if name == "accuracy":
             axis.axhline(case.attrs["chance"], color="0.7", lw=0.9, ls=":", zorder=0)
         title = f"substitute of {case.attrs['about']}"
-        axis.legend(frameon=False, fontsize=8, title=title, title_fontsize=8)
+        _legend(axis, int(there.sum()), title)
 
     def _draw_bars(self, axis: Any, case: xr.Dataset) -> None:
         case = case.isel(substitute=case["whole"].notnull().values)
@@ -455,6 +460,11 @@ class _Trials:
         used = full_history(split["segment"], lags)
         if self.accuracy:
             used &= response.notnull().all("cell").values
+        else:
+            shown = np.zeros(len(used), bool)
+            for frames in shown_frames(split):
+                shown[frames] = True
+            used &= shown
         used &= trials_with(split, config.select)
         values = trial_parameter(split, config.parameter)
         used &= values.notnull().values
@@ -480,9 +490,7 @@ class _Trials:
         self.coords: dict[str, Any] = {}
         self.groups = []
         if split_by is not None:
-            labels, group = np.unique(
-                trial_parameter(split, split_by).values[at], return_inverse=True
-            )
+            labels, group = grouped(trial_parameter(split, split_by).values[at])
             self.coords[split_by] = labels
             self.groups.append(group)
         labels, group = _binned(value, config.bins, config.parameter)
@@ -545,8 +553,7 @@ def _binned(
 ) -> tuple[NDArray[Any], NDArray[np.intp]]:
     """The values of the points, and the point of each sample."""
     if bins is None:
-        labels, group = np.unique(value, return_inverse=True)
-        return labels, group
+        return grouped(value)
     if value.dtype.kind not in "iuf":
         raise UserError(f"'{name}' has no numbers and cannot be binned; leave out 'bins'")
     edges = np.linspace(value.min(), value.max(), bins + 1)
@@ -633,6 +640,8 @@ def _draw_curve(
     """Draws one curve with its error bars."""
     values, text = curve[parameter].values, curve[parameter].dtype.kind not in "iuf"
     x = np.arange(len(values)) if text else values
+    if text:
+        style = style | {"ls": "none"}
     if name == "accuracy":
         error = np.stack([curve[name] - curve["low"], curve["high"] - curve[name]]).clip(0)
     else:
@@ -647,8 +656,14 @@ def _draw_curve(
         axis.set_xticks(x, values)
     else:
         number_axis(axis, parameter, values, "linear")
-    axis.set_xlabel(f"{parameter} ({units})" if units else parameter)
+    axis.set_xlabel(f"{parameter} ({units})" if units not in ("", "1") else parameter)
     axis.set_ylabel(curve[name].attrs.get("long_name", name))
+
+
+def _legend(axis: Any, curves: int, title: str | None = None) -> None:
+    """The names of the curves, beside the panel if there are many."""
+    place = {"loc": "center left", "bbox_to_anchor": (1, 0.5)} if curves > FEW else {}
+    axis.legend(frameon=False, fontsize=8, title=title, title_fontsize=8, **place)
 
 
 def _caption(result: xr.DataTree, config: TrialsConfig) -> str:

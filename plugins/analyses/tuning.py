@@ -16,6 +16,7 @@ from retinakit.contracts import (
     Progress,
     UserError,
     cases,
+    grouped,
     groups,
     mean_over_repeats,
     mean_response,
@@ -236,7 +237,7 @@ class Tuning(Analysis):
         place = []
         for name in filter(None, (c.split_by, c.parameter)):
             given = trial_parameter(split, name)
-            labels, group = np.unique(given.values[starts], return_inverse=True)
+            labels, group = grouped(given.values[starts])
             attrs = {k: v for k, v in given.attrs.items() if k in ("units", "long_name")}
             coords[name] = (name, labels, attrs)
             place.append(group)
@@ -328,6 +329,8 @@ class Tuning(Analysis):
                 draw = self._draw_polar if polar else self._draw_curve
                 draw(axis, unit)
                 axis.set_title(f"{name} {unit[name].item()}{self._number(unit)}", fontsize=9)
+            if not polar:
+                axes[0].set_ylabel(LABELS[c.response], fontsize=8)
             if len(shown) > 1:
                 part.suptitle(label.replace("\n", ", "), fontsize=10)
             if c.split_by is not None:
@@ -402,7 +405,7 @@ class Tuning(Analysis):
         else:
             number_axis(axis, over, values)
         units = unit[over].attrs.get("units", "")
-        axis.set_xlabel(f"{over} ({units})" if units else over, fontsize=8)
+        axis.set_xlabel(f"{over} ({units})" if units not in ("", "1") else over, fontsize=8)
         axis.tick_params(labelsize=7)
 
     def caption(self, result: xr.DataTree) -> str:
