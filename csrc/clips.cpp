@@ -168,10 +168,23 @@ void make_table(const ClipJob& job, float* table) {
   }
 }
 
+// Numbers, 0 at first, whose vectors do not cross the lines of the cache.
+struct Numbers {
+  struct alignas(64) Line {
+    float value[64 / sizeof(float)];
+  };
+  int64_t size;
+  std::vector<Line> lines;
+
+  explicit Numbers(int64_t number)
+      : size(number), lines((number * sizeof(float) + sizeof(Line) - 1) / sizeof(Line)) {}
+  RETINAKIT_INLINE float* data() { return reinterpret_cast<float*>(lines.data()); }
+};
+
 // Frames of some places (place, frame, type), with zeros before and after the frames of each.
 struct Courses {
   int64_t pitch;  // of a place
-  std::vector<float> value;
+  Numbers value;
 
   Courses(int64_t places, int64_t frames)
       : pitch((kPad + frames + kPad) * kTypes), value(places * pitch) {}
@@ -185,8 +198,8 @@ struct Scratch {
   Courses maps;                         // of one row, filtered in space
   Courses rectified, slopes;            // of one row, filtered in time
   std::vector<Courses> pooled;          // of all places of a clip, or their gradients
-  std::vector<float> table, histogram;  // (kernel row, code, type)
-  std::vector<float> turned;            // the kernels (pool, y, x, output, type)
+  Numbers table, histogram;             // (kernel row, code, type)
+  Numbers turned;                       // the kernels (pool, y, x, output, type)
   std::vector<double> time, pools;      // sums of gradients
   double space_bias[kTypes] = {}, time_bias[kTypes] = {};
   Windows windows;
@@ -196,7 +209,8 @@ struct Scratch {
         rectified(map_columns(job), job.clips.frames),
         slopes(backward ? map_columns(job) : 0, job.clips.frames),
         table(job.filters.side_y * number_of_codes(job) * kTypes),
-        histogram(backward ? table.size() : 0),
+        histogram(backward ? table.size : 0),
+        turned(backward ? kernel_size(job) * job.pools.size() : 0),
         time(job.filters.lags * kTypes),
         pools(kernel_size(job) * job.pools.size()) {
     for (size_t i = 0; i < job.pools.size(); ++i) {
@@ -204,11 +218,12 @@ struct Scratch {
     }
     make_table(job, table.data());
     if (!backward) return;
+    float* next = turned.data();
     for (const Pool& pool : job.pools) {
       for (int64_t pixel = 0; pixel < job.sizes.side_y * job.sizes.side_x; ++pixel) {
         for (int64_t o = 0; o < kTypes; ++o) {
           for (int64_t i = 0; i < kTypes; ++i) {
-            turned.push_back(pool.weight[(pixel * kTypes + i) * kTypes + o]);
+            *next++ = pool.weight[(pixel * kTypes + i) * kTypes + o];
           }
         }
       }
@@ -345,7 +360,7 @@ RETINAKIT_INLINE void forward_clip(const ClipJob& job, int64_t clip, Scratch& sc
                                    const std::vector<float*>& out) {
   scratch.windows = windows_of(job, clip);
   for (Courses& courses : scratch.pooled) {
-    std::fill(courses.value.begin(), courses.value.end(), 0.0f);
+    std::fill_n(courses.value.data(), courses.value.size, 0.0f);
   }
   for (int64_t y = 0; y < map_rows(job); ++y) {
     filter_row(job, clip, y, scratch);
