@@ -329,3 +329,19 @@ def test_decisions_are_scored_by_accuracy(circuit):
     assert drawn(score, result)["accuracy"].tolist() == [float(result["accuracy"])]
     guess = score.run(model.without("ganglion", [0, 1]), recording)
     assert float(guess["accuracy"]) == 0.5 and "most frequent class" in str(guess["warning"].values)
+
+
+def test_the_best_combination_of_kept_units_is_that_of_the_lesions(circuit):
+    model, recording = circuit
+    lesions = Lesion.with_options(keep=3, split="validation").run(model, recording)
+    best = lesions["lesion"].values[lesions["score"].values.argmax()]
+    variants = {"best": {"keep_best": 3}, "less": {"keep_best": 3, "without": {"ganglion": [0]}}}
+    curves = Psychometric.with_options(parameter="difference", variants=variants)
+    result = curves.run(model, recording)
+    assert result["active"].values[:2].tolist() == ["", best]
+    assert "ganglion 0" not in str(result["active"].values[2])
+    assert drawn(curves, result)["active"].iloc[1] == best
+    exchange = Substitution.with_options(parameter="difference", variant={"keep_best": 3})
+    result = exchange.run(model, recording)
+    assert f"bipolar {int(result['unit'])}" in best
+    drawn(exchange, result)

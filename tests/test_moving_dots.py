@@ -90,7 +90,12 @@ class TestClips:
 
     def test_all_dots_can_move_in_one_direction_at_fixed_speeds(self):
         steps = {"start": 0.5, "stop": 0.65, "step": 0.05}
-        given = SMALL | {"directions": "right", "alpha": 1, "test_speed": steps, "test_clips": 1}
+        given = SMALL | {
+            "test_directions": "right",
+            "alpha": 1,
+            "test_speed": steps,
+            "test_clips": 1,
+        }
         test = MovingDots(given).load()["test"].to_dataset()
         np.testing.assert_allclose(test["dot_velocity"].mean("dot"), [0.5, 0.55, 0.6, 0.65])
         assert test["dot_velocity"].std("dot").max() < 1e-12

@@ -1,7 +1,8 @@
 """Accuracy or response against a parameter of the trials, for a model and its lesioned copies."""
 
 from collections.abc import Iterable, Mapping
-from itertools import islice
+from itertools import chain, combinations, islice, product
+from math import comb, prod
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -44,6 +45,9 @@ CASES, CELLS = 4, 6
 FEW = 3
 """Largest number of curves that are named inside the panel."""
 
+MOST_COMBINATIONS = 50_000
+"""Largest number of combinations of units that are tried for `keep_best`."""
+
 MARKERS = "os^vDP"
 FUNCTIONS = {"gaussian": ndtr, "logistic": expit}
 INTACT = "intact"
@@ -62,8 +66,17 @@ class Variant(Config):
         {}, description="The units that are kept, by layer; the others of the layer are silenced."
     )
 
+    keep_best: int | dict[str, int] | None = Field(
+        None,
+        description="Number of units that are kept, in all layers together or in each named layer: "
+        "of all combinations, the one with most correct decisions in the validation trials. The "
+        "units of 'without' are then silenced in addition.",
+    )
+
     @model_validator(mode="after")
     def _consistent(self) -> "Variant":
+        if self.keep_best is not None and self.keep:
+            raise ValueError("'keep' and 'keep_best' are both set; choose one")
         if both := sorted(self.without.keys() & self.keep.keys()):
             raise ValueError(f"layer '{both[0]}' is in both 'without' and 'keep'; choose one")
         return self
@@ -191,13 +204,19 @@ class Psychometric(Analysis):
         c = self.config
         split = data[c.split].to_dataset()
         variants = {INTACT: Variant.model_validate({}), **c.variants}
-        lesions = [_silent(model, split, variant) for variant in variants.values()]
+        lesions = [_silent(model, data, variant) for variant in variants.values()]
         trials = _Trials(c, split, model.lags, c.split_by, c.flip_below)
         found = []
         for done, prediction in enumerate(model.lesions(split, lesions), start=1):
             found.append(trials.curve(prediction))
             progress(done, len(lesions))
         result = xr.concat(found, "variant").assign_coords(variant=list(variants))
+        active = [
+            _active(model, data, variant, silenced)
+            for variant, silenced in zip(variants.values(), lesions, strict=True)
+        ]
+        if any(active):
+            result["active"] = ("variant", active)
         if c.reach is not None:
             result = result.assign(reached=_reached(result, c.parameter, c.reach))
         if c.fit != "none" and "accuracy" in result:
@@ -282,7 +301,12 @@ class SubstitutionConfig(TrialsConfig):
     layer: str | None = Field(
         None, description="Layer of the unit; by default the first layer of the model."
     )
-    unit: int = Field(0, ge=0, description="Index of the unit that is replaced.")
+    unit: int | None = Field(
+        None,
+        ge=0,
+        description="Index of the unit that is replaced; by default the first one that the variant "
+        "leaves active.",
+    )
     by: list[int] | None = Field(
         None, min_length=1, description="Indices of the substitutes; by default all units."
     )
@@ -344,20 +368,26 @@ class Substitution(Analysis):
         model.check_layer(layer)
         numbers = model.units(split)
         by = c.by or list(range(numbers[layer]))
-        model.check_units(layer, [c.unit, *by], numbers[layer])
-        before = _silent(model, split, c.variant)
+        model.check_units(layer, by if c.unit is None else [c.unit, *by], numbers[layer])
+        before = _silent(model, data, c.variant)
+        own = c.unit
+        if own is None:
+            active = [unit for unit in range(numbers[layer]) if unit not in before.get(layer, [])]
+            if not active:
+                raise UserError(f"the variant has no active unit of '{layer}'; set 'unit'")
+            own = active[0]
         trials = _Trials(c, split, model.lags)
         if c.connections == "own":
-            silenced = set(before.get(layer, [])) | {c.unit}
+            silenced = set(before.get(layer, [])) | {own}
             lesions = [before | {layer: sorted(silenced - {unit})} for unit in by]
             predictions: Iterable[NDArray[Any]] = model.lesions(split, lesions)
         else:
             # The unit is in use, also where the variant does not keep it.
-            before[layer] = [unit for unit in before.get(layer, []) if unit != c.unit]
+            before[layer] = [unit for unit in before.get(layer, []) if unit != own]
             predictions = (
                 prediction
                 for unit in by
-                for prediction in model.substituted(layer, c.unit, unit).lesions(split, [before])
+                for prediction in model.substituted(layer, own, unit).lesions(split, [before])
             )
         found = []
         for done, prediction in enumerate(predictions, start=1):
@@ -369,7 +399,10 @@ class Substitution(Analysis):
         result["whole"] = (values.fillna(0) * weight).sum(c.parameter) / weight.sum(c.parameter)
         if c.reach is not None:
             result = result.assign(reached=_reached(result, c.parameter, c.reach))
-        result.attrs["about"] = f"{layer} {c.unit}"
+        result["unit"] = own
+        if active_units := _active(model, data, c.variant, before):
+            result["active"] = active_units
+        result.attrs["about"] = f"{layer} {own}"
         return result
 
     def plot(self, result: xr.DataTree) -> "Figure":
@@ -380,7 +413,7 @@ class Substitution(Analysis):
         name = "accuracy" if "accuracy" in case else "mean"
         there = case[name].notnull().any(c.parameter).values
         for index, curve in enumerate(case["substitute"].values[there]):
-            own = curve == c.unit
+            own = curve == int(case["unit"])
             style = {"color": "k" if own else f"C{index % 10}", "marker": "o", "ls": "-"}
             style["label"] = f"{int(curve)}{' (itself)' * bool(own)}"
             _draw_curve(axis, case.sel(substitute=curve), name, c.parameter, style)
@@ -392,7 +425,7 @@ class Substitution(Analysis):
     def _draw_bars(self, axis: Any, case: xr.Dataset) -> None:
         case = case.isel(substitute=case["whole"].notnull().values)
         place = np.arange(case.sizes["substitute"])
-        own = case["substitute"].values == self.config.unit
+        own = case["substitute"].values == int(case["unit"])
         axis.bar(place, case["whole"], color=np.where(own, "0.2", "0.6"))
         axis.set_xticks(place, case["substitute"].values.astype(int))
         name = "accuracy" if "accuracy" in case else "mean response"
@@ -413,17 +446,79 @@ class Substitution(Analysis):
         return _table(result, self.config.parameter)
 
 
-def _silent(model: Model, split: xr.Dataset, variant: Variant) -> Units:
+def _silent(model: Model, data: xr.DataTree, variant: Variant) -> Units:
     """The silent units of a variant, checked against the layers of the model."""
+    best = variant.keep_best if isinstance(variant.keep_best, dict) else {}
     named = variant.without | variant.keep
-    if not named:
+    if not named and variant.keep_best is None:
         return {}
-    for layer in named:
+    for layer in (*named, *best):
         model.check_layer(layer)
-    numbers = model.units(split)
+    validation = data["validation"].to_dataset()
+    numbers = model.units(validation)
     for layer, units in named.items():
         model.check_units(layer, units, numbers[layer])
-    return variant.silent(numbers)
+    found = variant.silent(numbers)
+    if variant.keep_best is not None:
+        for layer, units in _best(model, validation, numbers, variant.keep_best).items():
+            found[layer] = sorted({*found.get(layer, []), *units})
+    return found
+
+
+def _best(
+    model: Model, split: xr.Dataset, numbers: Mapping[str, int], keep: int | dict[str, int]
+) -> Units:
+    """The silent units of the combination of kept units with most correct decisions."""
+    if not metrics.is_task(split["response"]):
+        raise UserError(
+            "'keep_best' needs validation trials with decisions, one class of several, and the "
+            "responses are others; set 'keep'"
+        )
+    layers = {layer: n for layer, n in numbers.items() if isinstance(keep, int) or layer in keep}
+    pools = [[(layer, unit) for unit in range(n)] for layer, n in layers.items()]
+    counts = [keep] if isinstance(keep, int) else [keep[layer] for layer in layers]
+    if isinstance(keep, int):
+        pools = [list(chain(*pools))]
+    total = prod(comb(len(pool), count) for pool, count in zip(pools, counts, strict=True))
+    if not 1 <= total <= MOST_COMBINATIONS:
+        raise UserError(
+            f"'keep_best' has {total:,} combinations of units; choose a number with 1 to "
+            f"{MOST_COMBINATIONS:,}"
+        )
+    chosen = [
+        set(chain(*parts))
+        for parts in product(*(combinations(p, n) for p, n in zip(pools, counts, strict=True)))
+    ]
+    silenced: list[Units] = [
+        {
+            layer: units
+            for layer, n in layers.items()
+            if (units := [unit for unit in range(n) if (layer, unit) not in kept])
+        }
+        for kept in chosen
+    ]
+    response = split["response"].values
+    decided = ~np.isnan(response).any(1) & full_history(split["segment"], model.lags)
+    answer = response[decided].argmax(1)
+    right = [
+        float((prediction[decided].argmax(1) == answer).mean())
+        for prediction in model.lesions(split, silenced)
+    ]
+    return silenced[int(np.argmax(right))]
+
+
+def _active(model: Model, data: xr.DataTree, variant: Variant, silenced: Units) -> str:
+    """The units that a variant with kept units leaves active, as text."""
+    if not variant.keep and variant.keep_best is None:
+        return ""
+    numbers = model.units(data["validation"].to_dataset())
+    named = variant.keep or (variant.keep_best if isinstance(variant.keep_best, dict) else numbers)
+    parts = []
+    for layer in named:
+        active = [unit for unit in range(numbers[layer]) if unit not in silenced.get(layer, [])]
+        if active:
+            parts.append(f"{layer} {', '.join(map(str, active))}")
+    return " · ".join(parts) or "none"
 
 
 class _Trials:
@@ -695,7 +790,8 @@ def _table(result: xr.DataTree, parameter: str) -> pd.DataFrame:
             / number.sum(parameter),
             "trials": number.sum(parameter),
         }
-        rows |= {n: group[n] for n in ("reached", "threshold", "width") if n in group}
+        shown = ("reached", "threshold", "width", "active")
+        rows |= {name: group[name] for name in shown if name in group}
         frame = xr.Dataset(rows).to_dataframe().reset_index()
         frame.insert(0, "model", name)
         frames.append(frame[frame["trials"] > 0])

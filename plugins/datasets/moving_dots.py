@@ -89,10 +89,11 @@ class MovingDotsConfig(Config):
         description="Fixed speeds S in the test, in place of its environments: a list, or {start: "
         "0.5, stop: 1.49, step: 0.03}.",
     )
-    directions: Literal["both", "right", "left"] = Field(
+    test_directions: Literal["both", "right", "left"] = Field(
         "both",
         description="'both': half of the dots in each direction, and the class is drawn; 'right' "
-        "or 'left': all dots in this direction at the speed alpha · S, and it is the class.",
+        "or 'left': all dots of the test clips move in this direction at the speed alpha · S, and "
+        "it is the class.",
     )
     balanced: bool = Field(
         True,
@@ -229,8 +230,11 @@ class MovingDots(Dataset):
         self, stream: int, conditions: list[tuple[Environment, float]], clips: int
     ) -> xr.Dataset:
         c = self.config
+        directions = c.test_directions if SPLITS[stream] == "test" else "both"
         drawn = [
-            self._clip(np.random.default_rng([self.seed, stream, index, clip]), *condition)
+            self._clip(
+                np.random.default_rng([self.seed, stream, index, clip]), directions, *condition
+            )
             for index, condition in enumerate(conditions)
             for clip in range(clips)
         ]
@@ -271,17 +275,17 @@ class MovingDots(Dataset):
         ).assign_coords(clip=trial, dot=np.arange(c.dots))
 
     def _clip(
-        self, random: np.random.Generator, environment: Environment, alpha: float
+        self, random: np.random.Generator, directions: str, environment: Environment, alpha: float
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], float, bool]:
         """Start rows and columns (dot,) in the world, velocities, the speed S and the class."""
         c = self.config
-        right = bool(random.integers(2)) if c.directions == "both" else c.directions == "right"
+        right = bool(random.integers(2)) if directions == "both" else directions == "right"
         speed = random.uniform(*limits(environment))
         y, x = (random.permutation(c.side)[: c.dots] for _ in range(2))
         scaled = np.arange(c.dots) < c.dots // 2
         if not c.balanced:
             scaled = random.random(c.dots) < 0.5
-        if c.directions != "both":
+        if directions != "both":
             scaled[:] = True
         sign = 1 if right else -1
         return y, x, np.where(scaled, sign * alpha * speed, -sign * speed), speed, right
