@@ -22,6 +22,7 @@ from retinakit.contracts import (
     as_response,
     coordinates_of,
     full_history,
+    pack_two_values,
     silent,
 )
 from retinakit.layers import (
@@ -490,11 +491,8 @@ class RetinaCircuit(TorchModel):
         ends = np.flatnonzero(full_history(split["segment"], self.lags))
         chosen = ends[:: -(-len(ends) // START_CLIPS)]
         module.eval()
-        module.scale(
-            torch.cat(
-                [module.clips(frames, None, self.lags) for _, frames in self._clips(split, chosen)]
-            )
-        )
+        parts = [frames for _, (frames,) in self._clips(split, chosen)]
+        module.scale(module.clips(torch.cat(parts), None, self.lags))
         module.train()
 
     def loss(self, module: nn.Module, prediction: Tensor, target: Tensor) -> Tensor:
@@ -558,15 +556,17 @@ class RetinaCircuit(TorchModel):
         return xr.Dataset({"validation_loss": ("check", [loss])}, {"check": [0]})
 
     def respond(self, split: xr.Dataset) -> NDArray[Any]:
-        return self._over_clips(split, self.module)
+        return self._over_clips(split, self.module, packed=True)
 
-    def _over_clips(self, split: xr.Dataset, function: Callable[..., Tensor]) -> NDArray[Any]:
+    def _over_clips(
+        self, split: xr.Dataset, function: Callable[..., Tensor], packed: bool = False
+    ) -> NDArray[Any]:
         """Applies a function to the clips that end with each frame with a full history."""
         ends = np.flatnonzero(full_history(split["segment"], self.lags))
         result: NDArray[Any] | None = None
         with torch.no_grad():
-            for part, frames in self._clips(split, ends):
-                found = function(frames, every=self.lags).numpy()
+            for part, inputs in self._clips(split, ends, packed):
+                found = function(*inputs, every=self.lags).numpy()
                 if result is None:
                     shape = (split.sizes["frame"], *found.shape[1:])
                     result = np.full(shape, np.nan, np.float32)
@@ -575,17 +575,27 @@ class RetinaCircuit(TorchModel):
         return result
 
     def _clips(
-        self, split: xr.Dataset, ends: NDArray[np.int64]
-    ) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
-        """The concatenated frames of clips, in parts, with the last frame of each clip."""
+        self, split: xr.Dataset, ends: NDArray[np.int64], packed: bool = False
+    ) -> Iterator[tuple[NDArray[np.int64], tuple[Tensor, ...]]]:
+        """The frames of clips, or where possible and `packed` their bits, as the module takes them.
+
+        Yields:
+            For some of the clips, their last frames, and the arguments of the module.
+        """
         stimulus = split["stimulus"]
         number = max(1, VALUES_AT_ONCE // (self.lags * stimulus[0].size))
         for start in range(0, len(ends), number):
             part = ends[start : start + number]
             first = part[0] - self.lags + 1
-            values = np.asarray(stimulus[first : part[-1] + 1].values, dtype=np.float32)
-            history = part[:, None] - first + np.arange(1 - self.lags, 1)
-            yield part, torch.from_numpy(values[history.ravel()])
+            values = stimulus[first : part[-1] + 1].values
+            history = (part[:, None] - first + np.arange(1 - self.lags, 1)).ravel()
+            found = pack_two_values(values) if packed else None
+            if found is None:
+                yield part, (torch.from_numpy(values[history].astype(np.float32)),)
+            else:
+                bits, *both = found
+                pair = torch.tensor([float(value) for value in both])
+                yield part, (torch.from_numpy(bits[history]), pair)
 
     def layers(self) -> dict[str, str]:
         return {layer: layer for layer in LAYERS}
@@ -638,7 +648,7 @@ class RetinaCircuit(TorchModel):
         parts: list[LesionedClips] = []
         done = waiting = 0
         with torch.no_grad():
-            for part, frames in self._clips(split, ends):
+            for part, (frames,) in self._clips(split, ends):
                 parts.append(LesionedClips.of(module, frames))
                 waiting += len(part)
                 if waiting >= parts[0].most or done + waiting == len(ends):
