@@ -219,7 +219,9 @@ class OptimalStimulus(Analysis):
     scale)` the response to it with its contrast scaled. `similarity` is the mean cosine between
     the stimuli of the seeds, `noise_response` the mean response to white noise with the same root
     mean square contrast in the receptive field, and `receptive_field_size` is N. With `diverse`
-    there are `diverse_stimulus (cell, example, ...)` and `diverse_response (cell, example)`.
+    there are `diverse_stimulus (cell, example, ...)` and `diverse_response (cell, example)`. With
+    `whole_clip` there is `prediction (unit, frame, cell)`, the model's predictions while the best
+    stimulus is shown after the mean stimulus.
 
     A stimulus that matches the receptive field drives a cell much more than any frame of white
     noise of the same contrast. The response to it is then an extrapolation of the fitted
@@ -273,6 +275,8 @@ class OptimalStimulus(Analysis):
 
             found[name] = self._search(shown, windows, tell)
         combined = _together(found, dim, float(windows.mean()), windows.shape[-2:])
+        if c.whole_clip:
+            combined["prediction"] = _predictions(combined, model, dim, windows.shape[2:])
         return self._labelled(combined, model, frames, dim)
 
     def _windows(self, train: xr.Dataset, frames: int) -> Array:
@@ -462,6 +466,7 @@ class OptimalStimulus(Analysis):
                 if c.diverse
                 else ""
             )
+            + " Predictions: those of the model during the clip." * c.whole_clip
             + (f" The first {ROWS} of {total} are shown." if total > ROWS else "")
         )
 
@@ -798,6 +803,21 @@ def _together(
     return combined.assign(mean_stimulus=grey)
 
 
+def _predictions(found: xr.Dataset, model: Model, dim: str, size: tuple[int, ...]) -> xr.DataArray:
+    """The predictions (unit, frame, cell) while the best stimulus of each unit is shown."""
+    grey, before = float(found["mean_stimulus"]), model.lags - 1
+    courses = []
+    for unit in range(found.sizes[dim]):
+        one = found.isel({dim: unit})
+        best = one["stimulus"].isel(seed=int(one["best_seed"])).fillna(grey)
+        shown = np.full((before + best.sizes["frame"], *size), grey, np.float32)
+        y, x = (slice(int(best[of][0]), int(best[of][-1]) + 1) for of in ("y", "x"))
+        shown[before:, ..., y, x] = best.transpose("frame", ..., "y", "x")
+        courses.append(model.predict(shown)[before:].drop_vars(["time", "segment"]))
+    found_at = xr.concat(courses, dim).assign_coords({dim: found[dim]})
+    return found_at.where(found["response"].notnull().any("seed"))
+
+
 def _shown_cases(result: xr.DataTree) -> Iterator[tuple[str, xr.Dataset]]:
     """Every target of every point of the sweeps, with a label."""
     for label, case in cases(result):
@@ -817,6 +837,8 @@ def _lines(label: str, one: xr.Dataset) -> list[tuple[str, list[Panel], xr.Datas
     """The lines of panels of a target: its stimulus, and the diverse ones."""
     best = one["stimulus"].isel(seed=int(one["best_seed"]))
     lines: list[tuple[str, list[Panel], xr.Dataset | None]] = [(label, _views(best, one), one)]
+    if "prediction" in one:
+        lines[0][1].append(("predictions", lambda axis: _draw_predictions(axis, one)))
     if "diverse_stimulus" in one:
         panels = []
         for index in range(min(one.sizes["example"], STRIP + 2)):
@@ -881,6 +903,15 @@ def _draw_course(axis: Any, temporal: xr.DataArray) -> None:
     axis.plot(-1000 * course["lag_time"], course, color="0.2", lw=1)
     axis.set(xticks=[round(-1000 * float(course["lag_time"].max())), 0])
     axis.tick_params(labelsize=7)
+
+
+def _draw_predictions(axis: Any, one: xr.Dataset) -> None:
+    for cell in one["cell"].values[:STRIP]:
+        axis.plot(1000 * one["time"], one["prediction"].sel(cell=cell), lw=1, label=str(cell))
+    axis.set(xticks=[0, round(1000 * float(one["time"].max()))])
+    axis.set_yticks([0, round(float(one["prediction"].max()), 2)])
+    axis.tick_params(labelsize=7)
+    axis.legend(frameon=False, fontsize=6, handlelength=1)
 
 
 def _draw_curve(axis: Any, one: xr.Dataset) -> None:

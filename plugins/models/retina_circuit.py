@@ -335,16 +335,17 @@ class CircuitModule(nn.Module):
             outputs: list[Tensor] = []
             for layer, names, make in zip(LAYERS, spatial, inputs, strict=True):
                 given = outputs or [clips]
-                maps = make(*given)
+                maps = _clip_by_clip(make, *given)
                 scale = _deviation(maps, (0, 1, 3, 4))
                 for name in names:
                     getattr(self, name).div_(scale[:, None, None, None])
                     getattr(self, f"{name}_bias").div_(scale)
-                drive = self._filtered(make(*given), layer)
-                scale, bias = _deviation(drive, (0, 1, 3, 4)), getattr(self, f"{layer}_time_bias")
+                maps /= scale[:, None, None]
+                drive = _clip_by_clip(partial(self._filtered, layer=layer), maps)
+                scale, mean = _deviation(drive, (0, 1, 3, 4)), drive.mean((0, 1, 3, 4))
                 getattr(self, f"{layer}_time").div_(scale)
-                bias.sub_(drive.mean((0, 1, 3, 4))).div_(scale)
-                response = self._filtered(make(*given), layer).relu()
+                getattr(self, f"{layer}_time_bias").sub_(mean).div_(scale)
+                response = ((drive - mean[:, None, None]) / scale[:, None, None]).relu()
                 outputs.append(-response if layer == "amacrine" else response)
             decided = self.decided(outputs[-1][:, -1])
             scale = _deviation(decided, (0,))
@@ -377,6 +378,12 @@ def _map(size: Sequence[int], sides: Sequence[int], stride: int) -> tuple[int, i
         (checks - side) // stride + 1 for checks, side in zip(size, sides, strict=True)
     )
     return height, width
+
+
+def _clip_by_clip(function: Callable[..., Tensor], *given: Tensor) -> Tensor:
+    """The values of a function of several clips, which needs the memory of one clip."""
+    parts = zip(*(one.split(1) for one in given), strict=True)
+    return torch.cat([function(*part) for part in parts])
 
 
 def _deviation(values: Tensor, dims: tuple[int, ...]) -> Tensor:
