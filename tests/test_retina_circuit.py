@@ -187,7 +187,7 @@ def test_the_validation_loss_is_the_cross_entropy_of_the_clips(fitted):
 
 
 def test_a_start_that_is_scaled_has_the_standard_deviation_1():
-    recording = clips()
+    recording = clips(15)  # as many as the start is computed from
     model = RetinaCircuit(SMALL | {"start": "scaled"})
     model.field = xr.Dataset(coords={"cell": [0, 1], "y": np.arange(16), "x": np.arange(16)})
     module = model.build(model.field)

@@ -53,7 +53,7 @@ def supports_bit_clips(bits: Tensor, space: Tensor, time: Tensor, pools: Sequenc
     on_cpu = all(one.device.type == "cpu" for one in (bits, *weights))
     single = all(weight.dtype == torch.float32 for weight in weights)
     types, channels, _, side_x = space.shape
-    most = max(types, *(len(pool) for pool in pools))
+    most = max([types, *map(len, pools)])
     fits = most <= compiled.clip_types and channels == 1 and side_x <= compiled.clip_widest
     short = max(len(time), bits.shape[1]) <= compiled.clip_longest
     return on_cpu and single and fits and short

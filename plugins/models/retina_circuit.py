@@ -529,10 +529,11 @@ class RetinaCircuit(TorchModel):
         if curves["silent"].values.all():
             c = self.config
             which = "no ganglion cell type" if c.starts == 1 else "in no start a ganglion cell type"
+            scaled = "start: scaled, " if c.start == "uniform" else ""
             raise UserError(
                 f"{which} fired any more in training, at the latest after "
                 f"{int(curves['step'].max())} steps, and such a network cannot learn; set "
-                "start: scaled, a lower learning_rate, another seed, or more starts"
+                f"{scaled}a lower learning_rate, another seed, or more starts"
             )
         return curves
 
