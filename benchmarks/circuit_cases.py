@@ -107,14 +107,14 @@ def case():
     clips = {"clips": 2 * BATCH, "validation_clips": 1, "test_clips": 1}
     split = MovingDots(clips).load()["train"].to_dataset()
     torch.manual_seed(0)
-    module = RetinaCircuit({}).build(coordinates_of(split, LAGS))
+    module = RetinaCircuit({"dropout": 0.4, "start": "uniform"}).build(coordinates_of(split, LAGS))
     return split, module
 
 
 def form(kind):
     """A function that does a step and returns the predictions before the first step."""
     split, start = case()
-    config = RetinaCircuit({}).config
+    config = RetinaCircuit({"dropout": 0.4, "start": "uniform"}).config
     frames = Frames(split, "response", LAGS, torch.device("cpu"), packed=kind == "ours")
     if kind == "conv3d":
         module = OfAuthors(start, config)

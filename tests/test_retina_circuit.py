@@ -28,6 +28,11 @@ SMALL = {
     "steps": 60,
     "check_every": 20,
     "accelerator": "cpu",
+    # The options of training in the paper.
+    "start": "uniform",
+    "dropout": 0.4,
+    "learning_rate": 1e-3,
+    "decay": "constant",
 }
 
 
