@@ -20,7 +20,7 @@ types: $(VENV)/test
 	MYPYPATH=.typing $(BIN)/mypy -p retinakit -p retinakit_plugins
 
 tests: $(VENV)/test
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 bench: $(VENV)/bench
 	mkdir -p $(RESULTS)

@@ -27,6 +27,9 @@ class ClipSizes:
         stride: of the first layer, in pixels.
         pool_stride: of the next layers, in places of the first layer.
         firsts: for each of the next layers, the first frame of a clip that is returned.
+
+    Example:
+        >>> sizes = ClipSizes(height=255, width=255, stride=5, pool_stride=4, firsts=(0, 20))
     """
 
     height: int
