@@ -46,3 +46,8 @@ from .recording import space_sizes as space_sizes
 from .recording import trial_parameter as trial_parameter
 from .recording import trials_with as trials_with
 from .recording import validate as validate
+from .units import MOST_COMBINATIONS as MOST_COMBINATIONS
+from .units import label_of_units as label_of_units
+from .units import other_units as other_units
+from .units import unit_combinations as unit_combinations
+from .units import units_by_layer as units_by_layer

@@ -82,17 +82,17 @@ class Kernels(Analysis):
     def plot(self, result: xr.DataTree) -> "Figure":
         from matplotlib.figure import Figure
 
-        drawn = [(label, _listed(case["kernel"])) for label, case in islice(cases(result), CASES)]
-        width = min(COLUMNS, max(kernels[-1][2] for _, kernels in drawn))
-        heights = [-(-len(kernels) // width) for _, kernels in drawn]
+        drawn = [(label, *_listed(case["kernel"])) for label, case in islice(cases(result), CASES)]
+        width = min(COLUMNS, max(columns for *_, columns in drawn))
+        heights = [max(1, -(-len(kernels) // width)) for _, kernels, _ in drawn]
         figure = Figure(figsize=(1 + width, 0.5 + 1.1 * sum(heights)), layout="constrained")
         parts = figure.subfigures(len(drawn), height_ratios=heights, squeeze=False)[:, 0]
-        for part, height, (label, kernels) in zip(parts, heights, drawn, strict=True):
-            limit = max(*(float(np.nanmax(np.abs(kernel))) for _, kernel, _ in kernels), 1e-30)
+        for part, height, (label, kernels, _) in zip(parts, heights, drawn, strict=True):
+            limit = max([1e-30, *(float(np.nanmax(np.abs(kernel))) for _, kernel in kernels)])
             axes = part.subplots(height, width, squeeze=False).ravel()
             for axis in axes[len(kernels) :]:
                 axis.set_axis_off()
-            for axis, (title, kernel, _) in zip(axes, kernels, strict=False):
+            for axis, (title, kernel) in zip(axes, kernels, strict=False):
                 draw_field(axis, kernel, limit=limit)
                 axis.set_title(title, fontsize=7)
             if len(drawn) > 1:
@@ -109,8 +109,11 @@ class Kernels(Analysis):
     def table(self, result: xr.DataTree) -> pd.DataFrame:
         frames = []
         for model, group in groups(result).items():
-            frame = group[["asymmetry_x", "asymmetry_y"]].expand_dims("row").to_dataframe()
-            frame = frame.reset_index().drop(columns="row")
+            # Other points of a sweep may have more kernels.
+            there = group["kernel"].notnull().any(group["kernel"].dims[-2:])
+            asymmetry = group[["asymmetry_x", "asymmetry_y"]].assign(there=there)
+            frame = asymmetry.expand_dims("row").to_dataframe().reset_index()
+            frame = frame[frame["there"]].drop(columns=["row", "there"])
             frame.insert(0, "model", model)
             frames.append(frame)
         return pd.concat(frames, ignore_index=True)
@@ -127,18 +130,17 @@ def _space(kernel: xr.DataArray) -> tuple[str, str]:
     return y, x
 
 
-def _listed(kernel: xr.DataArray) -> list[tuple[str, xr.DataArray, int]]:
-    """The first kernels with their titles, and the number of them that suits one row."""
+def _listed(kernel: xr.DataArray) -> tuple[list[tuple[str, xr.DataArray]], int]:
+    """The first kernels with their titles, and the number of them that suits one row.
+
+    Kernels that only other points of a sweep have are left out.
+    """
     *outer, y, x = kernel.dims
     kernel = kernel.rename({y: "kernel_y", x: "kernel_x"})
     sizes = [kernel.sizes[dim] for dim in outer]
-    width = sizes[-1] if len(outer) > 1 and sizes[-1] > 1 else COLUMNS
-    listed = []
-    for index in islice(np.ndindex(*sizes), MOST):
+    listed: list[tuple[str, xr.DataArray]] = []
+    for index in np.ndindex(*sizes):
         one = kernel.isel(dict(zip(outer, index, strict=True)))
-        names = [
-            f"{dim} {one[dim].item() if dim in one.coords else i}"
-            for dim, i in zip(outer, index, strict=True)
-        ]
-        listed.append(("\n".join(names), one, width))
-    return listed
+        if len(listed) < MOST and one.notnull().any():
+            listed.append(("\n".join(f"{dim} {one[dim].item()}" for dim in outer), one))
+    return listed, sizes[-1] if len(outer) > 1 and sizes[-1] > 1 else COLUMNS

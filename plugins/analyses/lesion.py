@@ -1,8 +1,8 @@
 """Prediction of a model with units silenced, or with only some units kept (Murray et al.)."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain, combinations, islice, product
-from math import comb, prod
+from collections.abc import Iterator
+from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from retinakit import scores as metrics
 from retinakit.contracts import (
+    MOST_COMBINATIONS,
     Analysis,
     Config,
     Model,
@@ -21,10 +22,14 @@ from retinakit.contracts import (
     cases,
     full_history,
     groups,
+    label_of_units,
     mean_response,
+    other_units,
     points,
     silent,
     sweep_dims,
+    unit_combinations,
+    units_by_layer,
 )
 
 if TYPE_CHECKING:
@@ -35,9 +40,6 @@ BLOCK_BYTES = 2**25
 
 CASES = 4
 """Largest number of models and points of sweeps that are drawn."""
-
-Unit = tuple[str, int]
-"""The layer of a unit and its index."""
 
 
 class LesionConfig(Config):
@@ -64,7 +66,9 @@ class LesionConfig(Config):
     split: Literal["train", "validation", "test"] = Field(
         "test", description="Split on which the predictions are scored."
     )
-    most: int = Field(50_000, ge=1, description="Largest number of combinations; more are refused.")
+    most: int = Field(
+        MOST_COMBINATIONS, ge=1, description="Largest number of combinations; more are refused."
+    )
     shown: int = Field(
         20, ge=1, description="Number of combinations in the table and in the picture of many."
     )
@@ -129,14 +133,15 @@ class Lesion(Analysis):
         split = data[c.split].to_dataset()
         numbers = self._layers(model, split)
         units = [(layer, unit) for layer, number in numbers.items() for unit in range(number)]
-        chosen = list(self._combinations(numbers))
-        lesions = [{}, *(self._silent(units, one) for one in chosen)]
+        chosen = unit_combinations(numbers, c.number, c.most)
+        silent_units = partial(other_units, numbers) if c.keep is not None else units_by_layer
+        lesions = [{}, *map(silent_units, chosen)]
         scored = _Scored(c.score, split, model.lags)
         result = scored.scores(model.lesions(split, lesions), len(lesions), progress)
         intact = result["score"].isel(lesion=0, drop=True)
         result = result.isel(lesion=slice(1, None)).assign_coords(
-            lesion=[_label(one) for one in chosen],
-            unit=[_label([unit]) for unit in units],
+            lesion=[label_of_units(one) for one in chosen],
+            unit=[label_of_units([unit]) for unit in units],
         )
         place = {unit: index for index, unit in enumerate(units)}
         table = np.zeros((len(chosen), len(units)), np.int8)
@@ -159,40 +164,6 @@ class Lesion(Analysis):
             model.check_layer(layer)
         of_layer = model.units(split)
         return {layer: n for layer, n in of_layer.items() if names is None or layer in names}
-
-    def _combinations(self, numbers: Mapping[str, int]) -> Iterator[tuple[Unit, ...]]:
-        """All combinations of the units."""
-        chosen = self.config.number
-        units = [[(layer, unit) for unit in range(number)] for layer, number in numbers.items()]
-        if isinstance(chosen, dict):
-            pools = [(layer, chosen[layer[0][0]]) for layer in units]
-        else:
-            pools = [([unit for layer in units for unit in layer], chosen)]
-        for pool, count in pools:
-            if count > len(pool):
-                layers = " and ".join(dict.fromkeys(layer for layer, _ in pool))
-                raise UserError(
-                    f"{count} units cannot be chosen from the {len(pool)} of {layers}; choose fewer"
-                )
-        total = prod(comb(len(pool), count) for pool, count in pools)
-        if total > self.config.most:
-            raise UserError(
-                f"there are {total:,} combinations of these units; choose fewer units or layers, "
-                f"or raise 'most' ({self.config.most:,})"
-            )
-        of_pools = [combinations(pool, count) for pool, count in pools]
-        return (tuple(chain(*parts)) for parts in product(*of_pools))
-
-    def _silent(self, units: Sequence[Unit], chosen: Sequence[Unit]) -> dict[str, list[int]]:
-        """The silent units of a combination, by layer."""
-        if self.config.keep is None:
-            silenced = list(chosen)
-        else:
-            silenced = [unit for unit in units if unit not in set(chosen)]
-        by_layer: dict[str, list[int]] = {}
-        for layer, unit in silenced:
-            by_layer.setdefault(layer, []).append(unit)
-        return by_layer
 
     def plot(self, result: xr.DataTree) -> "Figure":
         from matplotlib.figure import Figure
@@ -330,14 +301,6 @@ class _Scored:
             return xr.Dataset({"score": metrics.bits_per_spike(predicted, observed)})
         constant = metrics.reason(predicted, observed) == metrics.CONSTANT_PREDICTION
         return xr.Dataset({"score": metrics.correlation(predicted, observed).where(~constant, 0)})
-
-
-def _label(units: Sequence[Unit]) -> str:
-    """The name of a combination, such as "bipolar 4 · ganglion 0, 2"."""
-    by_layer: dict[str, list[str]] = {}
-    for layer, unit in units:
-        by_layer.setdefault(layer, []).append(str(unit))
-    return " · ".join(f"{layer} {', '.join(numbers)}" for layer, numbers in by_layer.items())
 
 
 def _layers_and_numbers(units: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:

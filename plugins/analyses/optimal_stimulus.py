@@ -814,8 +814,8 @@ def _predictions(found: xr.Dataset, model: Model, dim: str, size: tuple[int, ...
         y, x = (slice(int(best[of][0]), int(best[of][-1]) + 1) for of in ("y", "x"))
         shown[before:, ..., y, x] = best.transpose("frame", ..., "y", "x")
         courses.append(model.predict(shown)[before:].drop_vars(["time", "segment"]))
-    found_at = xr.concat(courses, dim).assign_coords({dim: found[dim]})
-    return found_at.where(found["response"].notnull().any("seed"))
+    together = xr.concat(courses, dim).assign_coords({dim: found[dim]})
+    return together.where(found["response"].notnull().any("seed"))
 
 
 def _shown_cases(result: xr.DataTree) -> Iterator[tuple[str, xr.Dataset]]:
@@ -837,7 +837,7 @@ def _lines(label: str, one: xr.Dataset) -> list[tuple[str, list[Panel], xr.Datas
     """The lines of panels of a target: its stimulus, and the diverse ones."""
     best = one["stimulus"].isel(seed=int(one["best_seed"]))
     lines: list[tuple[str, list[Panel], xr.Dataset | None]] = [(label, _views(best, one), one)]
-    if "prediction" in one:
+    if "prediction" in one and one["prediction"].notnull().any():
         lines[0][1].append(("predictions", lambda axis: _draw_predictions(axis, one)))
     if "diverse_stimulus" in one:
         panels = []

@@ -1,8 +1,7 @@
 """Accuracy or response against a parameter of the trials, for a model and its lesioned copies."""
 
 from collections.abc import Iterable, Mapping
-from itertools import chain, combinations, islice, product
-from math import comb, prod
+from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -24,12 +23,15 @@ from retinakit.contracts import (
     full_history,
     grouped,
     groups,
+    label_of_units,
+    other_units,
     points,
     segments,
     shown_frames,
     silent,
     trial_parameter,
     trials_with,
+    unit_combinations,
 )
 from retinakit.report import number_axis
 
@@ -45,8 +47,8 @@ CASES, CELLS = 4, 6
 FEW = 3
 """Largest number of curves that are named inside the panel."""
 
-MOST_COMBINATIONS = 50_000
-"""Largest number of combinations of units that are tried for `keep_best`."""
+TOGETHER = 500
+"""Number of combinations of units whose predictions are scored together."""
 
 MARKERS = "os^vDP"
 FUNCTIONS = {"gaussian": ndtr, "logistic": expit}
@@ -204,17 +206,14 @@ class Psychometric(Analysis):
         c = self.config
         split = data[c.split].to_dataset()
         variants = {INTACT: Variant.model_validate({}), **c.variants}
-        lesions = [_silent(model, data, variant) for variant in variants.values()]
+        found_units = [_silent(model, data, split, variant) for variant in variants.values()]
+        lesions, active = [one[0] for one in found_units], [one[1] for one in found_units]
         trials = _Trials(c, split, model.lags, c.split_by, c.flip_below)
         found = []
         for done, prediction in enumerate(model.lesions(split, lesions), start=1):
             found.append(trials.curve(prediction))
             progress(done, len(lesions))
         result = xr.concat(found, "variant").assign_coords(variant=list(variants))
-        active = [
-            _active(model, data, variant, silenced)
-            for variant, silenced in zip(variants.values(), lesions, strict=True)
-        ]
         if any(active):
             result["active"] = ("variant", active)
         if c.reach is not None:
@@ -369,7 +368,7 @@ class Substitution(Analysis):
         numbers = model.units(split)
         by = c.by or list(range(numbers[layer]))
         model.check_units(layer, by if c.unit is None else [c.unit, *by], numbers[layer])
-        before = _silent(model, data, c.variant)
+        before, active_units = _silent(model, data, split, c.variant)
         own = c.unit
         if own is None:
             active = [unit for unit in range(numbers[layer]) if unit not in before.get(layer, [])]
@@ -400,7 +399,7 @@ class Substitution(Analysis):
         if c.reach is not None:
             result = result.assign(reached=_reached(result, c.parameter, c.reach))
         result["unit"] = own
-        if active_units := _active(model, data, c.variant, before):
+        if active_units:
             result["active"] = active_units
         result.attrs["about"] = f"{layer} {own}"
         return result
@@ -446,23 +445,36 @@ class Substitution(Analysis):
         return _table(result, self.config.parameter)
 
 
-def _silent(model: Model, data: xr.DataTree, variant: Variant) -> Units:
-    """The silent units of a variant, checked against the layers of the model."""
-    best = variant.keep_best if isinstance(variant.keep_best, dict) else {}
+def _silent(
+    model: Model, data: xr.DataTree, split: xr.Dataset, variant: Variant
+) -> tuple[Units, str]:
+    """The silent units of a variant, and those that it keeps and leaves active as text.
+
+    The units are checked against the layers of the model.
+    """
+    best = variant.keep_best
     named = variant.without | variant.keep
-    if not named and variant.keep_best is None:
-        return {}
-    for layer in (*named, *best):
+    of_best = dict.fromkeys(best) if isinstance(best, dict) else {}
+    if not named and best is None:
+        return {}, ""
+    for layer in (*named, *of_best):
         model.check_layer(layer)
-    validation = data["validation"].to_dataset()
-    numbers = model.units(validation)
+    numbers = model.units(split)
     for layer, units in named.items():
         model.check_units(layer, units, numbers[layer])
     found = variant.silent(numbers)
-    if variant.keep_best is not None:
-        for layer, units in _best(model, validation, numbers, variant.keep_best).items():
+    among = numbers if isinstance(best, int) else of_best or variant.keep
+    if best is not None:
+        searched = {layer: numbers[layer] for layer in among}
+        for layer, units in _best(model, data["validation"].to_dataset(), searched, best).items():
             found[layer] = sorted({*found.get(layer, []), *units})
-    return found
+    active = [
+        (layer, unit)
+        for layer in among
+        for unit in range(numbers[layer])
+        if unit not in found.get(layer, [])
+    ]
+    return found, (label_of_units(active) or "none") if among else ""
 
 
 def _best(
@@ -474,51 +486,16 @@ def _best(
             "'keep_best' needs validation trials with decisions, one class of several, and the "
             "responses are others; set 'keep'"
         )
-    layers = {layer: n for layer, n in numbers.items() if isinstance(keep, int) or layer in keep}
-    pools = [[(layer, unit) for unit in range(n)] for layer, n in layers.items()]
-    counts = [keep] if isinstance(keep, int) else [keep[layer] for layer in layers]
-    if isinstance(keep, int):
-        pools = [list(chain(*pools))]
-    total = prod(comb(len(pool), count) for pool, count in zip(pools, counts, strict=True))
-    if not 1 <= total <= MOST_COMBINATIONS:
-        raise UserError(
-            f"'keep_best' has {total:,} combinations of units; choose a number with 1 to "
-            f"{MOST_COMBINATIONS:,}"
-        )
-    chosen = [
-        set(chain(*parts))
-        for parts in product(*(combinations(p, n) for p, n in zip(pools, counts, strict=True)))
-    ]
-    silenced: list[Units] = [
-        {
-            layer: units
-            for layer, n in layers.items()
-            if (units := [unit for unit in range(n) if (layer, unit) not in kept])
-        }
-        for kept in chosen
-    ]
-    response = split["response"].values
-    decided = ~np.isnan(response).any(1) & full_history(split["segment"], model.lags)
-    answer = response[decided].argmax(1)
-    right = [
-        float((prediction[decided].argmax(1) == answer).mean())
-        for prediction in model.lesions(split, silenced)
-    ]
-    return silenced[int(np.argmax(right))]
-
-
-def _active(model: Model, data: xr.DataTree, variant: Variant, silenced: Units) -> str:
-    """The units that a variant with kept units leaves active, as text."""
-    if not variant.keep and variant.keep_best is None:
-        return ""
-    numbers = model.units(data["validation"].to_dataset())
-    named = variant.keep or (variant.keep_best if isinstance(variant.keep_best, dict) else numbers)
-    parts = []
-    for layer in named:
-        active = [unit for unit in range(numbers[layer]) if unit not in silenced.get(layer, [])]
-        if active:
-            parts.append(f"{layer} {', '.join(map(str, active))}")
-    return " · ".join(parts) or "none"
+    silenced = [other_units(numbers, kept) for kept in unit_combinations(numbers, keep)]
+    decided = split["response"].notnull().all("cell").values
+    decided &= full_history(split["segment"], model.lags)
+    chosen = xr.DataArray(split["response"].values[decided], dims=("frame", "cell"))
+    predictions = (prediction[decided] for prediction in model.lesions(split, silenced))
+    accuracy: list[float] = []
+    while block := list(islice(predictions, TOGETHER)):
+        predicted = xr.DataArray(np.stack(block, -1), dims=("frame", "cell", "lesion"))
+        accuracy += metrics.accuracy(predicted, chosen).values.tolist()
+    return silenced[int(np.argmax(accuracy))]
 
 
 class _Trials:
