@@ -19,8 +19,8 @@ collect_ignore = ["distributions"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--fuzz-yaml", type=int, default=200, help="Mutated pipelines to check.")
-    parser.addoption("--fuzz-hdf5", type=int, default=100, help="Mutated HDF5 files to read.")
+    parser.addoption("--fuzz-yaml", type=int, default=300, help="Mutated pipelines to check.")
+    parser.addoption("--fuzz-hdf5", type=int, default=200, help="Mutated HDF5 files to read.")
 
 
 @dataclass(frozen=True)

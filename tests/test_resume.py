@@ -100,6 +100,7 @@ def ended(run: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("plugin", "starts", "last"),
     [
+        ("cnn", 1, "checkpoint.0.pt"),
         ("cnn", 2, "checkpoint.0.pt"),  # two starts side by side
         ("lnp", 2, "checkpoint.1.pt"),  # one after the other
     ],
