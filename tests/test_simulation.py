@@ -1,9 +1,10 @@
 """Simulated cells do what their equation says, however the work is divided."""
 
-from itertools import product
+from itertools import combinations, product
 
 import numpy as np
 import pytest
+from scipy.signal import correlate2d
 from scipy.sparse import csr_array
 
 from retinakit.contracts import Bits, UserError
@@ -284,8 +285,19 @@ def test_the_two_models_of_zheng_differ_in_the_first_subunit_only():
     assert differ[0, 0] and differ.sum() == 1
     # The two cells overlap, and the subunits of one do not.
     for model in (first, second):
-        assert model.sum("subunit").max() == 1
-        assert model.sum(("cell", "subunit")).max() == 2
+        assert (model > 0).sum("subunit").max() == 1
+        assert (model > 0).sum(("cell", "subunit")).max() == 2
+
+
+@pytest.mark.parametrize(("preset", "same"), [("zheng1", [(0, 4)]), ("zheng2", [])])
+def test_only_two_squares_of_zheng_are_translates_of_each_other(preset, same):
+    small = {"frames": 100, "validation_frames": 100, "test_frames": 100}
+    truth = SubunitRGC({"preset": preset, **small, "threshold": 0.0}).load()["truth"]
+    maps = truth["subunit_weight"].values.reshape(8, 8, 8)
+    np.testing.assert_allclose((maps**2).sum((1, 2)), 4, rtol=1e-6)
+    for first, second in combinations(range(8), 2):
+        closest = correlate2d(maps[first], maps[second]).max() / 4
+        assert closest == pytest.approx(1) if (first, second) in same else closest < 0.72
 
 
 def test_the_layout_of_a_published_model_is_not_an_option():

@@ -27,6 +27,38 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 """Default options of each preset. The layout of the cells of Zheng et al. cannot be changed."""
 
+# Maps of the checks of the four subunits of each cell, numbered from 1 as in the paper.
+CELL_A = """
+    ........
+    ..11....
+    ..11....
+    ..34444.
+    .23.....
+    .2333...
+    .2......
+    .2......
+"""
+CELL_A_II = """
+    ....1...
+    ...1....
+    ..1.....
+    .134444.
+    .23.....
+    .2333...
+    .2......
+    .2......
+"""
+CELL_B = """
+    ........
+    ...6..7.
+    ....6777
+    .....67.
+    ...88.6.
+    ...8855.
+    ...8855.
+    ...88...
+"""
+
 
 class SubunitRGCConfig(Config):
     """Options of the simulation. The defaults are the cell of Yan et al.'s public code."""
@@ -106,16 +138,14 @@ class SubunitRGCConfig(Config):
 
 
 def _two_cells(second_model: bool) -> NDArray[np.float32]:
-    """Subunits (cell, subunit, y, x) of Zheng et al.'s models: two overlapping blocks."""
+    """Subunits (cell, subunit, y, x) of Zheng et al.'s models, of the norm of a 2 x 2 square."""
     maps = np.zeros((2, 4, 8, 8), np.float32)
-    for cell, corner in enumerate([(1, 0), (2, 3)]):
+    for cell, drawing in enumerate([CELL_A_II if second_model else CELL_A, CELL_B]):
+        checks = np.array([list(row) for row in drawing.split()])
         for subunit in range(4):
-            y, x = corner[0] + 2 * (subunit // 2), corner[1] + 2 * (subunit % 2)
-            maps[cell, subunit, y : y + 2, x : x + 2] = 1
-    if second_model:
-        maps[0, 0] = 0
-        maps[0, 0, :3, 0] = maps[0, 0, 2, 1] = 1
-    return maps
+            maps[cell, subunit] = checks == str(4 * cell + subunit + 1)
+    norm: NDArray[np.float32] = np.sqrt((maps**2).sum((2, 3), keepdims=True))
+    return 2 * maps / norm
 
 
 class SubunitRGC(Dataset):
@@ -130,9 +160,13 @@ class SubunitRGC(Dataset):
     `temporal (lag)`, `threshold` and `gain (cell)`, from which `retinakit.simulation.cells_of`
     makes the cells again for another stimulus.
 
-    Zheng et al. (2021) do not publish the shapes of their subunits. The presets use four squares
-    of 2 x 2 checks for each of two overlapping cells. As in the paper, model II differs from model
-    I in the first subunit, which is an L shape here.
+    Zheng et al. (2021) do not publish the shapes of their subunits. The presets have two
+    overlapping cells of four OFF subunits each, all of the same norm. As in the paper, subunits 1
+    and 5 are squares at different positions in model I, and subunit 1 is another shape, a diagonal
+    here, in model II. The other subunits are bars, an L, a diagonal, a cross and a block. The
+    cosine of any two of them but 1 and 5 is at most 0.71 at every shift, so that each subunit is
+    recovered by a convolutional filter of its own. They have one temporal filter; `weight_spread`
+    makes their weights unequal.
 
     Raises:
         UserError: if the subunits do not fit into the stimulus.
