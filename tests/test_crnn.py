@@ -23,9 +23,7 @@ from retinakit_plugins.models.crnn import CRNN
 TORCH = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
 SMALL = CRNN.quick | {"steps": 20}
 VARIANTS: dict[str, dict[str, Any]] = {
-    "none": {"recurrence": "none", "group": 2},
-    "rnn": {"recurrence": "rnn", "kernel_l1": 1e-3},
-    "gru": {"recurrence": "gru", "start": "glorot", "batch_start": "unit"},
+    "none": {"recurrence": "none", "group": 2, "start": "glorot"},
     "lstm in time": {"axis": "time"},
 }
 
