@@ -32,6 +32,7 @@ MODELS = {
     "ln": ("LN", "Linear filter and nonlinearity, fitted by Poisson likelihood."),
     "quadratic": ("Quadratic", "Linear and squared filters, for complex cells (Park 2011)."),
     "cnn": ("CNN", "Convolutional network of one to three layers (Yan 2020)."),
+    "crnn": ("CRNN", "Convolutional and recurrent network, and its CNN (Zheng 2021)."),
     "ols": ("regression:OLS", "Least squares on the stimulus around a cell's receptive field."),
     "ridge": ("regression:Ridge", "Ridge regression around a cell's receptive field."),
     "lasso": ("regression:Lasso", "Lasso regression around a cell's receptive field."),
