@@ -10,6 +10,7 @@ from .lags import filter_in_space_and_time as filter_in_space_and_time
 from .lags import filter_over_lags as filter_over_lags
 from .lags import histories as histories
 from .lags import sum_over_lags as sum_over_lags
+from .normalisation import BatchNorm as BatchNorm
 from .penalties import LAPLACIAN as LAPLACIAN
 from .penalties import group_sparsity as group_sparsity
 from .penalties import laplacian as laplacian
@@ -20,3 +21,5 @@ from .readout_kernels import factorized_readout as factorized_readout
 from .readouts import FactorizedReadout as FactorizedReadout
 from .readouts import GaussianReadout as GaussianReadout
 from .readouts import SeparableReadout as SeparableReadout
+from .recurrent import GATES as GATES
+from .recurrent import Recurrent as Recurrent

@@ -166,11 +166,6 @@ class TorchModel(Model):
     `retinakit.contracts.Bits.packed`) and the values (2,) of bit 0 and of bit 1. Otherwise, its
     only argument is the frames."""
 
-    stateful: ClassVar[bool] = False
-    """Whether the module has a state that is propagated through a segment. Its last argument is
-    then the state, None at the start of a segment, and it returns the prediction and the new state.
-    Gradients are propagated through the frames of a batch."""
-
     starts_together: ClassVar[bool] = False
     """Whether several starts are trained as one vectorised module (`torch.vmap`), which is faster
     for small networks. It is not possible with batch normalisation, for example."""
@@ -184,6 +179,24 @@ class TorchModel(Model):
         cls.several = bool(cls.shared)
         if "parameters" in cls.__dict__:  # a subclass describes one recording
             cls.parameters = _of_all(cls.parameters)  # type: ignore[method-assign, assignment]
+
+    @property
+    def stateful(self) -> bool:
+        """Whether the module has a state that is propagated through a segment.
+
+        Its last argument is then the state, None at the start of a segment, and it returns the
+        prediction and the new state. Gradients are propagated through the frames of a batch. A
+        class attribute can replace this property where it does not depend on the options.
+        """
+        return False
+
+    def stateful_layer(self, layer: str) -> bool:
+        """Whether the function of a layer (`layer_function`) takes and returns the state too.
+
+        Args:
+            layer: one of `layers()`.
+        """
+        return False
 
     @abstractmethod
     def build(self, field: xr.Dataset) -> nn.Module:
@@ -462,7 +475,7 @@ class TorchModel(Model):
 
     def respond(self, split: xr.Dataset) -> NDArray[Any]:
         if self.stateful:
-            return self._respond_with_state(split)
+            return self._over_segments(self.module, split)
         return self.over_frames(self.module, split)
 
     def over_frames(self, function: Callable[..., Tensor], split: xr.Dataset) -> NDArray[Any]:
@@ -507,7 +520,8 @@ class TorchModel(Model):
     def activity(self, split: Shown, layer: str) -> xr.DataArray:
         self.check_layer(layer)
         split, unit = self.prepare(split), self.layers()[layer]
-        values = self.over_frames(self.layer_function(layer), split)
+        over = self._over_segments if self.stateful_layer(layer) else self.over_frames
+        values = over(self.layer_function(layer), split)
         dims = ("frame", unit, "map_y", "map_x")[: values.ndim]
         labelled = self.label(values, split, dims, name=layer)
         return labelled.assign_coords({unit: np.arange(values.shape[1])})
@@ -601,8 +615,10 @@ class TorchModel(Model):
         function = self.module if layer is None else self.layer_function(layer)
         length, before, pieces = _predicted_at_once(split), self.lags - 1, segments(split)
         every: dict[str, int] = {}
-        if self.stateful and layer is None:  # the gradient is propagated through a whole segment
-            function, length = (lambda *inputs: self.module(*inputs, None)[0]), len(split["frame"])
+        if self.stateful if layer is None else self.stateful_layer(layer):
+            # The gradient is propagated through a whole segment.
+            with_state, length = function, split.sizes["frame"]
+            function = lambda *inputs: with_state(*inputs, None)[0]  # noqa: E731
         elif self.lags == 1:  # segments do not matter
             pieces = [slice(0, split.sizes["frame"])]
         elif _takes_every(function) and all(p.stop - p.start == self.lags for p in pieces):
@@ -617,19 +633,23 @@ class TorchModel(Model):
                 outputs = function(shown.requires_grad_(), *others, **every)
                 yield frames, slice(first, last, every.get("every", 1)), shown, outputs
 
-    def _respond_with_state(self, split: xr.Dataset) -> NDArray[Any]:
-        """The predictions (frame, cell) of a module with a state, segment by segment."""
+    def _over_segments(self, function: Callable[..., Any], split: xr.Dataset) -> NDArray[Any]:
+        """Like `over_frames`, for a function with a state, segment by segment."""
         before, length = self.lags - 1, _predicted_at_once(split)
-        rate = np.full((split.sizes["frame"], self.field.sizes["cell"]), np.nan, np.float32)
+        found: NDArray[Any] | None = None
         with torch.no_grad():
             for segment in segments(split):
                 state = None
                 for first in range(segment.start + before, segment.stop, length):
                     last = min(first + length, segment.stop)
                     inputs = self._read(split, slice(first - before, last))
-                    prediction, state = self.module(*inputs, state)
-                    rate[first:last] = prediction.numpy()
-        return rate
+                    outputs, state = function(*inputs, state)
+                    if found is None:
+                        shape = (split.sizes["frame"], *outputs.shape[1:])
+                        found = np.full(shape, np.nan, np.float32)
+                    found[first:last] = outputs.numpy()
+        assert found is not None  # a frame has a full history
+        return found
 
     def _read(self, split: xr.Dataset, frames: slice) -> list[Tensor]:
         """The arguments of the module for some frames."""
