@@ -17,6 +17,7 @@ DATASETS = {
     "fraction": ("Fraction", "A dataset reduced to the first fraction of its training frames."),
     "noisy_stimulus": ("NoisyStimulus", "A dataset with noise in its training stimulus."),
     "natural_images": ("NaturalImages", "A dataset's simulated cells, tested on photographs."),
+    "natural_movie": ("NaturalMovie", "A movie shown to simulated cells (for Zheng 2021)."),
     "linear_population": ("LinearPopulation", "Simulated linear neurons (Klindt 2017)."),
     "conv_population": ("ConvPopulation", "Simulated cells: Gabor or VGG-19 units (Klindt 2017)."),
     "moving_dots": ("MovingDots", "Dots moving left and right, a task (Murray et al.)."),

@@ -1,7 +1,14 @@
 from .drawn_frames import drawn_frames as drawn_frames
+from .ganglion_cells import TYPES as TYPES
+from .ganglion_cells import GanglionCells as GanglionCells
+from .ganglion_cells import binomial_spikes as binomial_spikes
 from .images import dead_leaves as dead_leaves
 from .images import photographs as photographs
 from .images import pink_noise as pink_noise
+from .movie_files import FileMovie as FileMovie
+from .movies import Motion as Motion
+from .movies import SceneMovie as SceneMovie
+from .movies import area_average as area_average
 from .poisson_spikes import poisson_spikes as poisson_spikes
 from .populations import PopulationConfig as PopulationConfig
 from .populations import poisson_like as poisson_like
@@ -16,6 +23,7 @@ from .spike_feedback import simulate_with_feedback as simulate_with_feedback
 from .subunit_cells import SubunitCells as SubunitCells
 from .subunit_cells import cells_of as cells_of
 from .subunit_cells import simulate as simulate
+from .temporal_filter import biphasic as biphasic
 from .temporal_filter import filter_in_time as filter_in_time
 from .trials import Screen as Screen
 from .trials import Trial as Trial

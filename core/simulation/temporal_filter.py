@@ -1,10 +1,42 @@
-"""Temporal filtering within segments."""
+"""A biphasic temporal filter, and temporal filtering within segments."""
 
+import math
 from typing import Any
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
+
+
+def biphasic(lags: int, frame_interval: float, tau: float, delay: float) -> NDArray[np.float64]:
+    """The temporal filter of a bipolar cell: a difference of two gamma functions, of unit norm.
+
+    It is γ(4, t) - γ(5, t) with γ(n, t) = (t/τ)^(n-1) exp(-t/τ) / (τ (n-1)!), the filter of Yan et
+    al. (2020), section II-A. It is first positive.
+
+    Args:
+        lags: length in frames.
+        frame_interval: in seconds.
+        tau: the time constant τ in seconds.
+        delay: in seconds, before which the filter is 0.
+
+    Returns:
+        (lag,); lag 0 is the current frame.
+
+    Example:
+        >>> biphasic(20, 1 / 30, tau=0.05, delay=2 / 30).round(2)[2:9].tolist()
+        [0.0, 0.12, 0.41, 0.53, 0.43, 0.21, 0.0]
+    """
+    after = np.clip(np.arange(lags) * frame_interval - delay, 0, None) / tau
+
+    def gamma(n: int) -> NDArray[np.float64]:
+        value: NDArray[np.float64] = (
+            after ** (n - 1) * np.exp(-after) / (tau * math.factorial(n - 1))
+        )
+        return value
+
+    kernel = gamma(4) - gamma(5)
+    return kernel / np.linalg.norm(kernel)
 
 
 @numba.njit(cache=True, nogil=True, fastmath=True)

@@ -16,7 +16,7 @@ from retinakit.contracts import (
     make_recording,
     make_split,
 )
-from retinakit.simulation import cells_of, simulate
+from retinakit.simulation import biphasic, cells_of, simulate
 
 ZHENG = {"cells": 2, "subunits": 4, "subunit_size": 2, "height": 8, "width": 8}
 PRESETS: dict[str, dict[str, Any]] = {
@@ -275,16 +275,5 @@ class SubunitRGC(Dataset):
     def _temporal(self) -> NDArray[np.float64]:
         """The temporal filter (lag,): a difference of two gamma functions, of unit norm."""
         c = self.config
-        t = np.arange(c.lags) / c.frame_rate - 2 / 30
-        after = np.clip(t, 0, None)
-
-        def gamma(n: int, tau: float) -> NDArray[np.float64]:
-            scaled = after / tau
-            value: NDArray[np.float64] = (
-                scaled ** (n - 1) * np.exp(-scaled) / (tau * math.factorial(n - 1))
-            )
-            return value
-
-        kernel = np.where(t > 0, gamma(4, 0.05) - gamma(5, 0.05), 0)
-        kernel /= np.linalg.norm(kernel)
+        kernel = biphasic(c.lags, 1 / c.frame_rate, tau=0.05, delay=2 / 30)
         return -kernel if c.polarity == "off" else kernel
