@@ -216,7 +216,7 @@ def train(
             break
         objective = (total + objective) / (check - first)  # with the penalties
         if schedule.stop_by == "training" and fabric.world_size > 1:
-            objective = fabric.all_reduce(objective, reduce_op="mean")
+            objective = torch.as_tensor(fabric.all_reduce(objective, reduce_op="mean"))
         of_training = objective.double()[:, None].expand_as(of_parts)
         fit.best.see(of_parts, of_training, check, starts, schedule)
         if not hooks.goes_on():
