@@ -237,7 +237,7 @@ class CRNNModule(nn.Module):
             frames: (n + lags - 1, [channel,] y, x).
             state: before the first of the n frames, or None.
         """
-        maps = [self.maps(part, 2).flatten(1) for part in self.parts(frames)]
+        maps = [self._positions(self.maps(part, 2)).flatten(1) for part in self.parts(frames)]
         outputs, state = self.recurrent(torch.cat(maps)[None], state)
         return self._kept_units(self.recurrent_norm(outputs[0])), state
 
