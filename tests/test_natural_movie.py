@@ -58,7 +58,7 @@ def statistics(spikes):
 
 
 def test_the_spikes_have_the_statistics_of_recorded_ones():
-    recording = NaturalMovie({"frames": 6000}, seed=0).load()
+    recording = NaturalMovie({"frames": 5000, "cells": 60}, seed=0).load()
     found = statistics(whole(recording, "response"))
     print({name: round(value, 3) for name, value in found.items()})
     for name, (low, high) in PUBLISHED.items():

@@ -82,7 +82,7 @@ class NaturalMovieConfig(Config):
     )
     frame_interval: float = Field(0.033, gt=0, description="Duration of a frame, in seconds.")
     size: int = Field(30, ge=8, description="Side of a frame, in pixels; 90 in the paper.")
-    field: float = Field(2700.0, gt=0, description="Side of the field on the retina, in µm.")
+    field: float = Field(2700.0, ge=500, description="Side of the field on the retina, in µm.")
     contrast: float = Field(
         0.5,
         gt=0,
@@ -170,10 +170,11 @@ class NaturalMovie(Dataset):
     overlap with those of training frames.
 
     The group `truth` has for each cell `location_y` and `location_x` in pixels, `cell_type`, its
-    `receptive_field (cell, y, x)`, which is negative in the middle of OFF cells, a Gaussian in the
-    form of `retinakit.spikes.fit_ellipse` (`centre_y`, `centre_x`, `sd_major`, `sd_minor` in µm and
-    `angle`), `threshold` and `gain`; and the subunits: `pooling (cell, bipolar)`,
-    `bipolar_field (bipolar, y, x)` and `temporal (type, lag)`.
+    `receptive_field (cell, y, x)`, which is negative in the middle of OFF cells, the Gaussian of its
+    centre in the form of `retinakit.spikes.fit_ellipse` (`centre_y`, `centre_x`, `sd_major`,
+    `sd_minor` in µm and `angle`), `threshold` and `gain`; and the subunits: `pooling (cell,
+    bipolar)`, `bipolar_field (bipolar, y, x)` and `temporal (type, lag)`. Gaussians fitted to
+    spike-triggered averages are about 0.7 times as wide, because of the surround.
 
     Raises:
         UserError: if the movie cannot be read or is too short, or a photograph is smaller than the
