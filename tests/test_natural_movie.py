@@ -218,8 +218,8 @@ def test_a_file_that_is_no_movie_is_refused(tmp_path):
     refused("short.npy", "has 40 frames, and 900 are needed", frames=900)
     (tmp_path / "broken.npy").write_bytes(b"no array")
     refused("broken.npy", "cannot be read as a NumPy array")
-    (tmp_path / "broken.mp4").write_bytes(b"no movie")
-    refused("broken.mp4", "cannot be read by imageio")
+    (tmp_path / "broken.gif").write_bytes(b"no movie")
+    refused("broken.gif", "cannot be read by imageio")
     refused("missing.npy", "No such file")
 
 
