@@ -277,6 +277,28 @@ def population_correlation(predicted: xr.DataArray, observed: xr.DataArray) -> x
     return correlation(first, second).where(second.count("frame") >= SMALLEST_POPULATION)
 
 
+def correlation_of_mean(predicted: xr.DataArray, observed: xr.DataArray) -> xr.DataArray:
+    """Pearson correlation over frames between the means over cells (Zheng et al. 2021, Fig 3C).
+
+    It says whether the model predicts the time course of the whole population's response.
+
+    Args:
+        predicted, observed: (frame, cell, ...), in the same units.
+
+    Returns:
+        (...), NaN if either mean is constant or a prediction is missing. Cells without responses
+        are left out of both means.
+
+    Example:
+        >>> rate = xr.DataArray([[0.0, 1.0], [1.0, 2.0], [0.0, 0.0]], dims=("frame", "cell"))
+        >>> float(correlation_of_mean(rate[:, ::-1], rate).round(6))
+        1.0
+    """
+    lacking = _scored(predicted, observed)[1].any("cell")
+    means = [trace.mean("cell") for trace in _pair(predicted, observed)]
+    return correlation(*means).where(~lacking)
+
+
 def explainable_variance(response: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
     """The variance of a response that a stimulus can explain, and the variance of the noise.
 

@@ -112,6 +112,23 @@ def test_a_missing_prediction_is_not_left_out(traces):
     assert scores.reason(scores.checked(start, lags=6), counts) == ""
 
 
+def test_the_correlation_of_the_mean_is_that_of_the_means_over_cells():
+    random = np.random.default_rng(0)
+    observed, predicted = random.gamma(2.0, 1.0, (2, 200, 6))
+    observed += random.gamma(2.0, 1.0, (200, 1))
+    predicted += observed.mean(1, keepdims=True)
+    predicted[:4], observed[:, 2] = np.nan, np.nan
+    dims = ("frame", "cell")
+    recorded = [0, 1, 3, 4, 5]
+    means = [trace[4:, recorded].mean(1) for trace in (predicted, observed)]
+    traces = [xr.DataArray(trace, dims=dims) for trace in (predicted, observed)]
+    found = float(scores.correlation_of_mean(*traces))
+    assert found == pytest.approx(pearsonr(*means).statistic)
+    assert found > float(scores.correlation(*traces).mean())
+    predicted[50, 0] = np.nan
+    assert np.isnan(scores.correlation_of_mean(*traces))
+
+
 def test_the_population_correlation_is_that_of_the_means_over_time():
     random = np.random.default_rng(0)
     observed = random.gamma(2.0, 1.0, (200, 6)) * np.arange(1, 7)

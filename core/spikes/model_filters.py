@@ -7,7 +7,7 @@ from retinakit.contracts.model import Model
 from retinakit.spikes.receptive_fields import separate
 
 
-def space_and_time(model: Model) -> xr.Dataset:
+def space_and_time(model: Model, *, subtract_mean: bool = False) -> xr.Dataset:
     """Separates a model's parameter `kernel` into spatial and temporal filters.
 
     Spatiotemporal filters are separated by singular value decomposition, as in
@@ -16,6 +16,8 @@ def space_and_time(model: Model) -> xr.Dataset:
 
     Args:
         model: a fitted model.
+        subtract_mean: whether to subtract the mean of each filter of several lags first, as for
+            `separate`.
 
     Returns:
         `spatial ([cell,] filter, y, x)`, with indices as y and x for a convolved filter, and, with
@@ -51,7 +53,8 @@ def space_and_time(model: Model) -> xr.Dataset:
         kernel = kernel.rename(kernel_y="y", kernel_x="x")
     if "lag" not in kernel.dims:
         return xr.Dataset({"spatial": kernel})
-    parts = separate(kernel)
-    if kernel.sizes["lag"] > 1:
+    several = kernel.sizes["lag"] > 1
+    parts = separate(kernel, subtract_mean=subtract_mean and several)
+    if several:
         return parts[["spatial", "temporal"]]
     return xr.Dataset({"spatial": parts["spatial"] * parts["temporal"].isel(lag=0, drop=True)})

@@ -28,7 +28,7 @@ VARIABLES: dict[str, tuple[str, ...]] = {
 """The variables of a receptive field, with their dimensions."""
 
 
-def separate(field: xr.DataArray) -> xr.Dataset:
+def separate(field: xr.DataArray, *, subtract_mean: bool = False) -> xr.Dataset:
     """The best rank-1 approximation of a filter, by singular value decomposition.
 
     All lags and checks count. For a spike-triggered average on a screen that is much larger than
@@ -39,6 +39,9 @@ def separate(field: xr.DataArray) -> xr.Dataset:
 
     Args:
         field: (..., lag, y, x).
+        subtract_mean: whether to subtract the mean over all lags and checks first. A learned filter
+            may have an offset, which is the first singular vector if it is large (the cosine with
+            the true filter is then 0.07, and 1.00 after the subtraction).
 
     Returns:
         `temporal (..., lag)` and `spatial (..., y, x)`, in the units of the field, whose product
@@ -56,6 +59,8 @@ def separate(field: xr.DataArray) -> xr.Dataset:
 
     def decompose(matrix: NDArray[Any]) -> tuple[Any, ...]:
         flat = np.nan_to_num(matrix.reshape(*matrix.shape[:-2], -1))
+        if subtract_mean:
+            flat = flat - flat.mean((-2, -1), keepdims=True)
         u, s, v = np.linalg.svd(flat, full_matrices=False)
         temporal, spatial = u[..., 0], s[..., :1] * v[..., 0, :]
         peak = np.take_along_axis(spatial, np.abs(spatial).argmax(-1)[..., None], -1)

@@ -19,7 +19,14 @@ from retinakit.contracts import (
     points,
 )
 from retinakit.report import draw_field, in_time
-from retinakit.spikes import morans_i, morans_i_z, separate, space_and_time
+from retinakit.spikes import (
+    morans_i,
+    morans_i_z,
+    separate,
+    space_and_time,
+    temporal_autocorrelation,
+    temporal_regularity,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -72,7 +79,9 @@ class Features(Analysis):
     for the first layer, `filter_image (filter, kernel_y, kernel_x)` and `filter_temporal (filter,
     lag)`; and `morans_i`, its `z` score, `peak_ratio` (the smaller peak over the larger), the mean
     `activation` and the `kind (filter)`, whose codes are in its attributes `flag_values` and
-    `flag_meanings`. A filter that is never active has a feature of NaN and counts as noise.
+    `flag_meanings`. A filter that is never active has a feature of NaN and counts as noise. With
+    several lags, it has the `temporal_regularity` (Zheng et al. 2021, Eq 8) and the
+    `temporal_autocorrelation (filter)` of the feature's temporal filter.
 
     Raises:
         UserError: if the model has no layers or not the given one, its stimulus has channels, or
@@ -132,6 +141,10 @@ class Features(Analysis):
             activation=activation,
             kind=kind.where(structured, KINDS["noise"]),
         )
+        if "feature_temporal" in result:
+            temporal = result["feature_temporal"]
+            result["temporal_regularity"] = temporal_regularity(temporal)
+            result["temporal_autocorrelation"] = temporal_autocorrelation(temporal)
         result["kind"].attrs = {
             "flag_values": list(KINDS.values()),
             "flag_meanings": " ".join(KINDS),

@@ -32,6 +32,7 @@ LABELS = {
     "ceiling_error": "standard error of the noise ceiling",
     "normalised_correlation": "correlation / ceiling",
     "population_correlation": "correlation of the mean responses over cells",
+    "correlation_of_mean": "correlation of the mean over cells, in time",
     "feve": "FEVE",
     "fev": "FEV",
     "bits_per_spike": "bits per spike",
@@ -101,7 +102,10 @@ class Score(Analysis):
     - Of the recording, with repeats: `reliability`, the correlation between odd and even repeats,
       and `stability`, the correlation between the first and the last third of the repeats.
     - Of three cells or more together, without the dimension `cell`: `population_correlation`, the
-      correlation over cells between the means over time of prediction and response.
+      correlation over cells between the means over time of prediction and response; and
+      `correlation_of_mean`, the correlation over time between the means over cells (the population
+      CC of Zheng et al. 2021; their mean CC is the mean of `correlation` over cells, which
+      `readout_table` has too).
 
     If the responses are decisions, one class of several (`retinakit.scores.is_task`), the scores
     are others and have no dimension `cell`: the `accuracy`, its 95 % interval `accuracy_low` and
@@ -164,6 +168,7 @@ class Score(Analysis):
             scores["fev"] = metrics.fraction_of_explained_variance(predicted, test["rate"])
         if predicted.sizes["cell"] >= metrics.SMALLEST_POPULATION:
             scores["population_correlation"] = metrics.population_correlation(predicted, mean)
+            scores["correlation_of_mean"] = metrics.correlation_of_mean(predicted, mean)
         if self.config.draws:
             options = (self.config.draws, self.config.block, self.seed)
             low, high = metrics.correlation_interval(predicted, mean, *options)
@@ -250,8 +255,8 @@ class Score(Analysis):
             *("correlation_rate", "fev", "feve", "bits_per_spike", "bits_per_second"),
             *("bits_per_spike_validation", "correlation_low", "correlation_high", "explainable"),
             *("deviance", "reliability", "stability", "spikes", "mse_validation"),
-            *("population_correlation", "accuracy", "accuracy_low", "accuracy_high", "decisions"),
-            *("accuracy_validation", "cross_entropy", "reason"),
+            *("population_correlation", "correlation_of_mean", "accuracy", "accuracy_low"),
+            *("accuracy_high", "decisions", "accuracy_validation", "cross_entropy", "reason"),
         ]
         frames = []
         for model, group in groups(result).items():
