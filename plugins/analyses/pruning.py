@@ -172,7 +172,8 @@ class Pruning(Analysis):
         rows = len(list(_sorted_cases(result)))
         height, below = 3.6, 1.5 * rows + 0.3
         figure = Figure(figsize=(10.5, height + below), layout="constrained")
-        above, filters = figure.subfigures(2, 1, height_ratios=[height, below])
+        parts: Any = figure.subfigures(2, 1, height_ratios=[height, below])
+        above, filters = parts
         if all(_of_population(group) for group in by_model.values()):
             self._draw_population(above, by_model)
         else:

@@ -389,7 +389,8 @@ class _Similarity:
         self, here: tuple[slice, ...], there: tuple[slice, ...], first: slice, second: slice
     ) -> NDArray[np.float64]:
         """SSIM (row, column, frame) between patches at two places and in two runs of frames."""
-        a, b = (..., *here, first), (..., *there, second)
+        a: Any = (..., *here, first)
+        b: Any = (..., *there, second)
         product = self.mean[a] * self.mean[b]
         covariance = _window_means(self.patches[a] * self.patches[b], self.window)
         covariance -= product
