@@ -25,6 +25,7 @@ DATASETS = {
     "moving_bars": ("MovingBars", "Bars crossing the field, for a dataset's cells or alone."),
     "spots": ("Spots", "Flashed discs and rings, for a dataset's cells or alone."),
     "chirp": ("Chirp", "Full-field chirp, for a dataset's cells or alone (Baden 2016)."),
+    "onken2016": ("Onken2016", "Salamander under natural movies, from files (Onken 2016)."),
     "antolik2016": ("Antolik2016", "Mouse V1 under natural images, from files (Antolík 2016)."),
 }
 

@@ -93,6 +93,25 @@ def published_v1(folder: Path) -> Path:
     return folder
 
 
+def published_movie(folder: Path) -> Path:
+    """Files of the form of Onken et al.'s, with two made-up cells, three trials and 40 frames."""
+    random = np.random.default_rng(0)
+    for name in ("NeuralData/Spikes", "NeuralData/ReceptiveFields", "Stimuli/Movie1"):
+        (folder / name).mkdir(parents=True)
+    for frame in range(40):
+        pixels = random.integers(0, 255, 360 * 360, np.uint8)
+        pixels.tofile(folder / "Stimuli" / "Movie1" / f"{frame + 1}.raw")
+    spikes, outlines = np.empty((2, 3), object), np.empty((1, 2), object)
+    for place in np.ndindex(spikes.shape):
+        spikes[place] = np.sort(random.uniform(0, 1300, (1, 50)))
+    for cell in range(2):
+        outlines[0, cell] = random.uniform(100, 200, (2, 8))
+    name = "Movie1Exp1.mat"
+    savemat(folder / "NeuralData" / "Spikes" / name, {"Spikes": spikes})
+    savemat(folder / "NeuralData" / "ReceptiveFields" / name, {"ReceptiveFields": outlines})
+    return folder
+
+
 @pytest.mark.parametrize("plugin", registered("dataset", distribution=BUILT_IN))
 def test_dataset(plugin: Entry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert plugin.spec is not None
@@ -111,6 +130,8 @@ def test_dataset(plugin: Entry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         }
     if plugin.spec.name == "antolik2016":
         more = {"root": published_v1(tmp_path), "scan": 2}
+    if plugin.spec.name == "onken2016":
+        more = {"root": published_movie(tmp_path)}
     check_dataset(quick(plugin, **more))
 
 

@@ -187,6 +187,9 @@ def test_the_analyses_of_layers_run(fitted, recording):
     assert Features.with_options(samples=200).run(fitted, recording).sizes["filter"] == 3
     assert Subunits().run(fitted, recording)["filter_image"].sizes["filter"] == 3
     assert Lesion().run(fitted, recording).sizes["lesion"] == 3 + 2 + 3
+    with pytest.raises(UserError, match="use the whole field"):
+        part = fitted.cropped(slice(0, 7), slice(0, 7))
+        part.activity(recording["test"].to_dataset().isel(y=slice(7), x=slice(7)), "recurrent")
     for layer in ("layer1", "recurrent"):
         search = OptimalStimulus.with_options(layer=layer, units=[0], steps=3, seeds=1)
         assert search.run(fitted, recording).sizes["seed"] == 1

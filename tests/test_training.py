@@ -244,6 +244,38 @@ def test_no_weights_of_the_burn_in_are_the_best():
     assert never["best_step"] == never["step"].max() == 60
 
 
+def test_training_ends_when_the_training_loss_no_longer_decreases():
+    recording = small_recording(frames=400)
+    options = QUICK | {"steps": 200, "decay": "constant", "patience": 2, "drops": 0}
+    options |= {"stop_by": "training", "accelerator": "cpu", "filters": 2, "kernel": 5}
+    ends = {}
+    for min_delta in (0.0, 10.0):
+        curves = CNN(options | {"min_delta": min_delta}).fit(recording)
+        ends[min_delta] = int(curves["step"].max())
+    assert ends[10.0] == 60  # the first check is an improvement, the next two are not
+    assert ends[0.0] > 60
+
+
+def test_single_trials_are_clipped_and_all_trials_are_drawn_anew():
+    split = small_recording(frames=400)["test"].to_dataset()  # it has repeats
+    counts = split["response"].transpose("repeat", "frame", "cell").values
+    single = Frames(split, "response", 5, CPU, trials="single")
+    np.testing.assert_array_equal(single.target[4:], counts[-1, 4:].clip(0, 1))
+    mean = Frames(split, "response", 5, CPU).target
+    frames = Frames(split, "response", 5, CPU, trials="all")
+    torch.testing.assert_close(frames.target, mean)  # also that of validations
+    at = np.arange(4, 90)
+    batches = [frames.windows(at, seed).target for seed in range(400)]
+    assert torch.equal(batches[0], frames.windows(at, 0).target)
+    assert torch.equal(batches[0], frames.batch((4, 90), seed=0).target)
+    assert not torch.equal(batches[0], batches[1])
+    of_trials = (counts[:, at] == batches[0].numpy()).all(2).any(0)
+    assert of_trials.all()  # all cells of a frame are of one trial
+    torch.testing.assert_close(torch.stack(batches).mean(0), mean[at], atol=0.25, rtol=0)
+    with pytest.raises(RecordingError, match="set trials: mean"):
+        Frames(small_recording(frames=200)["train"].to_dataset(), "response", 5, CPU, trials="all")
+
+
 def test_an_unfitted_model_says_so():
     with pytest.raises(UserError, match="not fitted"):
         LNP().predict(small_recording(frames=100)["test"])

@@ -34,6 +34,9 @@ between cells, and the largest ratio of the two axes."""
 REACH = 2.5
 """Pooling ends at this many standard deviations."""
 
+MARGIN = 135.0
+"""Smallest distance of a ganglion cell from the border of the field, in µm."""
+
 AMACRINE = 250.0
 """Standard deviation of amacrine inhibition in µm."""
 
@@ -118,7 +121,7 @@ class GanglionCells:
             size: side of the stimulus, in pixels.
             frame_interval: in seconds.
             random: generator of the population.
-            field: side of the stimulus, in µm.
+            field: side of the stimulus, in µm; more than 270.
             options: `adaptation`, `gain_frames`, `feedback`, `amacrine_frames` and
                 `highest`.
         """
@@ -127,7 +130,7 @@ class GanglionCells:
         location = np.concatenate(
             [_mosaic(int((cell_type == kind).sum()), random) for kind in range(len(TYPES))]
         )
-        location *= field
+        location = MARGIN + (field - 2 * MARGIN) * location
         spread = FIELD * np.exp(FIELD_SPREAD * random.standard_normal(cells))
         ratio = np.sqrt(random.uniform(1, ELONGATION, cells))
         axes = np.stack([spread * ratio, spread / ratio, random.uniform(0, np.pi, cells)], 1)
@@ -273,7 +276,7 @@ class GanglionCells:
         above = np.maximum(drive - threshold, 0).astype(np.float32)
         wanted = np.minimum(mean_rate, 0.5 * self.highest * (1 - silent))
         gain = wanted / np.maximum(above.mean(0), 1e-12)
-        for _ in range(30):  # a larger gain makes up for the saturation
+        for _ in range(12):  # a larger gain makes up for the saturation
             reached = self.highest * -np.expm1(-gain * above / self.highest)
             gain *= (wanted / np.maximum(reached.mean(0), 1e-12)) ** 1.2
         pooling = self.pooling * scale[:, None]
@@ -296,11 +299,15 @@ def _shares(cells: int) -> NDArray[np.int64]:
 
 
 def _mosaic(count: int, random: np.random.Generator) -> NDArray[np.float64]:
-    """Places (n, 2) in the unit square that keep a distance: each the farthest of 20 candidates."""
+    """Places (n, 2) in the unit square that keep a distance: each the farthest of 20 candidates.
+
+    Opposite sides count as neighbours, so that places are not drawn to the border.
+    """
     places = np.empty((count, 2))
     for n in range(count):
         candidates = random.random((20, 2))
-        apart = candidates[:, None] - places[:n]
+        apart = np.abs(candidates[:, None] - places[:n])
+        apart = np.minimum(apart, 1 - apart)
         distance = (apart**2).sum(-1).min(1, initial=np.inf)
         places[n] = candidates[distance.argmax()]
     return places

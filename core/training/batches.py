@@ -52,8 +52,9 @@ class Batches:
         epoch, skip = divmod(position, self.length)
         while True:
             items = self._epoch(epoch)
-            for item in items[skip::step]:
-                yield self._batch(item)
+            for index in range(skip, len(items), step):
+                number = epoch * len(items) + index
+                yield self._batch(items[index], self.seed * 1_000_003 + number)
             epoch, skip = epoch + 1, (skip - self.length) % step
 
     def ahead(self, position: int, step: int) -> Iterator[tuple[int, Batch]]:
@@ -111,9 +112,11 @@ class Batches:
             return [item for segment in shuffled(segments) for item in segment]
         return shuffled(self.spread(None))
 
-    def _batch(self, item: Item) -> tuple[int, Batch]:
+    def _batch(self, item: Item, seed: int) -> tuple[int, Batch]:
+        """The batch of an item, with a seed for trials that are drawn."""
         index, part = item
         frames = self.training[index]
         if self.order == "shuffled":
-            return index, frames.windows(part)
-        return index, frames.batch(*part) if self.stateful else frames.batch(part)
+            return index, frames.windows(part, seed)
+        run, begins = part if self.stateful else (part, True)
+        return index, frames.batch(run, begins, seed)

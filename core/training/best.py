@@ -19,19 +19,27 @@ class Best:
 
     Attributes:
         loss, step: (start, part), the validation loss and the step of the best weights.
-        waited: (start, part), the number of validations since the loss improved.
+        lowest: (start, part), the lowest loss for early stopping, the validation or training loss.
+        waited: (start, part), the number of validations since `lowest` improved.
         dropped: (start, part), the number of reductions of the learning rate.
         states: the best weights of each start.
     """
 
     loss: Tensor
     step: Tensor
+    lowest: Tensor
     waited: Tensor
     dropped: Tensor
     states: list[State]
 
     def __post_init__(self) -> None:
-        for name in ("loss", "step", "waited", "dropped"):  # a checkpoint may be loaded to a GPU
+        for name in (
+            "loss",
+            "step",
+            "lowest",
+            "waited",
+            "dropped",
+        ):  # a checkpoint may be loaded to a GPU
             setattr(self, name, getattr(self, name).cpu())
 
     @classmethod
@@ -39,14 +47,17 @@ class Best:
         """The state at the beginning of a fit."""
         none = torch.zeros((starts.count, parts), dtype=torch.int64)
         loss = torch.full(none.shape, torch.inf, dtype=torch.float64)
-        return cls(loss, none, none, none, starts.states())
+        return cls(loss, none, loss, none, none, starts.states())
 
-    def see(self, losses: Tensor, step: int, starts: Starts, schedule: Schedule) -> None:
+    def see(
+        self, losses: Tensor, training: Tensor, step: int, starts: Starts, schedule: Schedule
+    ) -> None:
         """Keeps the current weights where they are the best so far.
 
         Args:
             losses: (start, part), the validation losses; NaN for a cell without validation data, of
                 which the last weights are kept.
+            training: (start, part), the training losses since the last validation.
             step: the number of training steps.
             starts: with the current weights.
             schedule: of the fit.
@@ -58,7 +69,12 @@ class Best:
             self._keep(starts.states(), better)
         self.loss = torch.where(better, losses.nan_to_num(torch.inf), self.loss)
         self.step = torch.where(better, step, self.step)
-        self.waited = torch.where(better, 0, self.waited + 1)
+        watched = training.cpu() if schedule.stop_by == "training" else losses
+        improved = (watched < self.lowest - schedule.min_delta) | (
+            watched.isnan() & self.lowest.isinf()
+        )
+        self.lowest = torch.where(improved, watched.nan_to_num(torch.inf), self.lowest)
+        self.waited = torch.where(improved, 0, self.waited + 1)
 
     def stalled(self, schedule: Schedule) -> Tensor:
         """The parts (start, part) whose learning rate is to be reduced, according to `patience`."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from retinakit.contracts.bits import pack_two_values
 from retinakit.contracts.errors import RecordingError
 from retinakit.contracts.frame_blocks import blocks
-from retinakit.contracts.recording import as_response, full_history, mean_response, segments
+from retinakit.contracts.recording import as_response, full_history, mean_over_repeats, segments
 
 IN_MEMORY = 2**30
 """Maximum size in bytes of a stimulus that is read from its file into memory."""
@@ -76,15 +76,18 @@ class Frames:
         device: the device of the batches.
         inputs: ("stimulus",), or ("stimulus", "covariates") for a module with covariates.
         packed: whether the module takes a two-valued stimulus as bits; see `TorchModel.packed`.
+        trials: of a response with repeats, "mean"; "single" for the last trial, clipped to 0 and 1
+            as in the script of Zheng et al. (2021); or "all" for a trial that is drawn for each
+            frame of a batch.
 
     Attributes:
-        target: (frame, cell) float32, 0 where unknown.
+        target: (frame, cell) float32, 0 where unknown. With trials "all", the mean.
         known: (frame, cell) bool, false where unknown or without a full history.
         from_file: whether batches are read from a file.
 
     Raises:
-        RecordingError: if the split lacks the target or the covariates, or has no frame with a
-            response and a full history.
+        RecordingError: if the split lacks the target, the covariates or the repeats for single
+            trials, or has no frame with a response and a full history.
 
     Example:
         >>> from retinakit.testing import small_recording
@@ -103,8 +106,20 @@ class Frames:
         device: torch.device,
         inputs: Sequence[str] = ("stimulus",),
         packed: bool = False,
+        trials: str = "mean",
     ):
-        values = np.asarray(mean_response(as_response(split, target)), dtype=np.float32)
+        response = as_response(split, target)["response"]
+        if trials != "mean" and "repeat" not in response.dims:
+            raise RecordingError(
+                f"trials is '{trials}' and the training responses have no repeats; set trials: mean"
+            )
+        if trials == "single":
+            response = response.isel(repeat=-1).clip(0, 1)
+        values = np.asarray(mean_over_repeats(response), dtype=np.float32)
+        self._trials: Tensor | None = None
+        if trials == "all":
+            each = response.transpose("repeat", "frame", "cell").values
+            self._trials = _placed(torch.from_numpy(_compact(each)), device)
         self.lags, self.device = lags, device
         self.full = full_history(split["segment"], lags)
         known = np.isfinite(values) & self.full[:, None]
@@ -148,20 +163,42 @@ class Frames:
         """The frames in which the response of at least one cell is known."""
         return np.flatnonzero(self.known.any(1).cpu().numpy())
 
-    def batch(self, run: Run, begins: bool = True) -> Batch:
-        """The batch of a run of frames, with the history before it."""
+    def batch(self, run: Run, begins: bool = True, seed: int | None = None) -> Batch:
+        """The batch of a run of frames, with the history before it.
+
+        Args:
+            run: the frames.
+            begins: see `Batch`.
+            seed: of the trials that are drawn with trials "all"; None for the mean.
+        """
         start, end = run
         history = slice(start - self.lags + 1, end)
-        return Batch(
-            self._inputs(history), self.target[start:end], self.known[start:end], begins=begins
-        )
+        target = self._targets(slice(start, end), seed)
+        return Batch(self._inputs(history), target, self.known[start:end], begins=begins)
 
-    def windows(self, frames: NDArray[np.int64]) -> Batch:
-        """The batch of single frames, each with its own history, which must be full."""
+    def windows(self, frames: NDArray[np.int64], seed: int | None = None) -> Batch:
+        """The batch of single frames, each with its own history, which must be full.
+
+        Args:
+            frames: their indices.
+            seed: as for `batch`.
+        """
         at = torch.from_numpy(frames).to(self.device)
         history = at[:, None] + torch.arange(1 - self.lags, 1, device=self.device)
         inputs = self._inputs(history.flatten())
-        return Batch(inputs, self.target[at], self.known[at], shuffled=True)
+        return Batch(inputs, self._targets(at, seed), self.known[at], shuffled=True)
+
+    def _targets(self, at: slice | Tensor, seed: int | None) -> Tensor:
+        """The targets of some frames: means, or trials that are drawn."""
+        mean = self.target[at]
+        if self._trials is None or seed is None:
+            return mean
+        generator = torch.Generator().manual_seed(seed % 2**63)
+        drawn = torch.randint(len(self._trials), (len(mean),), generator=generator)
+        frames = torch.arange(at.start, at.stop) if isinstance(at, slice) else at
+        place = self._trials.device
+        target = self._trials[drawn.to(place), frames.to(place)].to(mean)
+        return torch.where(target.isfinite(), target, mean)  # the mean of a trial without response
 
     def _inputs(self, frames: slice | Tensor) -> tuple[Tensor, ...]:
         inputs: tuple[Tensor, ...]

@@ -182,6 +182,7 @@ def train(
         scale = fit.best.scale(schedule)
         together = bool((scale == scale[0, 0]).all())
         total, first = torch.zeros(starts.count, device=fabric.device), fit.step
+        objective = torch.zeros_like(total)
         check = min(first + schedule.check_every - first % schedule.check_every, schedule.steps)
         for step in range(first, check):
             for group in optimizer.param_groups:
@@ -198,6 +199,7 @@ def train(
             else:
                 scaled_step(optimizer, starts, scale)
             total += of_cells.detach().mean(1)
+            objective += penalties.detach() / of_cells.shape[1]
         fit.step = check
 
         found = evaluate(starts, validation, schedule.batch)
@@ -212,7 +214,11 @@ def train(
         of_parts = found if cells_apart else overall[:, None]
         if of_parts[:, judged].isnan().all():  # the weights remain NaN
             break
-        fit.best.see(of_parts, check, starts, schedule)
+        objective = (total + objective) / (check - first)  # with the penalties
+        if schedule.stop_by == "training" and fabric.world_size > 1:
+            objective = torch.as_tensor(fabric.all_reduce(objective, reduce_op="mean"))
+        of_training = objective.double()[:, None].expand_as(of_parts)
+        fit.best.see(of_parts, of_training, check, starts, schedule)
         if not hooks.goes_on():
             break
         stalled = fit.best.stalled(schedule)

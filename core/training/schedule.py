@@ -33,6 +33,8 @@ class Schedule:
     drop_factor: float
     burn_in: int = 0
     order: str = "contiguous"
+    stop_by: str = "validation"
+    min_delta: float = 0.0
 
     def rate(self, step: int) -> float:
         """The learning rate of a step, without reductions by `drop_factor`."""

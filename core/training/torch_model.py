@@ -55,6 +55,12 @@ class TorchConfig(Config):
     target: Literal["response", "rate"] = Field(
         "response", description="Target of the fit: the recorded response or the known rate."
     )
+    trials: Literal["mean", "single", "all"] = Field(
+        "mean",
+        description="Training target of a response with repeats: their 'mean'; 'single': the last "
+        "trial, clipped to 0 and 1; 'all': a trial that is drawn for each frame in each epoch. "
+        "Validation is with the mean.",
+    )
     loss: Literal["poisson", "mse"] = Field(
         "poisson", description="Loss: Poisson or mean squared error."
     )
@@ -90,8 +96,20 @@ class TorchConfig(Config):
         description="Number of validations without improvement before the learning rate is "
         "reduced; 0: never.",
     )
+    stop_by: Literal["validation", "training"] = Field(
+        "validation",
+        description="Loss that has to improve for 'patience', of the validation or, with the "
+        "penalties, of the training since the last validation. The best weights are those with the "
+        "lowest validation loss.",
+    )
+    min_delta: float = Field(
+        0.0, ge=0, description="Smallest decrease of this loss that is an improvement."
+    )
     drops: int = Field(
-        1, ge=0, description="Number of reductions of the learning rate before training ends."
+        1,
+        ge=0,
+        description="Number of reductions of the learning rate before training ends; 0: it ends "
+        "when the loss stops improving.",
     )
     drop_factor: float = Field(
         0.1, gt=0, lt=1, description="Factor of the learning rate in a reduction."
@@ -382,10 +400,11 @@ class TorchModel(Model):
                     fabric.device,
                     self.inputs,
                     self.packed,
+                    trials,
                 )
                 for one in recordings
             ]
-            for name in ("train", "validation")
+            for name, trials in (("train", config.trials), ("validation", "mean"))
         )
         schedule = Schedule(
             **{name: getattr(config, name) for name in Schedule.__dataclass_fields__}

@@ -11,14 +11,15 @@ from pydantic import Field, model_validator
 
 from retinakit.contracts import (
     SPIKES_PER_BIN,
-    SPLITS,
     Config,
     Dataset,
     InputPath,
+    MovieSplit,
     UserError,
     lag_coordinate,
     make_recording,
     make_split,
+    split_movie,
 )
 from retinakit.simulation import (
     TYPES,
@@ -82,7 +83,7 @@ class NaturalMovieConfig(Config):
     )
     frame_interval: float = Field(0.033, gt=0, description="Duration of a frame, in seconds.")
     size: int = Field(30, ge=8, description="Side of a frame, in pixels; 90 in the paper.")
-    field: float = Field(2700.0, gt=0, description="Side of the field on the retina, in µm.")
+    field: float = Field(2700.0, ge=500, description="Side of the field on the retina, in µm.")
     contrast: float = Field(
         0.5,
         gt=0,
@@ -127,7 +128,7 @@ class NaturalMovieConfig(Config):
         3.0, ge=1, description="Time constant of amacrine feedback, in frames."
     )
     repeats: int = Field(30, ge=1, description="Number of presentations of the whole movie.")
-    split: Literal["in_order", "random_frames"] = Field(
+    split: MovieSplit = Field(
         "in_order",
         description="'in_order': the last frames are the test and the ones before them the "
         "validation; 'random_frames': test and validation frames are drawn from the whole movie, "
@@ -170,10 +171,11 @@ class NaturalMovie(Dataset):
     overlap with those of training frames.
 
     The group `truth` has for each cell `location_y` and `location_x` in pixels, `cell_type`, its
-    `receptive_field (cell, y, x)`, which is negative in the middle of OFF cells, a Gaussian in the
-    form of `retinakit.spikes.fit_ellipse` (`centre_y`, `centre_x`, `sd_major`, `sd_minor` in µm and
-    `angle`), `threshold` and `gain`; and the subunits: `pooling (cell, bipolar)`,
-    `bipolar_field (bipolar, y, x)` and `temporal (type, lag)`.
+    `receptive_field (cell, y, x)`, which is negative in the middle of OFF cells, the Gaussian of
+    its centre in the form of `retinakit.spikes.fit_ellipse` (`centre_y`, `centre_x`, `sd_major`,
+    `sd_minor` in µm and `angle`), `threshold` and `gain`; and the subunits: `pooling (cell,
+    bipolar)`, `bipolar_field (bipolar, y, x)` and `temporal (type, lag)`. Gaussians fitted to
+    spike-triggered averages are about 0.7 times as wide, because of the surround.
 
     Raises:
         UserError: if the movie cannot be read or is too short, or a photograph is smaller than the
@@ -288,31 +290,11 @@ class NaturalMovie(Dataset):
         cells: GanglionCells,
     ) -> dict[str, xr.Dataset]:
         c = self.config
-        frames = len(rate)
-        held_out = [max(1, round(part * frames)) for part in (c.validation, c.test)]
-        ends = np.cumsum([frames - sum(held_out), *held_out])
         place = np.arange(c.size) * cells.pixel
         whole = make_split(
             stimulus, response, frame_interval=c.frame_interval, rate=rate, y=place, x=place
         )
-        if c.split == "in_order":
-            starts = [0, *ends[:-1]]
-            return {
-                name: whole.isel(frame=slice(start, end))
-                for name, start, end in zip(SPLITS, starts, ends, strict=True)
-            }
-        order = np.random.default_rng([self.seed, 5]).permutation(frames)
-        splits = {}
-        for name, chosen in zip(SPLITS, np.split(order, ends[:-1]), strict=True):
-            own = xr.DataArray(np.isin(np.arange(frames), chosen), dims="frame")
-            masked = {
-                variable: whole[variable].astype(np.float32).where(own)
-                for variable in ("response", "rate")
-            }
-            splits[name] = whole.assign(masked)
-            splits[name]["response"].attrs["units"] = SPIKES_PER_BIN
-            splits[name]["rate"].attrs["units"] = SPIKES_PER_BIN
-        return splits
+        return split_movie(whole, c.validation, c.test, c.split, self.seed)
 
     def _truth(self, cells: GanglionCells) -> xr.Dataset:
         c = self.config

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, conv_transpose2d, linear, softplus
 
-from retinakit.contracts import UserError
+from retinakit.contracts import UserError, as_response, mean_response
 from retinakit.layers import GATES, BatchNorm, Recurrent, correlate_in_time, kernel_shape
 from retinakit.training import TorchConfig, TorchModel
 
@@ -237,7 +237,7 @@ class CRNNModule(nn.Module):
             frames: (n + lags - 1, [channel,] y, x).
             state: before the first of the n frames, or None.
         """
-        maps = [self.maps(part, 2).flatten(1) for part in self.parts(frames)]
+        maps = [self._positions(self.maps(part, 2)).flatten(1) for part in self.parts(frames)]
         outputs, state = self.recurrent(torch.cat(maps)[None], state)
         return self._kept_units(self.recurrent_norm(outputs[0])), state
 
@@ -403,6 +403,21 @@ class CRNN(TorchModel):
             raise UserError("the recording has one cell and 'group' needs several; leave out group")
         module = TimeCRNNModule if c.in_time else CRNNModule
         return module(c, cells, field.sizes.get("channel", 1), height, width)
+
+    def initialise(self, module: nn.Module, recording: xr.DataTree) -> None:
+        """Sets the scale `output_a` so that the rates start at their means (the paper has 0.2).
+
+        A rate of a few hundredths of a spike per bin is far from 0.2, and Adam's steps are small.
+        """
+        assert isinstance(module, CRNNModule)
+        split = as_response(recording["train"].to_dataset(), self.config.target)
+        mean = torch.from_numpy(mean_response(split).mean("frame").values.astype(np.float32))
+        drives = torch.linspace(-4, 4, 801)  # normal after batch normalisation
+        density = (-(drives**2) / 2).softmax(0)
+        gain = density @ softplus(drives[:, None] * module.log_b.exp())
+        with torch.no_grad():
+            positive = mean > 0  # false for NaN
+            module.log_a[positive] = (mean / gain)[positive].log()
 
     def penalty(self, module: nn.Module, prediction: Tensor) -> Tensor:
         assert isinstance(module, CRNNModule)

@@ -172,6 +172,7 @@ class Regression(Model):
                     "'truth'; use centre: sta"
                 )
             middle = np.stack([truth["location_y"].values, truth["location_x"].values], 1)
+            middle = middle.round().astype(np.int64)
         return np.clip(middle - side // 2, 0, field - side), side
 
     def respond(self, split: xr.Dataset) -> NDArray[np.float64]:
