@@ -16,6 +16,9 @@ BLOCK_BYTES = 64 << 20
 """Size of the spectra of a block of images, for spectra that are not kept. Blocks are written into
 the same memory one after the other, because new memory takes as much time as a transform."""
 
+CACHED_VALUES = 1 << 16
+"""Number of values of the spectra that are transformed at once, if an image has fewer."""
+
 MALLOC_TRIM_THRESHOLD, MALLOC_MMAP_THRESHOLD = -1, -3
 """Parameters of `mallopt` in the GNU C library."""
 
@@ -168,19 +171,29 @@ class _Grid:
         """The spectra of the images, optionally flipped."""
         if out is None:
             out = self.empty(*images.shape[:2])
-        # The channels of one image at a time fit a cache, and torch is fastest at the transpose of
-        # a whole matrix.
-        for image, spectrum in zip(images, out, strict=True):
-            channels = image.flip(-2, -1) if flip else image
+        for part, spectrum in self.parts(images, out, images.shape[1]):
+            channels = part.flip(-2, -1) if flip else part
             transformed = torch.fft.rfft2(channels, s=(self.height, self.width))
-            spectrum.copy_(transformed.flatten(1).T)
+            spectrum.copy_(_transposed(transformed.flatten(2)))
         return out
 
     def images(self, spectra: Tensor, out: Tensor, first: Any, flip: bool = False) -> None:
         """Writes the parts of the images of the size of `out` that begin at `first`."""
         (top, left), (height, width) = first, out.shape[-2:]
-        for spectrum, image in zip(spectra, out, strict=True):
-            columns = spectrum.T.contiguous().unflatten(1, (self.height, -1))
-            rows = torch.fft.ifft(columns, dim=1)[:, top : top + height]
+        for spectrum, part in self.parts(spectra, out, out.shape[1]):
+            columns = _transposed(spectrum).unflatten(2, (self.height, -1))
+            rows = torch.fft.ifft(columns, dim=2)[:, :, top : top + height]
             cropped = torch.fft.irfft(rows, n=self.width)[..., left : left + width]
-            image.copy_(cropped.flip(1, 2) if flip else cropped)
+            part.copy_(cropped.flip(2, 3) if flip else cropped)
+
+    def parts(self, source: Tensor, out: Tensor, channels: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Parts of images and of their spectra, or the other way round, that fit a cache."""
+        count = max(1, CACHED_VALUES // (self.frequencies * channels))
+        return zip(source.split(count), out.split(count), strict=True)
+
+
+def _transposed(matrices: Tensor) -> Tensor:
+    """The transposes (n, b, a) of matrices (n, a, b), in contiguous memory."""
+    if len(matrices) == 1:  # torch is fastest at a whole matrix
+        return matrices[0].T.contiguous()[None]
+    return matrices.mT.contiguous()
