@@ -167,10 +167,9 @@ class WhiteNoiseReceptiveField(Analysis):
         shown = list(islice(cases(result), CASES))
         compared = any("distance" in case for _, case in shown)
         figure = Figure(figsize=(11, 2.6 * len(shown) + 2.4 * compared), layout="constrained")
-        parts = figure.subfigures(
-            len(shown) + compared, 1, height_ratios=[2.6] * len(shown) + [2.4] * compared
-        )
-        parts = np.atleast_1d(parts)
+        heights = [2.6] * len(shown) + [2.4] * compared
+        parts: Any = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)
+        parts = parts[:, 0]
         for index, (label, case) in enumerate(shown):
             case = case.expand_dims("cell") if "cell" not in case.dims else case
             grid = parts[index].add_gridspec(2, 2 + EXAMPLES, height_ratios=[2, 1])
@@ -181,8 +180,8 @@ class WhiteNoiseReceptiveField(Analysis):
             _draw_indices(indices, case, f"C{index}")
             best = np.argsort(-case["peak_z"].where(case["found"] == 1).fillna(-1).values)
             for column, cell in enumerate(best[:EXAMPLES]):
-                axes = [parts[index].add_subplot(grid[row, 2 + column]) for row in (0, 1)]
-                _draw_example(*axes, case.isel(cell=cell), f"C{index}")
+                image, course = (parts[index].add_subplot(grid[i, 2 + column]) for i in (0, 1))
+                _draw_example(image, course, case.isel(cell=cell), f"C{index}")
         if compared:
             _draw_distances(parts[-1], shown)
         return figure
