@@ -70,6 +70,11 @@ ANALYSES = {
     "psychometric": ("Psychometric", "Accuracy or response against a parameter of the trials."),
     "substitution": ("psychometric:Substitution", "The same with one unit replaced by others."),
     "tuning": ("Tuning", "Tuning to direction, orientation, speed and other parameters."),
+    "scene_complexity": ("SceneComplexity", "Complexity of a movie's patches (Zheng 2021)."),
+    "scene_performance": (
+        "scene_complexity:ScenePerformance",
+        "Prediction of the cells in each patch against its complexity (Zheng 2021).",
+    ),
     "readout_table": ("ReadoutTable", "A table of one score, models against recordings."),
 }
 
