@@ -121,9 +121,21 @@ def test_numbers_of_parameters_are_those_of_table_s1(cells, units, millions):
     assert round((learned + running) / 1e6, 2) == millions
 
 
+def test_penalties_have_the_weights_of_a_loss_that_is_a_mean_over_cells():
+    weights = {"kernel_l1": 2.0, "kernel_l2": 3.0, "dense_l2": 5.0, "activity_l1": 7.0}
+    model = CRNN(SMALL | weights)
+    field = xr.Dataset(coords={"cell": range(4), "y": range(8), "x": range(8), "lag": range(5)})
+    module: Any = model.build(field)
+    prediction = module(torch.randn(24, 8, 8))
+    inputs, squares = module.recurrent.layer.weight_ih_l0, lambda *of: sum((w**2).sum() for w in of)
+    expected = 2 * module.kernel.abs().sum() + 5 * squares(module.dense)
+    expected += 3 * squares(module.kernel, module.kernel_2, inputs) + 7 * module.absolute_input
+    torch.testing.assert_close(model.penalty(module, prediction), 4 * expected)
+
+
 @pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
 def test_a_variant_keeps_the_contract(options):
-    check_model(CRNN(CRNN.quick | options), small_recording(frames=300))
+    check_model(CRNN(SMALL | options), small_recording(frames=240))
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +229,7 @@ def test_a_memory_in_time_reaches_beyond_the_lags():
     rate = np.exp(np.roll(signal, 2))[:, None]  # of two frames before
     split = make_split(signal[:, None, None], rate, frame_interval=0.03, rate=rate)
     recording = make_recording(dict.fromkeys(("train", "validation", "test"), split))
-    options = SMALL | {"lags": 1, "kernels": [1, 1], "units": 8, "steps": 300, "target": "rate"}
+    options = SMALL | {"lags": 1, "kernels": [1, 1], "units": 8, "steps": 200, "target": "rate"}
     options |= {"gates": "torch", "decay": "constant", "noise": 0}
     options |= {
         "check_every": 100,
