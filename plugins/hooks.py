@@ -70,6 +70,10 @@ ANALYSES = {
     "psychometric": ("Psychometric", "Accuracy or response against a parameter of the trials."),
     "substitution": ("psychometric:Substitution", "The same with one unit replaced by others."),
     "tuning": ("Tuning", "Tuning to direction, orientation, speed and other parameters."),
+    "white_noise_receptive_field": (
+        "WhiteNoiseReceptiveField",
+        "Receptive fields of a model's cells and their distance from the data's (Zheng 2021).",
+    ),
     "scene_complexity": ("SceneComplexity", "Complexity of a movie's patches (Zheng 2021)."),
     "scene_performance": (
         "scene_complexity:ScenePerformance",
