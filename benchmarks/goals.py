@@ -18,6 +18,7 @@ SUITES = (
     "population_cases",
     "file_cases",
     "circuit_cases",
+    "movie_cases",
 )
 
 

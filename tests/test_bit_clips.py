@@ -152,3 +152,51 @@ def test_all_instruction_sets_and_numbers_of_threads_agree(tmp_path):
         found.append(torch.load(path))
     for one, other in zip(*found, strict=True):
         close(one, other.double())
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"sizes": ClipSizes(64, 64, 1, 1, (0,))}, "needs 512 bytes"),
+        ({"sizes": ClipSizes(1, 70_000, 1, 1, (0,))}, "70000 columns"),
+        ({"sizes": ClipSizes(8, 8, 1, 1, (-1,))}, "'firsts'"),
+        ({"sizes": ClipSizes(8, 8, 1, 1, (5,))}, "'firsts'"),
+        ({"pools": [torch.ones(1, 2, 1, 1), torch.ones(1, 2, 3, 3)]}, "supports_bit_clips"),
+        ({"time": torch.ones(300, 2)}, "supports_bit_clips"),
+        ({"space": torch.ones(2, 1, 3, 30)}, "supports_bit_clips"),
+        ({"bits": torch.zeros(1, 5, 8)}, "supports_bit_clips"),
+    ],
+)
+def test_sizes_that_the_kernel_cannot_read_are_refused(changed, message):
+    given = {
+        "bits": torch.zeros(1, 5, 8, dtype=torch.uint8),
+        "sizes": ClipSizes(8, 8, 1, 1, (0,)),
+        "space": torch.ones(2, 1, 3, 3),
+        "time": torch.ones(2, 2),
+        "pools": [torch.ones(1, 2, 1, 1)],
+    } | changed
+    zero = torch.zeros(2)
+    with pytest.raises(ValueError, match=message):
+        pool_bit_clips(
+            given["bits"],
+            VALUES,
+            given["sizes"],
+            given["space"],
+            zero,
+            given["time"],
+            zero,
+            given["pools"],
+        )
+
+
+def test_the_default_type_of_torch_does_not_matter():
+    bits = torch.tensor([[[0b1010], [0b0001]]], dtype=torch.uint8)
+    weights = torch.ones(1, 1, 2, 2), torch.zeros(1), torch.ones(2, 1), torch.zeros(1)
+    sizes, pool = ClipSizes(2, 2, 1, 1, (0,)), torch.ones(1, 1, 1, 1)
+    torch.set_default_dtype(torch.float64)
+    try:
+        (out,) = pool_bit_clips(bits, VALUES, sizes, *weights, [pool])
+    finally:
+        torch.set_default_dtype(torch.float32)
+    (expected,) = pool_bit_clips(bits, VALUES, sizes, *weights, [pool])
+    torch.testing.assert_close(out, expected)

@@ -23,7 +23,7 @@ from retinakit_plugins.models.crnn import CRNN
 TORCH = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
 SMALL = CRNN.quick | {"steps": 20}
 VARIANTS: dict[str, dict[str, Any]] = {
-    "none": {"recurrence": "none", "group": 2, "start": "glorot"},
+    "none": {"recurrence": "none", "start": "glorot"},
     "lstm in time": {"axis": "time"},
 }
 
@@ -121,9 +121,21 @@ def test_numbers_of_parameters_are_those_of_table_s1(cells, units, millions):
     assert round((learned + running) / 1e6, 2) == millions
 
 
+def test_penalties_have_the_weights_of_a_loss_that_is_a_mean_over_cells():
+    weights = {"kernel_l1": 2.0, "kernel_l2": 3.0, "dense_l2": 5.0, "activity_l1": 7.0}
+    model = CRNN(SMALL | weights)
+    field = xr.Dataset(coords={"cell": range(4), "y": range(8), "x": range(8), "lag": range(5)})
+    module: Any = model.build(field)
+    prediction = module(torch.randn(24, 8, 8))
+    inputs, squares = module.recurrent.layer.weight_ih_l0, lambda *of: sum((w**2).sum() for w in of)
+    expected = 2 * module.kernel.abs().sum() + 5 * squares(module.dense)
+    expected += 3 * squares(module.kernel, module.kernel_2, inputs) + 7 * module.absolute_input
+    torch.testing.assert_close(model.penalty(module, prediction), 4 * expected)
+
+
 @pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
 def test_a_variant_keeps_the_contract(options):
-    check_model(CRNN(CRNN.quick | options), small_recording(frames=300))
+    check_model(CRNN(CRNN.quick | options), small_recording(frames=400))
 
 
 @pytest.fixture(scope="module")
@@ -187,6 +199,9 @@ def test_the_analyses_of_layers_run(fitted, recording):
     assert Features.with_options(samples=200).run(fitted, recording).sizes["filter"] == 3
     assert Subunits().run(fitted, recording)["filter_image"].sizes["filter"] == 3
     assert Lesion().run(fitted, recording).sizes["lesion"] == 3 + 2 + 3
+    with pytest.raises(UserError, match="use the whole field"):
+        part = fitted.cropped(slice(0, 7), slice(0, 7))
+        part.activity(recording["test"].to_dataset().isel(y=slice(7), x=slice(7)), "recurrent")
     for layer in ("layer1", "recurrent"):
         search = OptimalStimulus.with_options(layer=layer, units=[0], steps=3, seeds=1)
         assert search.run(fitted, recording).sizes["seed"] == 1
@@ -214,7 +229,7 @@ def test_a_memory_in_time_reaches_beyond_the_lags():
     rate = np.exp(np.roll(signal, 2))[:, None]  # of two frames before
     split = make_split(signal[:, None, None], rate, frame_interval=0.03, rate=rate)
     recording = make_recording(dict.fromkeys(("train", "validation", "test"), split))
-    options = SMALL | {"lags": 1, "kernels": [1, 1], "units": 8, "steps": 300, "target": "rate"}
+    options = SMALL | {"lags": 1, "kernels": [1, 1], "units": 8, "steps": 200, "target": "rate"}
     options |= {"gates": "torch", "decay": "constant", "noise": 0}
     options |= {
         "check_every": 100,
@@ -242,6 +257,12 @@ def test_cells_of_a_group_are_divided_by_their_sum():
     for cell in range(7):
         expected = x[:, group == group[cell]].abs().sum(1)
         torch.testing.assert_close(total[:, cell], expected)
+    recording = small_recording(frames=200, cells=4)
+    model = CRNN(SMALL | {"group": 2})
+    model.fit(recording)
+    assert np.isfinite(model.predict(recording["test"])[4:]).all()
+    groups = model.parameters()["group"]
+    assert groups.dims == ("cell",) and sorted(groups.values) == [0, 0, 1, 1]
     with pytest.raises(UserError, match="leave out group"):
         CRNN(SMALL | {"group": 3}).fit(small_recording(frames=200, cells=1))
 

@@ -8,7 +8,8 @@ import xarray as xr
 from retinakit.contracts import UserError
 from retinakit.pipeline.combine import combine
 from retinakit.spikes import morans_i_z
-from retinakit_plugins.analyses.pruning import Pruning
+from retinakit.testing import small_recording
+from retinakit_plugins.analyses.pruning import Pruning, _numbers_kept
 from retinakit_plugins.models.cnn import CNN
 from retinakit_plugins.models.ln import LN
 
@@ -140,7 +141,7 @@ def test_the_population_is_drawn_against_the_full_models(redundant, recording_of
     model, _ = redundant
     result = Pruning({}).run(model, recording_of(model))
     tree = xr.DataTree.from_dict({"/cnn": combine([((), result)])})
-    effective, random, curves = Pruning({}).plot(tree).axes
+    effective, random, curves = Pruning({}).plot(tree).axes[:3]
     at = result.isel(cell=0).sel(against="rate", kept=4)
     (dot,) = (line for line in effective.lines if line.get_marker() == "o")
     np.testing.assert_allclose(dot.get_xydata(), [[1, at["correlation"]]], atol=1e-6)
@@ -173,3 +174,60 @@ def test_moran_s_i_of_few_checks_has_no_significance(shape):
 def test_an_unfitted_network_cannot_be_pruned():
     with pytest.raises(UserError, match="the CNN is not fitted"):
         CNN({}).without("layer1", [0])
+
+
+@pytest.fixture
+def in_time(network):
+    """Filters of three lags: the first half act at one lag, and the others at all lags."""
+    kernels = np.repeat(blobs_and_noise(), 3, axis=1)
+    kernels[::2] *= np.array([0, 1, 0])[:, None, None]
+    return network(kernels, output=0.3 * np.ones((8, 2, 2)), output_bias=-3.0)
+
+
+def test_by_the_temporal_index_filters_with_a_peak_in_time_are_kept_first(in_time, recording_of):
+    result = Pruning({"index": "temporal", "draws": 1}).run(in_time, recording_of(in_time))
+    assert set(np.flatnonzero(result["rank"] < 4)) == {0, 2, 4, 6}
+    ranked = result["temporal_regularity"].sortby(result["rank"])
+    assert (ranked.diff("filter") <= 0).all()
+    assert int(result["chosen"]) == int((result["z"] > 2.33).sum())
+
+
+def test_only_the_numbers_asked_for_are_computed(in_time, recording_of):
+    options = {"counts": [128, 4, 2], "draws": 1, "keep": 3}
+    result = Pruning(options).run(in_time, recording_of(in_time))
+    assert result["kept"].values.tolist() == [2, 3, 4, 8]
+    with pytest.raises(ValueError, match=r"a number of filters kept is negative \(-1\)"):
+        Pruning({"counts": [-1, 2]})
+
+
+def test_of_large_networks_powers_of_two_are_computed():
+    assert _numbers_kept(None, 32, 5) == list(range(33))
+    assert _numbers_kept(None, 128, 5) == [0, 1, 2, 4, 5, 8, 16, 32, 64, 128]
+
+
+def test_a_filter_of_one_lag_has_no_temporal_index(redundant, recording_of):
+    with pytest.raises(UserError, match="filters of one lag have no temporal regularity"):
+        Pruning({"index": "temporal"}).run(redundant[0], recording_of(redundant[0]))
+
+
+def test_a_population_has_the_mean_and_the_population_correlation():
+    data = small_recording(frames=400)
+    model = CNN({"lags": 5, "filters": 2, "kernel": 5, "steps": 2, "check_every": 1})
+    model.fit(data)
+    analysis = Pruning({"draws": 2})
+    result = analysis.run(model, data)
+    test = data["test"].to_dataset()
+    predicted = model.predict(test).values[4:]
+    for against, observed in (
+        ("rate", test["rate"].values[4:]),
+        ("response", test["response"].values.mean(0)[4:]),
+    ):
+        of_all = result.sel(kept=2, against=against)
+        each = [np.corrcoef(*traces)[0, 1] for traces in zip(predicted.T, observed.T, strict=True)]
+        mean = np.corrcoef(predicted.mean(1), observed.mean(1))[0, 1]
+        assert float(of_all["correlation"].mean()) == pytest.approx(np.mean(each), abs=1e-5)
+        assert float(of_all["correlation_of_mean"]) == pytest.approx(mean, abs=1e-5)
+    table = analysis.table(xr.DataTree.from_dict({"/cnn": combine([((), result)])}))
+    assert table["filters kept"].tolist() == [0, 1, 2]
+    assert table["mean correlation"][2] == pytest.approx(float(result["correlation"][1, 2].mean()))
+    assert table["correlation of mean"][0] == 0

@@ -17,6 +17,9 @@ from torch.autograd.function import once_differentiable
 from retinakit.kernels import compiled
 from retinakit.layers.dropout import parts_kept
 
+WIDEST = 2**16
+"""Largest width of a frame, whose columns the kernel numbers in 16 bits."""
+
 
 @dataclass(frozen=True)
 class ClipSizes:
@@ -59,7 +62,8 @@ def supports_bit_clips(bits: Tensor, space: Tensor, time: Tensor, pools: Sequenc
     most = max([types, *map(len, pools)])
     fits = most <= compiled.clip_types and channels == 1 and side_x <= compiled.clip_widest
     short = max(len(time), bits.shape[1]) <= compiled.clip_longest
-    return on_cpu and single and fits and short
+    alike = len({pool.shape[-2:] for pool in pools}) <= 1
+    return on_cpu and single and fits and short and alike
 
 
 def pool_bit_clips(
@@ -96,6 +100,9 @@ def pool_bit_clips(
         For each of the next layers, (clip, frame - first, output, row, column), with gradients of
         all weights.
 
+    Raises:
+        ValueError: if `supports_bit_clips` is false, or the shapes do not agree with the sizes.
+
     Example:
         >>> if compiled is not None:
         ...     bits = torch.tensor([[[0b1010], [0b0001]]], dtype=torch.uint8)  # one clip
@@ -106,6 +113,7 @@ def pool_bit_clips(
         ...     (out,) = pool_bit_clips(bits, values, sizes, space, zero, time, zero, [pool])
         ...     assert out.flatten().tolist() == [2.0, 21.0]
     """
+    _check(bits, sizes, space, time, pools)
     seed = int(torch.randint(2**63 - 1, ())) if dropout else 0
     low, high = values.tolist()
     weights = space, space_bias, time, time_bias, *pools
@@ -113,6 +121,29 @@ def pool_bit_clips(
     return [
         out[..., : len(pool)].permute(0, 3, 4, 1, 2) for out, pool in zip(found, pools, strict=True)
     ]
+
+
+def _check(
+    bits: Tensor, sizes: ClipSizes, space: Tensor, time: Tensor, pools: Sequence[Tensor]
+) -> None:
+    """Checks what the kernel relies on, which reads and writes by address."""
+    if not supports_bit_clips(bits, space, time, pools) or bits.dtype != torch.uint8:
+        raise ValueError("the kernel of clips cannot be used here; see supports_bit_clips")
+    if sizes.width > WIDEST:
+        raise ValueError(f"a frame has {sizes.width} columns, and at most {WIDEST} are possible")
+    needed = -(-sizes.height * sizes.width // 8)
+    if bits.shape[2] < needed:
+        raise ValueError(
+            f"a frame of {sizes.height} x {sizes.width} pixels needs {needed} bytes and has "
+            f"{bits.shape[2]}"
+        )
+    if len(sizes.firsts) != len(pools) or not all(
+        0 <= first < bits.shape[1] for first in sizes.firsts
+    ):
+        raise ValueError(
+            f"'firsts' {sizes.firsts} needs a frame between 0 and {bits.shape[1] - 1} for each of "
+            f"the {len(pools)} pools"
+        )
 
 
 class _PoolBitClips(torch.autograd.Function):
@@ -141,7 +172,9 @@ class _PoolBitClips(torch.autograd.Function):
         )
         clips, frames, _ = bits.shape
         found = [
-            torch.empty(clips, rows, columns, frames - first, compiled.clip_types)
+            torch.empty(
+                (clips, rows, columns, frames - first, compiled.clip_types), dtype=torch.float32
+            )
             for first in sizes.firsts
         ]
         ctx.held, ctx.shapes = (bits, padded), [weight.shape for weight in weights]
@@ -184,11 +217,11 @@ def _types_last(weight: Tensor, of_stimulus: bool) -> Tensor:
     assert compiled is not None
     types = compiled.clip_types
     if weight.ndim < 4:
-        padded = torch.zeros(*weight.shape[:-1], types)
+        padded = torch.zeros((*weight.shape[:-1], types), dtype=torch.float32)
         padded[..., : weight.shape[-1]] = weight
         return padded
     number, inputs, *sides = weight.shape
-    padded = torch.zeros(*sides, 1 if of_stimulus else types, types)
+    padded = torch.zeros((*sides, 1 if of_stimulus else types, types), dtype=torch.float32)
     padded[:, :, :inputs, :number] = weight.permute(2, 3, 1, 0)
     return padded
 

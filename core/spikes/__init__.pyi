@@ -20,7 +20,8 @@ from .spike_triggered import stc as stc
 from .stimulus_covariance import stimulus_covariance as stimulus_covariance
 from .stimulus_covariance import white_shrinkage as white_shrinkage
 from .stimulus_covariance import whitening_matrix as whitening_matrix
-from .temporal_regularity import temporal_autocorrelation as temporal_autocorrelation
-from .temporal_regularity import temporal_regularity as temporal_regularity
+from .temporal_indices import temporal_autocorrelation as temporal_autocorrelation
+from .temporal_indices import temporal_regularity as temporal_regularity
 from .time_rescaling import ks_statistic as ks_statistic
 from .time_rescaling import rescaled_intervals as rescaled_intervals
+from .white_noise import white_noise_field as white_noise_field

@@ -558,13 +558,13 @@ class _Shown:
             p.stop - p.start == n for p, n in zip(box, field, strict=True)
         ):
             return None
-        try:
-            model = self.model.cropped(*box)
-        except UserError:
-            return None
         strongest = [int((gradient.reshape(len(gradient), -1) ** 2).sum(1).argmax())]
         clip, expected = clips[strongest][..., *box], gradient[strongest][..., *box]
-        places = model.activity(self.clips.split(clip), self.layer).shape[2:]
+        try:  # a layer that needs the whole field, such as a recurrent one, refuses a part
+            model = self.model.cropped(*box)
+            places = model.activity(self.clips.split(clip), self.layer).shape[2:]
+        except UserError:
+            return None
         units = self.weight.reshape(self.weight.shape[1], -1).sum(1)
         close = 1e-4 * float(np.abs(expected).max())
         for place in np.ndindex(places):

@@ -14,6 +14,7 @@ from torch.nn.functional import conv2d, dropout, softplus
 
 from retinakit.contracts import UserError, as_response, mean_response
 from retinakit.layers import (
+    BatchNorm,
     FactorizedReadout,
     GaussianReadout,
     SeparableReadout,
@@ -238,7 +239,7 @@ class ConvolutionLayers(nn.Module):
             if config.offset:
                 self.offset.append(nn.Parameter(torch.zeros(filters)))
             if config.normalisation == "batch":
-                self.norm.append(_BatchNorm(filters, config.batch_decay))
+                self.norm.append(BatchNorm(filters, config.batch_decay, eps=1e-5, affine=False))
             # 0 for the filters that `without` silences, 1 otherwise. Training does not use it.
             self.register_buffer(f"kept_{layer}", torch.ones(filters, 1, 1))
             incoming = filters
@@ -331,24 +332,6 @@ class FullReadout(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         return nn.functional.linear(features.flatten(1), self.weight.flatten(1), self.bias)
-
-
-class _BatchNorm(nn.BatchNorm2d):
-    """Batch normalisation without scale and offset.
-
-    Early in training the running mean and variance are averages over all batches so far, so that
-    the first validations do not depend on their initial values.
-    """
-
-    def __init__(self, features: int, decay: float):
-        super().__init__(features, affine=False)
-        self.decay = decay
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        if self.training:
-            assert self.num_batches_tracked is not None
-            self.momentum = max(1 - self.decay, 1 / (1 + int(self.num_batches_tracked)))
-        return super().forward(hidden)
 
 
 class WhatWhere(TorchModel):

@@ -58,7 +58,7 @@ def temporal_autocorrelation(temporal: xr.DataArray) -> xr.DataArray:
         >>> import numpy as np
         >>> sine = xr.DataArray(np.sin(2 * np.pi * np.arange(20) / 20), dims="lag")
         >>> float(temporal_autocorrelation(sine).round(2))
-        0.95
+        1.0
     """
     b = temporal - temporal.mean("lag", skipna=False)
     lags = b.sizes["lag"]
