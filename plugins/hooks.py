@@ -70,6 +70,8 @@ ANALYSES = {
     "psychometric": ("Psychometric", "Accuracy or response against a parameter of the trials."),
     "substitution": ("psychometric:Substitution", "The same with one unit replaced by others."),
     "tuning": ("Tuning", "Tuning to direction, orientation, speed and other parameters."),
+    "filter_indices": ("FilterIndices", "Spatial against temporal regularity of filters (Zheng)."),
+    "parameter_count": ("ParameterCount", "Number of parameters of models, by part (Zheng 2021)."),
     "white_noise_receptive_field": (
         "WhiteNoiseReceptiveField",
         "Receptive fields of a model's cells and their distance from the data's (Zheng 2021).",
