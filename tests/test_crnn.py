@@ -209,6 +209,9 @@ def test_the_analyses_of_layers_run(fitted, recording):
     pruned = Pruning.with_options(draws=1).run(fitted, recording)
     assert pruned.sizes["kept"] == 4
     assert Features.with_options(samples=200).run(fitted, recording).sizes["filter"] == 3
+    with pytest.raises(UserError, match="position 'dense-weighted'"):
+        options = {"position": "dense-weighted", "layer": "recurrent", "samples": 200}
+        Features(options).run(fitted, recording)
     assert Subunits().run(fitted, recording)["filter_image"].sizes["filter"] == 3
     assert Lesion().run(fitted, recording).sizes["lesion"] == 3 + 2 + 3
     with pytest.raises(UserError, match="use the whole field"):
