@@ -193,10 +193,25 @@ def test_output_weights_are_the_derivatives_of_a_cell_by_the_maps(recurrence, re
     assert not np.allclose(found, weight[1])
 
 
+@pytest.mark.parametrize("axis", ["feature", "time"])
+def test_a_prediction_in_parts_is_that_of_all_frames(axis, recording, monkeypatch):
+    model = CRNN(SMALL | {"axis": axis})
+    model.fit(recording)
+    whole = model.predict(recording["test"])
+    monkeypatch.setattr("retinakit_plugins.models.crnn.MAP_VALUES", 7 * 3 * 16)  # of 7 frames
+    module: Any = model.module
+    assert len(module.parts(torch.zeros(30 + 4, 8, 8))) == 5
+    xr.testing.assert_allclose(model.predict(recording["test"]), whole)
+    assert len(module.train().parts(torch.zeros(30 + 4, 8, 8))) == 1
+
+
 def test_the_analyses_of_layers_run(fitted, recording):
     pruned = Pruning.with_options(draws=1).run(fitted, recording)
     assert pruned.sizes["kept"] == 4
     assert Features.with_options(samples=200).run(fitted, recording).sizes["filter"] == 3
+    with pytest.raises(UserError, match="position 'dense-weighted'"):
+        options = {"position": "dense-weighted", "layer": "recurrent", "samples": 200}
+        Features(options).run(fitted, recording)
     assert Subunits().run(fitted, recording)["filter_image"].sizes["filter"] == 3
     assert Lesion().run(fitted, recording).sizes["lesion"] == 3 + 2 + 3
     with pytest.raises(UserError, match="use the whole field"):

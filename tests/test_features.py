@@ -7,6 +7,7 @@ import xarray as xr
 
 from retinakit.contracts import UserError
 from retinakit.pipeline.combine import combine
+from retinakit.spikes import temporal_autocorrelation, temporal_regularity
 from retinakit_plugins.analyses.features import KINDS, Features
 from retinakit_plugins.models.ln import LN
 
@@ -105,6 +106,9 @@ def test_a_feature_in_space_and_time_is_taken_apart(shown):
     course = np.array([0.1, -0.6, -0.9, 0.5, 0.3])
     result = shown([course[:, None, None] * blob()[0]], {"samples": 20_000})
     assert kinds(result) == ["OFF"]
+    temporal = result["feature_temporal"]
+    xr.testing.assert_equal(result["temporal_regularity"], temporal_regularity(temporal))
+    xr.testing.assert_equal(result["temporal_autocorrelation"], temporal_autocorrelation(temporal))
     space, time = result["feature"].values[0], result["feature_temporal"].values[0]
     assert -(space * placed(blob(), 0, 0)).sum() / np.linalg.norm(space) > 0.98
     # Positive at its peak, so that the sign is in the image.

@@ -11,6 +11,7 @@ from retinakit.spikes import morans_i, temporal_regularity
 from retinakit.testing import SmallModel, small_recording
 from retinakit_plugins.analyses.filter_indices import FilterIndices
 from retinakit_plugins.analyses.parameter_count import ParameterCount
+from retinakit_plugins.analyses.subunits import Subunits
 from retinakit_plugins.models.crnn import CRNN
 
 TEMPORAL = np.array([[0, 1, 0, 0], [0.2, -0.5, -1.0, 0.6]])
@@ -48,6 +49,19 @@ def test_the_true_subunits_have_as_many_lags_as_the_model(filters, network):
     assert row["filters"] == 2
     assert row["mean true Moran's I"] == pytest.approx(float(expected.mean()))
     assert analysis.plot(tree)
+
+
+def test_subunits_are_found_in_filters_with_an_offset(filters, network, recording_of):
+    temporal = np.array([1.0, 2.0, -2.0, -1.0])
+    model = network(temporal[:, None, None] * filters[:, None] + 9.0)
+    data = recording_of(model)
+    cosines = []
+    for subtract in (False, True):
+        result = Subunits({"subtract_mean": subtract}).run(model, data)
+        image = result["filter_image"].isel(cell=0, filter=0).values
+        placed = image[np.ix_(image.any(1), image.any(0))]
+        cosines.append(abs((placed * filters[0]).sum()) / np.linalg.norm(filters[0]))
+    assert cosines[0] < 0.2 and cosines[1] == pytest.approx(1, abs=1e-3)
 
 
 def test_filters_of_one_lag_are_refused(filters, network, recording_of):

@@ -86,6 +86,16 @@ def test_cells_are_the_same_whatever_they_are_shown(tmp_path):
     assert not load(seed=1)["truth"]["location_y"].equals(first["location_y"])
 
 
+@pytest.mark.parametrize("options", [{}, {"stimulus": "white_noise", "noise_check": 2}])
+def test_frames_of_a_large_movie_are_drawn_when_used(monkeypatch, options):
+    held = load(**options)
+    monkeypatch.setattr("retinakit_plugins.datasets.natural_movie.IN_MEMORY", 0)
+    drawn = load(**options)
+    assert not drawn["test"]["stimulus"].variable._in_memory
+    for split in SPLITS:
+        assert drawn[split].to_dataset().identical(held[split].to_dataset())
+
+
 def test_the_last_sixths_are_validation_and_test():
     recording = load()
     assert [recording[split].sizes["frame"] for split in SPLITS] == [600, 150, 150]
@@ -205,6 +215,7 @@ def test_a_movie_is_the_same_from_each_kind_of_file(tmp_path):
         np.testing.assert_allclose(movie(np.array([7, 3])), expected[[7, 3]], atol=1e-3)
 
 
+@pytest.mark.filterwarnings("ignore:The legacy")  # imageio tries all of its plugins
 def test_a_file_that_is_no_movie_is_refused(tmp_path):
     def refused(name, match, **options):
         with pytest.raises(UserError, match=match):

@@ -265,6 +265,20 @@ def test_means_over_cells_keep_minus_infinity_and_are_drawn_without_warnings():
         table.plot(xr.DataTree(read)).draw_without_rendering()
 
 
+def test_a_table_has_scores_of_the_whole_population():
+    group = xr.Dataset(
+        {
+            "correlation_of_mean": ("seed", [0.9, 0.5]),
+            "bits_per_spike_validation": (("seed", "cell"), [[0.1, 0.2], [0.3, 0.4]]),
+        },
+        {"seed": [0, 1], "cell": [0, 1]},
+        {"sweep": "seed"},
+    )
+    table = ReadoutTable({"score": "correlation_of_mean"})
+    read = table.run({"s": xr.DataTree.from_dict({"/m": group})})
+    assert (read["value"].item(), read["cells"].item()) == (0.5, 1)
+
+
 def one(result):
     return result["ridge"].to_dataset().isel(penalty=1, drop=True).assign_attrs(sweep="")
 

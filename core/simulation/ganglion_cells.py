@@ -23,11 +23,11 @@ SIGN = (-1.0, -1.0, 1.0)
 TIME_CONSTANT = (0.03, 0.045, 0.035)
 """Polarity and time constant in s of the temporal filter of each type."""
 
-SPACING, CENTRE, SURROUND, SURROUND_WEIGHT = 90.0, 45.0, 180.0, 0.9
+SPACING, CENTRE, SURROUND, SURROUND_WEIGHT = 135.0, 75.0, 250.0, 0.7
 """Bipolar cells: distance, standard deviations of centre and surround in µm, and weight of the
 surround relative to the centre."""
 
-FIELD, FIELD_SPREAD, ELONGATION = 90.0, 0.15, 1.5
+FIELD, FIELD_SPREAD, ELONGATION = 110.0, 0.15, 1.5
 """Pooling of a ganglion cell over bipolar cells: standard deviation in µm, spread of its logarithm
 between cells, and the largest ratio of the two axes."""
 
@@ -96,7 +96,7 @@ class GanglionCells:
     amacrine: csr_array
     threshold: NDArray[np.float64]
     gain: NDArray[np.float64]
-    adaptation: float = 5.0
+    adaptation: float = 2.0
     gain_frames: float = 30.0
     feedback: float = 0.3
     amacrine_frames: float = 3.0

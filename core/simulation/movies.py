@@ -34,13 +34,13 @@ class Motion:
 
     Example:
         >>> Motion(objects=0).drift
-        0.1
+        0.2
     """
 
     cut: float = 5.0
-    saccade: float = 0.8
+    saccade: float = 0.4
     saccade_size: float = 0.15
-    drift: float = 0.1
+    drift: float = 0.2
     objects: int = 3
     object_size: float = 0.4
     object_speed: float = 0.3

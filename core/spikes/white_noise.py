@@ -1,7 +1,6 @@
 """Receptive fields of the cells of a model, from its responses to white noise."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -64,7 +63,8 @@ def white_noise_field(
         raise UserError(
             "the stimulus of the model has channels; its receptive fields are those of one without"
         )
-    cells, lags = model.field.sizes["cell"], model.lags
+    cells, height, width = (model.field.sizes[dim] for dim in ("cell", "y", "x"))
+    lags = model.lags
     batches = -(-cells // CELLS_AT_ONCE)
     shown = 0
 
@@ -86,20 +86,21 @@ def white_noise_field(
     found = []
     for first in range(0, cells, CELLS_AT_ONCE):
         some = slice(first, first + CELLS_AT_ONCE)
-        sums: Any = 0
+        number = len(rate[0, some])
+        sums = np.zeros((number, lags, height * width), np.float32)
         start = 0
         for movie in _noise(model, clips, seed):
             frames = len(movie) - lags + 1
             weight = np.ascontiguousarray(rate[start : start + frames, some].T)
             flat = movie.reshape(len(movie), -1)
-            histories = (flat[lags - 1 - lag :][:frames] for lag in range(lags))
-            sums = sums + np.stack([weight @ history for history in histories], 1)
+            for lag in range(lags):
+                sums[:, lag] += weight @ flat[lags - 1 - lag :][:frames]
             start += frames
             shown += frames
             tell()
         sums *= (contrast / total[some]).astype(np.float32)[:, None, None]
-        shape = (-1, lags, model.field.sizes["y"], model.field.sizes["x"])
-        field = xr.DataArray(sums.reshape(shape), coords, ("cell", "lag", "y", "x"))
+        values = sums.reshape(number, lags, height, width)
+        field = xr.DataArray(values, coords, ("cell", "lag", "y", "x"))
         noise = _noise_of(deviation[some], field)
         found.append(receptive_field(field, noise, false_positive))
     result: xr.Dataset = xr.concat(found, "cell") if len(found) > 1 else found[0]

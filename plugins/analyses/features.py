@@ -189,14 +189,15 @@ class Features(Analysis):
             weight[{dim: (weight.sizes[dim] - 1) // 2 for dim in places}] = 1
             return weight
         layers, parameters = list(model.layers()), model.parameters()
-        if layer != layers[-1] or "output_weight" not in parameters:
+        output = parameters.get("output_weight")
+        if layer != layers[-1] or output is None or output.shape[1:] != weight.shape:
             raise UserError(
                 f"position 'dense-weighted' needs the output_weight of the last layer, "
                 f"'{layers[-1]}', and the layer is '{layer}' of a {type(model).__name__}; choose "
                 "another layer or position"
             )
-        output = abs(parameters["output_weight"]).sum("cell").values
-        return weight + output / output.sum((1, 2), keepdims=True)
+        of_maps = abs(output).sum("cell").values
+        return weight + of_maps / of_maps.sum((1, 2), keepdims=True)
 
     def plot(self, result: xr.DataTree) -> "Figure":
         from matplotlib.figure import Figure

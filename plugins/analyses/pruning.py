@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from functools import cache
+from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -38,8 +39,8 @@ if TYPE_CHECKING:
 ALL_NUMBERS = 32
 """Largest number of filters of which every number kept is computed by default."""
 
-SHOWN = 10
-"""Number of filters that are drawn for each model."""
+CASES, SHOWN = 4, 10
+"""Largest numbers of models, and of filters of each, that are drawn."""
 
 
 class PruningConfig(Config):
@@ -406,16 +407,14 @@ def _table_of_populations(result: xr.DataTree, against: str) -> pd.DataFrame:
 
 
 def _sorted_cases(result: xr.DataTree) -> Iterator[tuple[str, xr.Dataset]]:
-    """The first point of each model, its filters in the order of the ranking."""
-    for name in groups(result):
-        one = xr.DataTree.from_dict({f"/{name}": groups(result)[name]}) if name else result
-        label, case = next(iter(cases(one)))
+    """The first models and points, their filters in the order of the ranking."""
+    for label, case in islice(cases(result), CASES):
         case = case.isel(filter=case["rank"].notnull().values)
         yield label, case.isel(filter=np.argsort(case["rank"].values)[:SHOWN])
 
 
 def _draw_filters(figure: Any, result: xr.DataTree, rows: int) -> None:
-    """The first filters of each model in their order, in space and time."""
+    """The first filters in their order, in space and time."""
     grid = figure.subplots(2 * rows, SHOWN, squeeze=False, height_ratios=[1, 0.45] * rows)
     for axis in grid.flat:
         axis.set(xticks=[], yticks=[], frame_on=False)

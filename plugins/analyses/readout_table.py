@@ -104,8 +104,8 @@ class ReadoutTable(Analysis):
     def _row(self, name: str, group: xr.Dataset) -> dict[str, tuple[float, int, int]]:
         """Of each column, the mean score and the numbers of cells in it and left out of it."""
         c = self.config
-        if "cell" not in group[c.score].dims:  # one score for the whole recording
-            group = group.expand_dims(cell=[0])
+        if not any("cell" in variable.dims for variable in group.data_vars.values()):
+            group = group.expand_dims(cell=[0])  # the scores of decisions
         others = [dim for dim in sweep_dims(group) if dim != c.columns]
         if others:
             tree = chosen(
@@ -115,6 +115,9 @@ class ReadoutTable(Analysis):
                 largest=c.largest,
             )
             group = groups(tree)[name or "all"]
+        if "cell" not in group[c.score].dims:  # one score for the whole recording
+            group = group.drop_dims("cell").drop_vars("cell", errors="ignore")
+            group = group.expand_dims(cell=[0])
         swept = c.columns in sweep_dims(group)
         row = {}
         for column in group[c.columns].values.tolist() if swept else ["all"]:

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
+from pydantic import Field
 from scipy.optimize import linear_sum_assignment
 
 from retinakit.contracts import Analysis, Config, Model, UserError, cases, groups, points
@@ -18,7 +19,14 @@ if TYPE_CHECKING:
 
 
 class SubunitsConfig(Config):
-    """There are no options."""
+    """Options of the separation of the filters."""
+
+    subtract_mean: bool = Field(
+        False,
+        description="Whether to subtract the mean of each filter of several lags before it is "
+        "separated into space and time. A learned filter may have an offset, as in the networks "
+        "of Zheng et al. (2021), which would be its largest part.",
+    )
 
 
 class Subunits(Analysis):
@@ -55,7 +63,8 @@ class Subunits(Analysis):
     Config = SubunitsConfig
 
     def run(self, model: Model, data: xr.DataTree) -> xr.Dataset:
-        parts, parameters = space_and_time(model), model.parameters()
+        parts = space_and_time(model, subtract_mean=self.config.subtract_mean)
+        parameters = model.parameters()
         filters = parts["spatial"]
         result = xr.Dataset()
         if "temporal" in parts:

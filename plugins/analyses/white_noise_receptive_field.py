@@ -280,10 +280,13 @@ def _draw_indices(axis: Any, case: xr.Dataset, color: str) -> None:
         axis.set_axis_off()
         return
     x, y = case["morans_i"].values, case["temporal_regularity"].values
+    if not np.isfinite(x * y).any():
+        axis.set_axis_off()
+        axis.text(0.5, 0.5, "no receptive field", ha="center", transform=axis.transAxes, fontsize=8)
+        return
     axis.plot(x, y, ".", ms=3, color=color, alpha=0.5)
-    if np.isfinite(x * y).any():
-        spread = {"xerr": np.nanstd(x), "yerr": np.nanstd(y)}
-        axis.errorbar(np.nanmean(x), np.nanmean(y), **spread, color="k", lw=1, zorder=3)
+    spread = {"xerr": np.nanstd(x), "yerr": np.nanstd(y)}
+    axis.errorbar(np.nanmean(x), np.nanmean(y), **spread, color="k", lw=1, zorder=3)
     axis.set_xlabel(INDICES["morans_i"], fontsize=8)
     axis.set_ylabel(INDICES["temporal_regularity"], fontsize=8)
     axis.tick_params(labelsize=7)
@@ -333,9 +336,12 @@ def _draw_distances(figure: Any, shown: list[tuple[str, xr.Dataset]]) -> None:
         distance = distance[np.isfinite(distance)]
         if len(distance) == 0:
             continue
-        text = f"{label}: {distance.mean():.2f} ± {distance.std():.2f}, {len(distance)} cells"
+        name = label.replace("\n", ", ")
+        text = f"{name}: {distance.mean():.2f} ± {distance.std():.2f}, {len(distance)} cells"
         axis.hist(distance, edges, histtype="step", color=f"C{index}", lw=1.5, label=text)
         axis.axvline(distance.mean(), color=f"C{index}", lw=1, ls="--")
     axis.set(xlabel="distance of the receptive fields of model and data", ylabel="cells")
     if axis.get_legend_handles_labels()[0]:
         axis.legend(frameon=False, fontsize=8)
+    else:
+        axis.set_title("no cell has an outline of both", fontsize=8)

@@ -132,8 +132,8 @@ class MovingDotsConfig(Config):
             )
         if self.radius is not None and self.radius > self.side:
             raise ValueError(
-                f"a dot of radius {self.radius} covers the world of {self.side} pixels; make radius "
-                "smaller"
+                f"a dot of radius {self.radius} covers the world of {self.side} pixels; make "
+                "radius smaller"
             )
         for environment in (self.environment, *(self.test_environments or ())):
             low, high = limits(environment)

@@ -97,10 +97,10 @@ class NaturalMovieConfig(Config):
     )
     cut: float = Field(5.0, ge=0, description="Mean time between cuts, in seconds; 0 for no cuts.")
     saccade: float = Field(
-        0.8, ge=0, description="Mean time between saccades, in seconds; 0 for no saccades."
+        0.4, ge=0, description="Mean time between saccades, in seconds; 0 for no saccades."
     )
     drift: float = Field(
-        0.1, ge=0, description="Standard deviation of the drift's velocity, in fields per second."
+        0.2, ge=0, description="Standard deviation of the drift's velocity, in fields per second."
     )
     objects: int = Field(3, ge=0, description="Number of objects that swim across the scene.")
     noise_check: int = Field(
@@ -108,7 +108,7 @@ class NaturalMovieConfig(Config):
     )
     cells: int = Field(80, ge=1, description="Number of cells.")
     mean_rate: float = Field(
-        2.8,
+        3.1,
         gt=0,
         description="Median of the cells' mean rates in Hz, for the movie for which thresholds and "
         "gains are set; other movies have other rates.",
@@ -120,7 +120,7 @@ class NaturalMovieConfig(Config):
         description="Fraction of the frames of that movie in which the rate of a cell is 0.",
     )
     adaptation: float = Field(
-        5.0, ge=0, description="Strength of the slow divisive gain; 0 for none."
+        2.0, ge=0, description="Strength of the slow divisive gain; 0 for none."
     )
     gain_frames: float = Field(30.0, ge=1, description="Time constant of the gain, in frames.")
     feedback: float = Field(0.3, ge=0, description="Strength of amacrine feedback; 0 for none.")
@@ -159,7 +159,7 @@ class NaturalMovie(Dataset):
     It stands in for the movies of Zheng et al. (2021), and `movie` is your own movie instead.
 
     The cells are of three types (`retinakit.simulation.GanglionCells`): bipolar cells are filtered
-    in space and time and rectified, a ganglion cell pools about ten of them, its sensitivity is
+    in space and time and rectified, a ganglion cell pools about a dozen of them, its sensitivity is
     divided by its own mean excitation of the last 30 frames, which is longer than the history of 20
     frames of the models, and amacrine cells inhibit their neighbourhood. Spike counts are binomial,
     at most three in a bin, and each presentation is a repeat. Thresholds and gains are set for
@@ -175,7 +175,7 @@ class NaturalMovie(Dataset):
     its centre in the form of `retinakit.spikes.fit_ellipse` (`centre_y`, `centre_x`, `sd_major`,
     `sd_minor` in µm and `angle`), `threshold` and `gain`; and the subunits: `pooling (cell,
     bipolar)`, `bipolar_field (bipolar, y, x)` and `temporal (type, lag)`. Gaussians fitted to
-    spike-triggered averages are about 0.7 times as wide, because of the surround.
+    spike-triggered averages are about 0.8 times as wide, because of the surround.
 
     Raises:
         UserError: if the movie cannot be read or is too short, or a photograph is smaller than the

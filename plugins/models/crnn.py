@@ -201,15 +201,19 @@ class CRNNModule(nn.Module):
         self.absolute_input = torch.zeros(())
 
     def forward(self, frames: Tensor, every: int = 1) -> Tensor:
-        if every > 1 or self.training:
+        if every > 1:
             return self.rates(self.features(frames, every))
         return torch.cat([self.rates(self.features(part)) for part in self.parts(frames)])
 
     def parts(self, frames: Tensor) -> list[Tensor]:
-        """The frames of parts of a prediction, with their history, to bound the memory."""
-        c, before = self.config, self.config.lags - 1
-        places = max(self.map[0] * self.map[1] * c.filters[0], 1)
-        length = max(1, MAP_VALUES // places)
+        """The frames of parts of a prediction, with their history, to bound the memory.
+
+        A training batch is one part, because its statistics are those of batch normalisation.
+        """
+        if self.training:
+            return [frames]
+        before, values = self.config.lags - 1, self.map[0] * self.map[1] * self.config.filters[0]
+        length = max(1, MAP_VALUES // values)
         return [frames[at : at + length + before] for at in range(0, len(frames) - before, length)]
 
     def features(self, frames: Tensor, every: int = 1) -> Tensor:
@@ -310,19 +314,23 @@ class CRNNModule(nn.Module):
     def _rectify(self, drive: Tensor, kept: Tensor) -> Tensor:
         if not self.training:
             return drive.relu() * kept
-        return (drive + self.config.noise * torch.randn_like(drive)).relu()
+        if self.config.noise:
+            drive = drive + self.config.noise * torch.randn_like(drive)
+        return drive.relu()
 
     def _kept_units(self, outputs: Tensor) -> Tensor:
         return outputs if self.training else outputs * self.get_buffer("kept_units")
 
     def _start(self) -> None:
-        for kernel, inputs in ((self.kernel, self.kernel[:, 0]), (self.kernel_2, self.kernel_2[0])):
+        first, second = self.kernel, self.kernel_2
+        for kernel, inputs, outputs in (
+            (first, first[:, 0].numel(), first[0, :, 0].numel()),
+            (second, second[0].numel(), second[:, 0].numel()),
+        ):
             if self.config.start == "normal":
                 nn.init.normal_(kernel, std=0.05)
             else:
-                area = kernel.shape[-2:].numel()
-                outputs = len(self.bias if kernel is self.kernel else self.bias_2) * area
-                limit = (6 / (inputs.numel() + outputs)) ** 0.5
+                limit = (6 / (inputs + outputs)) ** 0.5
                 nn.init.uniform_(kernel, -limit, limit)
 
 
