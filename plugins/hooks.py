@@ -68,7 +68,7 @@ ANALYSES = {
     "motion_difficulty": ("MotionDifficulty", "Speeds of moving dots (Murray et al., Fig 1)."),
     "lesion": ("Lesion", "Scores of a model with units silenced, or with only some kept."),
     "psychometric": ("Psychometric", "Accuracy or response against a parameter of the trials."),
-    "substitution": ("psychometric:Substitution", "The same with one unit replaced by others."),
+    "substitution": ("psychometric:Substitution", "Psychometric curves with one unit exchanged."),
     "tuning": ("Tuning", "Tuning to direction, orientation, speed and other parameters."),
     "filter_indices": ("FilterIndices", "Spatial against temporal regularity of filters (Zheng)."),
     "parameter_count": ("ParameterCount", "Number of parameters of models, by part (Zheng 2021)."),

@@ -7,6 +7,7 @@ from typing import Any, Self
 import numpy as np
 import pytest
 import xarray as xr
+from pydantic import ValidationError
 from scipy.stats import binomtest, norm
 
 from retinakit.contracts import Model, UserError, coordinates_of, make_recording, make_split
@@ -273,6 +274,19 @@ def test_below_a_value_one_minus_accuracy_is_shown(circuit):
     options = {"parameter": "difference", "flip_below": 0.3}
     result = Psychometric(options).run(*circuit)
     np.testing.assert_array_equal(result["accuracy"].isel(variant=0), [0.5, 0, 1])
+
+
+@pytest.mark.parametrize("number", [0, -1, {"bipolar": -1, "amacrine": 3}, {"bipolar": 0}])
+def test_a_variant_keeps_one_unit_or_more(number):
+    with pytest.raises(ValidationError, match="needs 1 unit or more"):
+        Psychometric({"variants": {"small": {"keep_best": number}}})
+
+
+@pytest.mark.parametrize("given", [{"fit": "gaussian"}, {"flip_below": 0.3}])
+def test_options_of_accuracy_are_refused_for_mean_responses(circuit, given):
+    analysis = Psychometric({"parameter": "difference", "response": "mean"} | given)
+    with pytest.raises(UserError, match=f"leave out '{next(iter(given))}'"):
+        analysis.run(*circuit)
 
 
 @pytest.mark.parametrize("fit", ["gaussian", "logistic"])

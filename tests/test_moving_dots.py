@@ -119,6 +119,9 @@ class TestClips:
             ({"test_speed": [1], "test_environments": ["top"]}, "give one of them"),
             ({"test_alpha": [-1]}, "not negative"),
             ({"test_alpha": {"start": 2, "stop": 1}}, "less than start"),
+            ({"test_alpha": {"start": 0, "stop": 4, "step": 1e-9}}, "make step larger"),
+            ({"radius": 10**9}, "covers the world of 180 pixels"),
+            ({"world": 1e12}, "1000"),
         ],
     )
     def test_impossible_options_are_refused(self, given, message):

@@ -79,6 +79,10 @@ class Variant(Config):
     def _consistent(self) -> "Variant":
         if self.keep_best is not None and self.keep:
             raise ValueError("'keep' and 'keep_best' are both set; choose one")
+        best = self.keep_best
+        numbers = best.values() if isinstance(best, dict) else [1 if best is None else best]
+        if any(number < 0 for number in numbers) or sum(numbers) < 1:
+            raise ValueError("'keep_best' needs 1 unit or more")
         if both := sorted(self.without.keys() & self.keep.keys()):
             raise ValueError(f"layer '{both[0]}' is in both 'without' and 'keep'; choose one")
         return self
@@ -107,6 +111,7 @@ class TrialsConfig(Config):
     bins: int | None = Field(
         None,
         ge=1,
+        le=10_000,
         description="Number of bins of equal width of the parameter; null: one point for each of "
         "its values.",
     )
@@ -209,6 +214,7 @@ class Psychometric(Analysis):
         found_units = [_silent(model, data, split, variant) for variant in variants.values()]
         lesions, active = [one[0] for one in found_units], [one[1] for one in found_units]
         trials = _Trials(c, split, model.lags, c.split_by, c.flip_below)
+        self._check_decisions(trials)
         found = []
         for done, prediction in enumerate(model.lesions(split, lesions), start=1):
             found.append(trials.curve(prediction))
@@ -218,9 +224,19 @@ class Psychometric(Analysis):
             result["active"] = ("variant", active)
         if c.reach is not None:
             result = result.assign(reached=_reached(result, c.parameter, c.reach))
-        if c.fit != "none" and "accuracy" in result:
+        if c.fit != "none":
             result = result.assign(self._fitted(result, split.sizes["cell"]))
         return result
+
+    def _check_decisions(self, trials: "_Trials") -> None:
+        """Refuses options of accuracy if mean responses are shown."""
+        c = self.config
+        given = [("fit", c.fit != "none"), ("flip_below", c.flip_below is not None)]
+        for name in [name for name, there in given if there and not trials.accuracy]:
+            raise UserError(
+                f"'{name}' is for the accuracy of decisions, and the curves are of mean responses; "
+                f"leave out '{name}'"
+            )
 
     def _fitted(self, result: xr.Dataset, classes: int) -> dict[str, xr.DataArray]:
         """The threshold and the width of the psychometric function of each curve."""
@@ -557,7 +573,9 @@ class _Trials:
         self.count = len(which)
         self.flipped = np.zeros(self.count, bool)
         value = values.values[at]
-        if flip_below is not None and value.dtype.kind in "iuf":
+        if flip_below is not None:
+            if value.dtype.kind not in "iuf":
+                raise UserError(f"'{config.parameter}' has no numbers; leave out 'flip_below'")
             self.flipped = value < flip_below
         self.coords: dict[str, Any] = {}
         self.groups = []

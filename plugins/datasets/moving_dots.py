@@ -24,6 +24,9 @@ ENVIRONMENTS = {
 CLASSES = ("left", "right")
 DEGREES = {"left": 180.0, "right": 0.0}
 
+MOST_NUMBERS = 10_000
+"""Largest number of values of `Steps`."""
+
 Environment = Literal["full", "top", "upper", "lower", "bottom"] | tuple[float, float]
 
 
@@ -48,6 +51,11 @@ class Steps(Config):
     def _in_order(self) -> "Steps":
         if self.stop < self.start:
             raise ValueError(f"stop {self.stop:g} is less than start {self.start:g}")
+        if (self.stop - self.start) / self.step >= MOST_NUMBERS:
+            raise ValueError(
+                f"from {self.start:g} to {self.stop:g} in steps of {self.step:g} are more than "
+                f"{MOST_NUMBERS} numbers; make step larger"
+            )
         return self
 
 
@@ -105,6 +113,7 @@ class MovingDotsConfig(Config):
     world: float = Field(
         3.0,
         ge=1,
+        le=1000,
         description="Side of the square in which the dots start and move, relative to the field in "
         "its middle. A dot that leaves it is gone.",
     )
@@ -120,6 +129,11 @@ class MovingDotsConfig(Config):
             raise ValueError(
                 f"{self.dots} dots start in different rows and columns, and the world has "
                 f"{self.side}; use fewer dots, or a larger field or world"
+            )
+        if self.radius is not None and self.radius > self.side:
+            raise ValueError(
+                f"a dot of radius {self.radius} covers the world of {self.side} pixels; make "
+                "radius smaller"
             )
         for environment in (self.environment, *(self.test_environments or ())):
             low, high = limits(environment)
