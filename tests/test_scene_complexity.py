@@ -82,7 +82,7 @@ def test_a_single_frame_has_no_temporal_complexity(checkerboard):
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"patch": 5}, "patches of 5 x 5 pixels are smaller than the windows"),
+        ({"patch": 5, "window": 7}, "patches of 5 x 5 pixels are smaller than the windows"),
         ({"patch": 60}, "has no two patches of 60 x 60"),
     ],
 )

@@ -32,6 +32,9 @@ K1, K2 = 0.01, 0.03
 FRAMES = 32
 """Frames that are compared together; their patches fit into the processor's cache."""
 
+WINDOW = 7
+"""Side of the windows of SSIM in pixels, in patches that are large enough."""
+
 AXES = {
     "spatial_complexity": "spatial complexity",
     "temporal_complexity": "temporal complexity",
@@ -47,8 +50,11 @@ class SceneComplexityConfig(Config):
         description="Side of a patch in pixels, 18 in Zheng et al. (2021); by default a fifth of "
         "the shorter side of the field. Rows and columns that do not fill a patch are left out.",
     )
-    window: int = Field(
-        7, ge=2, description="Side of the windows of SSIM in pixels, at most that of a patch."
+    window: int | None = Field(
+        None,
+        ge=2,
+        description="Side of the windows of SSIM in pixels, at most that of a patch; by default 7, "
+        "as in scikit-image, or that of the patches if they are smaller.",
     )
     data_range: float | None = Field(
         None,
@@ -257,7 +263,7 @@ class ScenePerformance(SceneComplexity):
 def complexity(
     movie: xr.DataArray,
     patch: int | None = None,
-    window: int = 7,
+    window: int | None = None,
     data_range: float | None = None,
 ) -> xr.Dataset:
     """The spatial and temporal complexity of the patches of a movie (see `SceneComplexity`).
@@ -267,7 +273,7 @@ def complexity(
     Args:
         movie: (frame, y, x), with the coordinate `segment` if there are several.
         patch: side of a patch in pixels; by default a fifth of the shorter side.
-        window: side of the windows of SSIM in pixels.
+        window: side of the windows of SSIM in pixels; by default 7, or that of smaller patches.
         data_range: of the pixels; by default that of the movie.
 
     Returns:
@@ -291,6 +297,7 @@ def complexity(
     frames, height, width = movie.shape
     size = patch or max(1, min(height, width) // 5)
     rows, columns = height // size, width // size
+    window = window or max(2, min(WINDOW, size))
     if size < window:
         raise UserError(
             f"patches of {size} x {size} pixels are smaller than the windows of SSIM, {window} x "
