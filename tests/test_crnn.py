@@ -24,7 +24,7 @@ TORCH = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
 SMALL = CRNN.quick | {"steps": 20}
 VARIANTS: dict[str, dict[str, Any]] = {
     "none": {"recurrence": "none", "start": "glorot"},
-    "lstm in time": {"axis": "time"},
+    "lstm in time": {"axis": "time", "start": "glorot"},
 }
 
 

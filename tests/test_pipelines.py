@@ -10,7 +10,7 @@ from retinakit_plugins.datasets.antolik2016 import FILES
 from retinakit_plugins.datasets.liu2017 import FROZEN_STIMULUS, SPIKES
 
 FOLDER = Path(__file__).parents[1] / "pipelines"
-PAPERS = ("yan2020", "klindt2017", "murray")
+PAPERS = ("yan2020", "klindt2017", "murray", "zheng2021")
 PIPELINES = sorted(path.relative_to(FOLDER) for path in FOLDER.rglob("*.yaml"))
 
 

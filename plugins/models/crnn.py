@@ -9,10 +9,10 @@ import torch
 import xarray as xr
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, conv_transpose2d, linear, softplus
+from torch.nn.functional import conv_transpose2d, linear, softplus
 
 from retinakit.contracts import UserError, as_response, mean_response
-from retinakit.layers import GATES, BatchNorm, Recurrent, correlate_in_time, kernel_shape
+from retinakit.layers import GATES, BatchNorm, Recurrent, correlate, correlate_in_time, kernel_shape
 from retinakit.training import TorchConfig, TorchModel
 
 MAP_VALUES = 2**25
@@ -234,7 +234,7 @@ class CRNNModule(nn.Module):
         hidden = self._rectify(self.norm(drive), self.get_buffer("kept"))
         if layer == 1:
             return hidden
-        drive = conv2d(hidden, self.kernel_2, self.bias_2)
+        drive = correlate(hidden, self.kernel_2) + self.bias_2[:, None, None]
         return self._rectify(self.norm_2(drive), self.get_buffer("kept_2"))
 
     def course(self, frames: Tensor, state: Any) -> tuple[Tensor, Any]:
