@@ -570,6 +570,20 @@ def is_task(response: xr.DataArray) -> bool:
     return bool(len(known) and np.isin(known, (0, 1)).all() and (known.sum(1) == 1).all())
 
 
+def prediction_units(response: xr.DataArray) -> str:
+    """The units of the predictions of responses: their own, or "probability" for decisions.
+
+    Args:
+        response: (frame, cell), with the attribute `units`.
+
+    Example:
+        >>> rate = xr.DataArray([[0.0, 2.0]], dims=("frame", "cell"), attrs={"units": "Hz"})
+        >>> prediction_units(rate), prediction_units(rate / 2)
+        ('Hz', 'probability')
+    """
+    return "probability" if is_task(response) else str(response.attrs.get("units", ""))
+
+
 def correct(predicted: xr.DataArray, response: xr.DataArray) -> xr.DataArray:
     """Whether the class with the largest prediction is the chosen one, for each decision.
 

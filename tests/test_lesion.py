@@ -276,6 +276,14 @@ def test_below_a_value_one_minus_accuracy_is_shown(circuit):
     np.testing.assert_array_equal(result["accuracy"].isel(variant=0), [0.5, 0, 1])
 
 
+def test_mean_predictions_of_decisions_are_probabilities(circuit):
+    analysis = Psychometric({"parameter": "difference", "response": "mean"})
+    result = analysis.run(*circuit)
+    assert result["mean"].attrs["units"] == "probability"
+    figure = analysis.plot(xr.DataTree.from_dict({"/circuit": combine([((), result)])}))
+    assert figure.axes[0].get_ylabel() == "mean response (probability)"
+
+
 @pytest.mark.parametrize("number", [0, -1, {"bipolar": -1, "amacrine": 3}, {"bipolar": 0}])
 def test_a_variant_keeps_one_unit_or_more(number):
     with pytest.raises(ValidationError, match="needs 1 unit or more"):

@@ -168,3 +168,12 @@ class TestFigures:
         stimulus = recording["test"]["stimulus"][51:102]
         np.testing.assert_array_equal(strip["strip"][0], stimulus[[0, 25, 50]])
         assert "alpha 0.5" in str(strip["label"].values[0])
+
+    @pytest.mark.parametrize("trials", [0, -3, []])
+    def test_a_film_strip_shows_one_trial_or_more(self, trials):
+        with pytest.raises(ValidationError, match="1 trial or more"):
+            FilmStrip({"trials": trials})
+
+    def test_a_film_strip_has_no_more_frames_than_the_trial(self, recording):
+        strip = FilmStrip({"trials": 1, "frames": 10**9}).run(recording)
+        assert strip.sizes["shown"] == 51

@@ -1,6 +1,9 @@
 """The circuit of bipolar, amacrine and ganglion cell types, and its training on clips."""
 
+import io
+import pickle
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -166,6 +169,24 @@ def test_a_file_of_other_weights_is_named(tmp_path):
         RetinaCircuit(SMALL | {"weights": path, "amacrine_types": 3, "ganglion_types": 3}).fit(
             clips()
         )
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_file_that_torch_cannot_read_is_refused_in_one_sentence(tmp_path):
+    path = tmp_path / "model.pt"
+    torch.save({"weight": torch.zeros(2)}, path)
+    whole = path.read_bytes()
+    state = Plain(3, 4, 4, 3, 3, (2, 2), (3, 3)).state_dict()
+    state["ganglion0.ganglion_temporal.bias"] += torch.nan
+    of_nan = io.BytesIO()
+    torch.save(state, of_nan)
+    bad = {"RuntimeError": whole[:200], "EOFError": b"", "UnpicklingError": pickle.dumps(Path)}
+    for reason, content in {**bad, "infinite or NaN": of_nan.getvalue()}.items():
+        path.write_bytes(content)
+        types = {"amacrine_types": 3, "ganglion_types": 3}
+        with pytest.raises(UserError, match=reason) as caught:
+            RetinaCircuit(SMALL | {"weights": path} | types).fit(clips())
+        assert len(str(caught.value)) < 200 + len(str(path))
 
 
 @pytest.fixture(scope="module")

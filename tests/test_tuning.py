@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
+from pydantic import ValidationError
 
 from retinakit.contracts import Model, UserError, coordinates_of, make_recording, make_split
 from retinakit.pipeline.combine import combine
@@ -178,6 +179,7 @@ def test_mean_peak_and_the_modulation_at_the_temporal_frequency():
     result = Tuning(options).run(model, data)
     np.testing.assert_allclose(result["mean"][:, 1], waves[1][2:10, 0].mean(0), atol=1e-6)
     np.testing.assert_array_equal(result["recorded"], 1)
+    assert "(spikes per bin)" in Tuning(options).caption(xr.DataTree.from_dict({"/model": result}))
 
 
 def test_angles_at_unequal_steps_have_no_index_and_missing_parameters_are_refused():
@@ -190,3 +192,8 @@ def test_angles_at_unequal_steps_have_no_index_and_missing_parameters_are_refuse
         Tuning({"parameter": "speed"}).run(model, data)
     with pytest.raises(UserError, match=r"no trial with direction 45"):
         Tuning({"select": {"direction": 45}}).run(model, data)
+
+
+def test_curves_are_not_split_by_their_own_parameter():
+    with pytest.raises(ValidationError, match="are the same"):
+        Tuning({"parameter": "direction", "split_by": "direction"})

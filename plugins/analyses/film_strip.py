@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from retinakit.contracts import Analysis, Config, UserError, groups, shown_frames, sweep_dims
 from retinakit.report import extended, pixel_edges
@@ -33,6 +33,13 @@ class FilmStripConfig(Config):
         "the segments' indices from 0.",
     )
     frames: int = Field(6, ge=1, description="Number of frames of each trial, evenly spaced.")
+
+    @field_validator("trials")
+    @classmethod
+    def _some(cls, value: int | list[int]) -> int | list[int]:
+        if (len(value) if isinstance(value, list) else value) < 1:
+            raise ValueError("must be 1 trial or more")
+        return value
 
 
 class FilmStrip(Analysis):
@@ -101,7 +108,9 @@ class FilmStrip(Analysis):
         lengths = [part.stop - part.start for part in parts]
         if whole:
             lengths = [min(length, LONGEST) for length in lengths]
-        shape = (len(parts), max(lengths) if whole else self.config.frames, *stimulus.shape[1:])
+        longest = max(lengths)
+        number_shown = longest if whole else min(self.config.frames, longest)
+        shape = (len(parts), number_shown, *stimulus.shape[1:])
         strip = np.full(shape, np.nan, np.float32)
         number = np.full(shape[:2], np.nan)
         for row, (part, length) in enumerate(zip(parts, lengths, strict=True)):
@@ -114,7 +123,7 @@ class FilmStrip(Analysis):
         """The indices of the trials."""
         given = self.config.trials
         if isinstance(given, int):
-            return np.unique(_spaced(max(1, min(given, count)), count))
+            return np.unique(_spaced(min(given, count), count))
         for index in given:
             if not 0 <= index < count:
                 raise UserError(

@@ -13,7 +13,6 @@ from pydantic import Field, model_validator
 from scipy.ndimage import gaussian_filter
 
 from retinakit.contracts import (
-    SPIKES_PER_BIN,
     Analysis,
     Config,
     Model,
@@ -27,6 +26,7 @@ from retinakit.contracts import (
     silent,
 )
 from retinakit.report import draw_field, extended, in_time, to_hertz
+from retinakit.scores import prediction_units
 from retinakit.spikes import separate
 
 if TYPE_CHECKING:
@@ -277,7 +277,8 @@ class OptimalStimulus(Analysis):
         combined = _together(found, dim, float(windows.mean()), windows.shape[-2:])
         if c.whole_clip:
             combined["prediction"] = _predictions(combined, model, dim, windows.shape[2:])
-        return self._labelled(combined, model, frames, dim)
+        units = prediction_units(train["response"])
+        return self._labelled(combined, model, frames, dim, units)
 
     def _windows(self, train: xr.Dataset, frames: int) -> Array:
         """Clips of the training stimulus, (window, frame, [channel,] y, x)."""
@@ -396,7 +397,9 @@ class OptimalStimulus(Analysis):
             )
         return ""
 
-    def _labelled(self, result: xr.Dataset, model: Model, frames: int, dim: str) -> xr.Dataset:
+    def _labelled(
+        self, result: xr.Dataset, model: Model, frames: int, dim: str, units: str
+    ) -> xr.Dataset:
         c, field = self.config, model.field
         interval = float(field.attrs["frame_interval"])
         coords: dict[str, Any] = {
@@ -413,7 +416,6 @@ class OptimalStimulus(Analysis):
         else:
             coords["frame"] = np.arange(frames)
             coords["time"] = ("frame", np.arange(frames) * interval, {"units": "s"})
-        units = field.attrs.get("response_units", SPIKES_PER_BIN)
         for name in ("response", "noise_response", "curve", "diverse_response"):
             if name in result and c.layer is None:
                 result[name].attrs["units"] = units

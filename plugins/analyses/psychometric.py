@@ -443,8 +443,10 @@ class Substitution(Analysis):
         own = case["substitute"].values == int(case["unit"])
         axis.bar(place, case["whole"], color=np.where(own, "0.2", "0.6"))
         axis.set_xticks(place, case["substitute"].values.astype(int))
-        name = "accuracy" if "accuracy" in case else "mean response"
-        axis.set(xlabel="substitute", ylabel=f"{name}, all trials")
+        name, units = "accuracy", ""
+        if "mean" in case:
+            name, units = "mean response", case["mean"].attrs.get("units", "")
+        axis.set(xlabel="substitute", ylabel=f"{name}, all trials" + f" ({units})" * bool(units))
 
     def caption(self, result: xr.DataTree) -> str:
         c = self.config
@@ -541,7 +543,7 @@ class _Trials:
                 "accuracy needs responses that are decisions, 1 for one class and 0 for the "
                 "others; set response: mean"
             )
-        self.cells, self.units = response["cell"].variable, response.attrs.get("units", "")
+        self.cells, self.units = response["cell"].variable, metrics.prediction_units(response)
         self.chance = 1 / split.sizes["cell"]
         parts = segments(split)
         trial = np.repeat(np.arange(len(parts)), [part.stop - part.start for part in parts])
@@ -747,7 +749,8 @@ def _draw_curve(
     else:
         number_axis(axis, parameter, values, "linear")
     axis.set_xlabel(f"{parameter} ({units})" if units not in ("", "1") else parameter)
-    axis.set_ylabel(curve[name].attrs.get("long_name", name))
+    label, of = curve[name].attrs.get("long_name", name), curve[name].attrs.get("units", "")
+    axis.set_ylabel(label + f" ({of})" * bool(of))
 
 
 def _legend(axis: Any, curves: int, title: str | None = None) -> None:

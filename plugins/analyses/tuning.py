@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from retinakit.contracts import (
     Analysis,
@@ -28,7 +28,7 @@ from retinakit.contracts import (
     trials_with,
 )
 from retinakit.report import number_axis
-from retinakit.scores import is_task
+from retinakit.scores import is_task, prediction_units
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -86,6 +86,12 @@ class TuningConfig(Config):
     )
     split: Literal["train", "validation", "test"] = Field("test", description="The split.")
     shown: int = Field(12, ge=1, description="Largest number of cells or units that are drawn.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "TuningConfig":
+        if self.split_by == self.parameter:
+            raise ValueError("'split_by' and 'parameter' are the same; leave out 'split_by'")
+        return self
 
 
 class Tuning(Analysis):
@@ -171,6 +177,8 @@ class Tuning(Analysis):
             result["recorded"] = self._averaged(np.stack(recorded), starts, split, unit)["mean"]
         of_unit = split["cell"].variable if unit == "cell" else np.arange(result.sizes[unit])
         result = result.assign_coords({unit: of_unit})
+        if c.layer is None:
+            result["mean"].attrs["units"] = prediction_units(split["response"])
         return result.assign(self._indices(result["mean"], unit))
 
     def _trials(self, split: xr.Dataset, windows: dict[int, range], lags: int) -> list[slice]:
@@ -330,7 +338,7 @@ class Tuning(Analysis):
                 draw(axis, unit)
                 axis.set_title(f"{name} {unit[name].item()}{self._number(unit)}", fontsize=9)
             if not polar:
-                axes[0].set_ylabel(LABELS[c.response], fontsize=8)
+                axes[0].set_ylabel(_measure(c.response, case), fontsize=8)
             if len(shown) > 1:
                 part.suptitle(label.replace("\n", ", "), fontsize=10)
             if c.split_by is not None:
@@ -419,8 +427,9 @@ class Tuning(Analysis):
         }[self._kind]
         recorded = any("recorded" in group for group in groups(result).values())
         drawn = recorded and self._kind != "orientation"
+        measure = _measure(c.response, next(iter(groups(result).values())))
         return (
-            f"{LABELS[c.response].capitalize()} of the {what} of the model against {c.parameter}."
+            f"{measure[:1].upper()}{measure[1:]} of the {what} of the model against {c.parameter}."
             f"{lines}" + " Grey: the recorded responses." * drawn
         )
 
@@ -444,6 +453,12 @@ COLUMNS = (
     *("preferred_orientation", "orientation_index", "osi"),
 )
 LABELS = {"mean": "mean response", "peak": "peak response", "f1": "amplitude F1"}
+
+
+def _measure(response: str, case: xr.Dataset) -> str:
+    """The name of the measured response, with its units where they are known."""
+    units = case["mean"].attrs.get("units", "")
+    return LABELS[response] + f" ({units})" * bool(units)
 
 
 def _blocks(trials: list[slice]) -> list[list[slice]]:

@@ -1,5 +1,6 @@
 """The circuit of bipolar, amacrine and ganglion cell types of Murray et al."""
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -539,12 +540,17 @@ class RetinaCircuit(TorchModel):
         """Reads the weights of the authors' network, and computes the validation loss."""
         self.field = coordinates_of(recording["train"].to_dataset(), self.lags)
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():  # torch warns of pickles that it then refuses
+                warnings.simplefilter("ignore")
+                state = torch.load(path, map_location="cpu", weights_only=True)
             weights = _of_authors(state, self.config, [str(c) for c in self.field["cell"].values])
         except Exception as error:  # torch raises many types for a file of another format
+            # The messages of torch are long, and recommend to run the code in a file.
+            missing = isinstance(error, KeyError) and "." in str(error)
+            reason = f"there is no {error}" if missing else type(error).__name__
             raise UserError(
-                f"{path} does not hold the weights of the circuit of Murray et al. "
-                f"({type(error).__name__}: {error}); save the state_dict of their RetinaModel"
+                f"{path} does not hold the weights of the circuit of Murray et al. ({reason}); "
+                "save the state_dict of their RetinaModel"
             ) from None
         expected = self.build(self.field).state_dict()
         for name, value in weights.items():
@@ -554,6 +560,8 @@ class RetinaCircuit(TorchModel):
                     f"the stimulus it should have {tuple(expected[name].shape)}; set the numbers "
                     "of types, the kernels and filter_lags of the file"
                 )
+            if not np.isfinite(value).all():
+                raise UserError(f"in {path}, '{name}' has values that are infinite or NaN")
         self.set_weights(weights)
         split = as_response(recording["validation"].to_dataset(), self.config.target)
         frames = Frames(split, self.config.target, self.lags, torch.device("cpu"))
