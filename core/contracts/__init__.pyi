@@ -23,7 +23,7 @@ from .model import Model as Model
 from .model import Shown as Shown
 from .model import cells_of_recording as cells_of_recording
 from .model import coordinates_of as coordinates_of
-from .movie_splits import MovieSplit as MovieSplit
+from .movie_splits import MovieSplitConfig as MovieSplitConfig
 from .movie_splits import split_movie as split_movie
 from .netcdf import read_netcdf as read_netcdf
 from .netcdf import storable as storable

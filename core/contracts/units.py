@@ -47,8 +47,8 @@ def unit_combinations(
     total = prod(comb(len(pool), count) for pool, count in pools)
     if total > most:
         raise UserError(
-            f"there are {total:,} combinations of these units, and 'most' is {most:,}; choose "
-            "fewer units or layers"
+            f"there are {total:,} combinations of these units, and at most {most:,} are computed; "
+            "choose fewer units or layers"
         )
     parts = product(*(combinations(pool, count) for pool, count in pools))
     return [tuple(chain(*one)) for one in parts]

@@ -26,8 +26,7 @@ FOURIER_WORK = 180
 maps at which Fourier transforms are used, for any number of channels. With the backward pass, they
 are as fast as torch's convolution at 150 (20 channels of 30 x 30 pixels and 16 filters of 5 x 5, in
 batches of 64), 1.7 times faster at 340 (the same with filters of 9 x 9), 4 times at 940 (32
-channels of 31 x 31, 48 filters of 13 x 13), and 18 times at
-the full size of Zheng et al. (2021)."""
+channels of 31 x 31, 48 filters of 13 x 13), and 18 times at full size in Zheng et al. (2021)."""
 
 
 def kernel_shape(side: int, field: tuple[int, int]) -> tuple[int, int]:

@@ -9,10 +9,11 @@ from torch.nn.functional import batch_norm
 class BatchNorm(nn.BatchNorm1d):
     """Batch normalisation of each unit, over the batch and all positions.
 
-    In evaluation, the running mean and variance are used. With the start "average", they are
-    averages over all batches so far, until `decay` takes less of the last batch; with decay 1 they
-    remain averages over all batches. With the start "unit" they begin with mean 0 and variance 1,
-    as in Keras, and with a decay of .99 are of use only after some hundred batches.
+    In evaluation, the running mean and variance are used. With the start "average", they are the
+    averages of the first n batches while 1 / n is larger than 1 - decay, and decay exponentially
+    afterwards; with decay 1 they are averages of all batches. With the start "unit" they begin with
+    mean 0 and variance 1, as in Keras. With a decay of .99 they are then wrong for some hundred
+    batches.
 
     A batch with a single value for each unit has no variance. It is normalised by the running
     statistics.

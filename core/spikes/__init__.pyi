@@ -12,6 +12,10 @@ from .receptive_fields import morans_i as morans_i
 from .receptive_fields import morans_i_z as morans_i_z
 from .receptive_fields import receptive_field as receptive_field
 from .receptive_fields import separate as separate
+from .shape_indices import SHAPE_INDICES as SHAPE_INDICES
+from .shape_indices import shape_indices as shape_indices
+from .shape_indices import temporal_autocorrelation as temporal_autocorrelation
+from .shape_indices import temporal_regularity as temporal_regularity
 from .significance import analytic_noise as analytic_noise
 from .significance import shuffled_noise as shuffled_noise
 from .spike_triggered import spike_triggered_ensemble as spike_triggered_ensemble
@@ -20,8 +24,6 @@ from .spike_triggered import stc as stc
 from .stimulus_covariance import stimulus_covariance as stimulus_covariance
 from .stimulus_covariance import white_shrinkage as white_shrinkage
 from .stimulus_covariance import whitening_matrix as whitening_matrix
-from .temporal_indices import temporal_autocorrelation as temporal_autocorrelation
-from .temporal_indices import temporal_regularity as temporal_regularity
 from .time_rescaling import ks_statistic as ks_statistic
 from .time_rescaling import rescaled_intervals as rescaled_intervals
 from .white_noise import white_noise_field as white_noise_field

@@ -33,13 +33,8 @@ class Best:
     states: list[State]
 
     def __post_init__(self) -> None:
-        for name in (
-            "loss",
-            "step",
-            "lowest",
-            "waited",
-            "dropped",
-        ):  # a checkpoint may be loaded to a GPU
+        # A checkpoint may be loaded to a GPU.
+        for name in ("loss", "step", "lowest", "waited", "dropped"):
             setattr(self, name, getattr(self, name).cpu())
 
     @classmethod

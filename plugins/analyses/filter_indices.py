@@ -7,21 +7,10 @@ import pandas as pd
 import xarray as xr
 
 from retinakit.contracts import Analysis, Config, Model, UserError, cases, groups, points
-from retinakit.spikes import (
-    morans_i,
-    space_and_time,
-    temporal_autocorrelation,
-    temporal_regularity,
-)
+from retinakit.spikes import SHAPE_INDICES, shape_indices, space_and_time
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-INDICES = {
-    "morans_i": "Moran's I",
-    "temporal_regularity": "temporal regularity",
-    "temporal_autocorrelation": "temporal autocorrelation",
-}
 
 
 class FilterIndicesConfig(Config):
@@ -65,7 +54,7 @@ class FilterIndices(Analysis):
             raise UserError(
                 "filters of one lag have no temporal regularity; fit a model of several lags"
             )
-        result = _indices(parts["spatial"], parts["temporal"])
+        result = shape_indices(parts["spatial"], parts["temporal"])
         if "filter" not in result.coords:
             result = result.assign_coords(filter=np.arange(result.sizes["filter"]))
         truth = data["truth"].to_dataset() if "truth" in data.children else xr.Dataset()
@@ -74,8 +63,8 @@ class FilterIndices(Analysis):
             lag = parts["temporal"]["lag"]
             temporal = truth["temporal"].drop_vars("lag_time", errors="ignore")
             temporal = temporal.reindex(lag=lag.values, fill_value=0)
-            true = _indices(truth[names[0]], temporal)
-            result = result.merge(true.rename({name: f"true_{name}" for name in INDICES}))
+            true = shape_indices(truth[names[0]], temporal)
+            result = result.merge(true.rename({name: f"true_{name}" for name in SHAPE_INDICES}))
         return result
 
     def plot(self, result: xr.DataTree) -> "Figure":
@@ -84,14 +73,14 @@ class FilterIndices(Analysis):
         shown = list(cases(result))
         figure = Figure(figsize=(9.5, 3.8), layout="constrained")
         axes = figure.subplots(1, 2)
-        for axis, index in zip(axes, list(INDICES)[1:], strict=True):
+        for axis, index in zip(axes, list(SHAPE_INDICES)[1:], strict=True):
             true = next((case for _, case in shown if "true_morans_i" in case), None)
             if true is not None:
                 _scatter(axis, true, f"true_{index}", "true_morans_i", "true subunits", "k", "x")
             for number, (label, case) in enumerate(shown):
                 text = label.replace("\n", ", ")
                 _scatter(axis, case, index, "morans_i", text, f"C{number}", "o")
-            axis.set(xlabel=INDICES["morans_i"], ylabel=INDICES[index])
+            axis.set(xlabel=SHAPE_INDICES["morans_i"], ylabel=SHAPE_INDICES[index])
         if axes[0].get_legend_handles_labels()[0]:
             axes[0].legend(frameon=False, fontsize=8)
         return figure
@@ -110,7 +99,7 @@ class FilterIndices(Analysis):
         for name, group in groups(result).items():
             columns = {"filters": group["morans_i"].count(_units(group["morans_i"]))}
             for prefix, what in (("", ""), ("true_", "true ")):
-                for index, label in INDICES.items():
+                for index, label in SHAPE_INDICES.items():
                     if f"{prefix}{index}" in group:
                         values = group[f"{prefix}{index}"]
                         over = _units(values)
@@ -122,16 +111,6 @@ class FilterIndices(Analysis):
         table = pd.concat(frames, ignore_index=True)
         first = [column for column in points(result) if column in table]
         return table[[*first, *[column for column in table if column not in first]]]
-
-
-def _indices(spatial: xr.DataArray, temporal: xr.DataArray) -> xr.Dataset:
-    """The indices of filters that are products of space (..., y, x) and time (..., lag)."""
-    found = {
-        "morans_i": morans_i(spatial),
-        "temporal_regularity": temporal_regularity(temporal),
-        "temporal_autocorrelation": temporal_autocorrelation(temporal),
-    }
-    return xr.Dataset(found)
 
 
 UNITS = ("filter", "subunit", "bipolar", "type")

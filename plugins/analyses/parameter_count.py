@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 STATISTICS = "running_mean", "running_var"
 """The buffers of batch normalisation, which Keras counts as parameters."""
 
-
 PARTS = 5
 """Number of parts with a colour of their own, the largest."""
 

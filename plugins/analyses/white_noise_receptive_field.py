@@ -24,14 +24,13 @@ from retinakit.spikes import (
     CELLS_AT_ONCE,
     ELLIPSE,
     FALSE_POSITIVE,
+    SHAPE_INDICES,
     analytic_noise,
     field_distance,
     fit_ellipse,
-    morans_i,
     receptive_field,
+    shape_indices,
     sta,
-    temporal_autocorrelation,
-    temporal_regularity,
     white_noise_field,
 )
 
@@ -40,11 +39,6 @@ if TYPE_CHECKING:
 
 OUTLINE = ELLIPSE[1:]
 KEPT = ("spatial", "temporal", "separability", "peak_z", "threshold", "found", *ELLIPSE, "reason")
-INDICES = {
-    "morans_i": "Moran's I",
-    "temporal_regularity": "temporal regularity",
-    "temporal_autocorrelation": "temporal autocorrelation",
-}
 CASES, EXAMPLES = 4, 4
 """Largest numbers of models, and of cells of each, that are drawn."""
 
@@ -121,11 +115,8 @@ class WhiteNoiseReceptiveField(Analysis):
         )
         result = fields[list(KEPT)]
         result["spatial"] = result["spatial"].astype(np.float32)
-        index = {"morans_i": morans_i(result["spatial"])}
-        if result.sizes["lag"] > 1:
-            index["temporal_regularity"] = temporal_regularity(result["temporal"])
-            index["temporal_autocorrelation"] = temporal_autocorrelation(result["temporal"])
-        result = result.assign({n: value.where(result["found"]) for n, value in index.items()})
+        index = shape_indices(result["spatial"], result["temporal"])
+        result = result.merge(index.where(result["found"]))
         known = self._of_data(model, data)
         if known is not None:
             known = known.reindex(cell=result["cell"])
@@ -215,7 +206,7 @@ class WhiteNoiseReceptiveField(Analysis):
                 columns["compared"] = group["distance"].count("cell")
                 columns["mean distance"] = group["distance"].mean("cell")
                 columns["sd of distance"] = group["distance"].std("cell")
-            for index, label in INDICES.items():
+            for index, label in SHAPE_INDICES.items():
                 if index in group:
                     columns[f"mean {label}"] = group[index].mean("cell")
                     columns[f"sd of {label}"] = group[index].std("cell")
@@ -287,8 +278,8 @@ def _draw_indices(axis: Any, case: xr.Dataset, color: str) -> None:
     axis.plot(x, y, ".", ms=3, color=color, alpha=0.5)
     spread = {"xerr": np.nanstd(x), "yerr": np.nanstd(y)}
     axis.errorbar(np.nanmean(x), np.nanmean(y), **spread, color="k", lw=1, zorder=3)
-    axis.set_xlabel(INDICES["morans_i"], fontsize=8)
-    axis.set_ylabel(INDICES["temporal_regularity"], fontsize=8)
+    axis.set_xlabel(SHAPE_INDICES["morans_i"], fontsize=8)
+    axis.set_ylabel(SHAPE_INDICES["temporal_regularity"], fontsize=8)
     axis.tick_params(labelsize=7)
 
 

@@ -11,10 +11,9 @@ from pydantic import Field, model_validator
 
 from retinakit.contracts import (
     SPIKES_PER_BIN,
-    Config,
     Dataset,
     InputPath,
-    MovieSplit,
+    MovieSplitConfig,
     UserError,
     lag_coordinate,
     make_recording,
@@ -56,7 +55,7 @@ WHITE = 3
 Draw = Callable[[NDArray[np.int64]], NDArray[Any]]
 
 
-class NaturalMovieConfig(Config):
+class NaturalMovieConfig(MovieSplitConfig):
     """Options of the movie, of the cells and of the splits."""
 
     stimulus: Literal["movie", "white_noise"] = Field(
@@ -128,24 +127,9 @@ class NaturalMovieConfig(Config):
         3.0, ge=1, description="Time constant of amacrine feedback, in frames."
     )
     repeats: int = Field(30, ge=1, description="Number of presentations of the whole movie.")
-    split: MovieSplit = Field(
-        "in_order",
-        description="'in_order': the last frames are the test and the ones before them the "
-        "validation; 'random_frames': test and validation frames are drawn from the whole movie, "
-        "so that their histories overlap with training frames.",
-    )
-    validation: float = Field(
-        1 / 6, gt=0, lt=1, description="Fraction of the frames used for validation."
-    )
-    test: float = Field(1 / 6, gt=0, lt=1, description="Fraction of the frames used for the test.")
 
     @model_validator(mode="after")
     def _possible(self) -> "NaturalMovieConfig":
-        if self.validation + self.test >= 1:
-            raise ValueError(
-                f"validation {self.validation:g} and test {self.test:g} leave no frames for "
-                "training; make them smaller"
-            )
         if self.movie is not None and self.stimulus == "white_noise":
             raise ValueError("white noise replaces the movie; give stimulus or movie, not both")
         return self
@@ -294,7 +278,7 @@ class NaturalMovie(Dataset):
         whole = make_split(
             stimulus, response, frame_interval=c.frame_interval, rate=rate, y=place, x=place
         )
-        return split_movie(whole, c.validation, c.test, c.split, self.seed)
+        return split_movie(whole, c, self.seed)
 
     def _truth(self, cells: GanglionCells) -> xr.Dataset:
         c = self.config

@@ -12,10 +12,9 @@ from pydantic import Field
 from scipy.io import loadmat
 
 from retinakit.contracts import (
-    Config,
     Dataset,
     InputPath,
-    MovieSplit,
+    MovieSplitConfig,
     UserError,
     make_recording,
     make_split,
@@ -30,7 +29,7 @@ FIELD = 2700.0
 """Side of a frame on the retina, in µm (Zheng et al. 2021)."""
 
 
-class Onken2016Config(Config):
+class Onken2016Config(MovieSplitConfig):
     """Where the files are, and what is read from them."""
 
     root: InputPath | None = Field(
@@ -57,16 +56,6 @@ class Onken2016Config(Config):
     transposed: bool = Field(
         False, description="Swap the rows and columns of the frames, and of the receptive fields."
     )
-    split: MovieSplit = Field(
-        "in_order",
-        description="'in_order': the last frames are the test and the ones before them the "
-        "validation; 'random_frames': test and validation frames are drawn from the whole movie, "
-        "so that their histories overlap with training frames.",
-    )
-    validation: float = Field(
-        1 / 6, gt=0, lt=1, description="Fraction of the frames used for validation."
-    )
-    test: float = Field(1 / 6, gt=0, lt=1, description="Fraction of the frames used for the test.")
 
 
 class Onken2016(Dataset):
@@ -135,7 +124,7 @@ class Onken2016(Dataset):
             y=place,
             x=place,
         )
-        splits = split_movie(whole, c.validation, c.test, c.split, self.seed)
+        splits = split_movie(whole, c, self.seed)
         if others[0].suffix == ".mat":
             splits["receptive_fields"] = self._outlines(others[0], chosen, len(trains))
         title = f"Onken et al. 2016, salamander, movie {c.movie}, recording {c.recording}"

@@ -98,9 +98,9 @@ class CRNNConfig(TorchConfig):
         None,
         ge=2,
         description="Divide the input of each cell by the sum of the absolute inputs of a random "
-        "group of this many cells, 8 in the authors' script (which has the sum itself, and fails "
-        "where it is near 0). If the number of cells is not a multiple, the remaining cells are "
-        "added to the groups. null: none.",
+        "group of this many cells, 8 in the authors' script. The script divides by the sum of "
+        "the inputs, which diverges where it is near 0. If the number of cells is not a multiple, "
+        "the remaining cells are added to the groups. null: none.",
     )
     kernel_l1: float = Field(0.0, ge=0, description="Weight of the first filters' L1 norm.")
     kernel_l2: float = Field(

@@ -1,6 +1,15 @@
-"""Indices of the shape of temporal filters."""
+"""Indices of the shape of filters in space and in time."""
 
 import xarray as xr
+
+from retinakit.spikes.receptive_fields import morans_i
+
+SHAPE_INDICES = {
+    "morans_i": "Moran's I",
+    "temporal_regularity": "temporal regularity",
+    "temporal_autocorrelation": "temporal autocorrelation",
+}
+"""The variables of `shape_indices`, with their names in pictures and tables."""
 
 EPSILON = 5e-4
 """ε of Eq 8 of Zheng et al. (2021)."""
@@ -72,3 +81,27 @@ def temporal_autocorrelation(temporal: xr.DataArray) -> xr.DataArray:
     adjacent = (later * earlier).sum("lag")
     result: xr.DataArray = (lags / max(lags - 1, 1)) * adjacent / power.where(some)
     return result
+
+
+def shape_indices(spatial: xr.DataArray, temporal: xr.DataArray) -> xr.Dataset:
+    """The spatial and temporal indices of filters that are products of space and time.
+
+    Args:
+        spatial: (..., y, x).
+        temporal: (..., lag). With a single lag there are no temporal indices.
+
+    Returns:
+        `morans_i (...)`, and `temporal_regularity` and `temporal_autocorrelation (...)`.
+
+    Example:
+        >>> import numpy as np
+        >>> image = xr.DataArray(np.eye(4), dims=("y", "x"))
+        >>> course = xr.DataArray(np.sin(np.arange(10)), dims="lag")
+        >>> list(shape_indices(image, course)) == list(SHAPE_INDICES)
+        True
+    """
+    found = {"morans_i": morans_i(spatial)}
+    if temporal.sizes["lag"] > 1:
+        found["temporal_regularity"] = temporal_regularity(temporal)
+        found["temporal_autocorrelation"] = temporal_autocorrelation(temporal)
+    return xr.Dataset(found)
